@@ -1,0 +1,73 @@
+"""coordcheck: does a PyTorch model keep its scale as it gets wider?
+
+    report = coordcheck.check({"SP": build_sp, "µP": build_mup}, batch, loss=torch.nn.functional.cross_entropy)
+    print(report)
+    report.figure(path="coordinate_check.png")
+
+Names are imported when they are first used: `import coordcheck` loads neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from coordcheck import models
+    from coordcheck.checks import assert_width_invariant, check
+    from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
+    from coordcheck.recorder import Recorder
+    from coordcheck.report import Report, load
+    from coordcheck.slopes import SlopeFit, fit_slope
+    from coordcheck.training import Trial, model_loss, output_loss
+
+_HOMES = {
+    "assert_width_invariant": "checks",
+    "check": "checks",
+    "CoordCheckError": "errors",
+    "IncompleteCheck": "errors",
+    "NotWidthInvariant": "errors",
+    "RunFileError": "errors",
+    "SweepInterrupted": "errors",
+    "Recorder": "recorder",
+    "Report": "report",
+    "load": "report",
+    "SlopeFit": "slopes",
+    "fit_slope": "slopes",
+    "Trial": "training",
+    "model_loss": "training",
+    "output_loss": "training",
+}
+
+__all__ = [
+    "CoordCheckError",
+    "IncompleteCheck",
+    "NotWidthInvariant",
+    "Recorder",
+    "Report",
+    "RunFileError",
+    "SlopeFit",
+    "SweepInterrupted",
+    "Trial",
+    "assert_width_invariant",
+    "check",
+    "fit_slope",
+    "load",
+    "model_loss",
+    "models",
+    "output_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":
+        return import_module("coordcheck.models")
+    if name in _HOMES:
+        return getattr(import_module(f"coordcheck.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'coordcheck' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

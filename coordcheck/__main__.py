@@ -1,0 +1,7 @@
+"""`python -m coordcheck` is the command line."""
+
+import sys
+
+from coordcheck.cli import main
+
+sys.exit(main())

@@ -1,0 +1,225 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coordcheck import __version__
+from coordcheck.errors import CoordCheckError, SweepInterrupted
+
+EXIT_CODES = (
+    "exit codes: 0 width-invariant, 1 violated, 2 bad input, 3 runs missing or undecided, "
+    "4 damaged or newer run file, 130 interrupted"
+)
+TEXT_WIDTH = 100  # columns when the output is no terminal
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot print µ must not end the run
+            stream.reconfigure(errors="replace")
+    try:
+        code: int = options.command(options)
+        sys.stdout.flush()
+        return code
+    except CoordCheckError as error:
+        print(f"coordcheck: {error}", file=sys.stderr)
+        return error.exit_code
+    except SweepInterrupted as stop:
+        print(f"\ncoordcheck: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("\ncoordcheck: interrupted", file=sys.stderr)
+        return SweepInterrupted.exit_code
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coordcheck",
+        description="Check whether a PyTorch model keeps its scale as it gets wider.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("--version", action="version", version=f"coordcheck {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = _command(commands, "demo", _demo, "SP against µP on a small Transformer: figure, table and run files", "coordcheck demo")
+    demo.add_argument("--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)")
+    demo.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+
+    run = _command(
+        commands,
+        "run",
+        _run,
+        "train build(width) at several widths and judge it",
+        "coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch "
+        "--loss torch.nn.functional:cross_entropy --figure check.png",
+    )
+    run.add_argument("build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
+    run.add_argument("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or let build return a Trial)")
+    run.add_argument("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
+    run.add_argument("--widths", nargs="+", default=None, metavar="N", help="at least 3 (default: 64 128 256 512)")
+    run.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    run.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
+    run.add_argument("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    run.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
+    run.add_argument("--device", help="where to train (default: where build puts the model)")
+    run.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    run.add_argument("--save-to", type=Path, metavar="DIR", help="write run files; a second call resumes")
+    run.add_argument("--figure", type=Path, metavar="FILE", help="also draw the check (.png, .svg, .pdf)")
+    run.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: %(default)s)")
+
+    show = _command(commands, "show", _show, "print the report of a folder of run files", "coordcheck show runs/")
+    show.add_argument("runs", type=Path, help="folder that save_to, --save-to or a Recorder wrote")
+    show.add_argument("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    show.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: %(default)s)")
+
+    figure = _command(commands, "figure", _figure, "draw a folder of run files", "coordcheck figure runs/ check.svg")
+    figure.add_argument("runs", type=Path, help="folder that save_to, --save-to or a Recorder wrote")
+    figure.add_argument("out", type=Path, help="file to write (.png, .svg, .pdf)")
+    figure.add_argument("--kind", choices=("divergence", "slopes"), default="divergence", help="(default: %(default)s)")
+    figure.add_argument("--quantity", choices=("activation", "mean_abs", "change"), help="(default: the figure's own)")
+    return parser
+
+
+def _command(commands: Any, name: str, handler: Callable[[Any], int], text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=handler)
+    return parser
+
+
+def _demo(options: Any) -> int:
+    from coordcheck.demo import MUP, SP, run_demo
+    from coordcheck.verdicts import Verdict
+
+    report = run_demo(options.out, jobs=options.jobs)
+    _print(report)
+    print(f"wrote {options.out / 'coordinate_check.png'}, slopes.png, verdicts.csv and the run files")
+    # the demo is a check of this installation: SP must fail and µP must pass
+    return 0 if report.status[SP].violated and report.status[MUP] is Verdict.OK else 1
+
+
+def _run(options: Any) -> int:
+    from coordcheck.checks import WIDTHS, check
+
+    report = check(
+        dict(_labelled(target) for target in options.build),
+        _resolve(options.batch) if options.batch else None,
+        loss=_resolve(options.loss) if options.loss else None,
+        widths=options.widths or WIDTHS,
+        seeds=options.seeds,
+        steps=options.steps,
+        tolerance=options.tolerance,
+        axis=options.axis,
+        device=options.device,
+        jobs=options.jobs,
+        save_to=options.save_to,
+    )
+    return _finish(report, options)
+
+
+def _show(options: Any) -> int:
+    from coordcheck.report import load
+
+    return _finish(load(options.runs, tolerance=options.tolerance), options)
+
+
+def _figure(options: Any) -> int:
+    from coordcheck.report import load
+
+    load(options.runs).figure(options.kind, quantity=options.quantity, path=options.out)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _finish(report: Any, options: Any) -> int:
+    if getattr(options, "figure", None):
+        report.figure(path=options.figure)
+    if options.format == "json":
+        print(report.to_json())
+    else:
+        _print(report)
+    code: int = report.exit_code
+    return code
+
+
+def _print(report: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=TEXT_WIDTH)
+    console.print(report)
+
+
+def _labelled(target: str) -> tuple[str, Callable[[int], Any]]:
+    """`LABEL=module:function`, or `module:function` labelled by the function's name."""
+    label, equals, rest = target.partition("=")
+    place = rest if equals else target
+    build = _resolve(place)
+    return (label if equals else place.rpartition(":")[2]), build
+
+
+def _resolve(target: str) -> Any:
+    """The object that `module:name` or `path/file.py:name` means; it runs that module, as an import does.
+
+    Raises:
+        CoordCheckError: no such module, file or name, or the module itself raised.
+    """
+    place, colon, name = target.rpartition(":")
+    if not colon or not place or not name:
+        raise CoordCheckError(f"{target!r} must be MODULE:NAME or FILE.py:NAME, such as train.py:build.")
+    found = _module(place)
+    for attribute in name.split("."):
+        if not hasattr(found, attribute):
+            raise CoordCheckError(f"{place!r} has no {attribute!r}; it must define what {target!r} names.")
+        found = getattr(found, attribute)
+    return found
+
+
+def _module(place: str) -> Any:
+    """Import a module by name or by file, with the current folder on the path, as `python -m` has it."""
+    is_file = place.endswith(".py")
+    folder = os.path.dirname(os.path.abspath(place)) if is_file else os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    if is_file and not os.path.isfile(place):
+        raise CoordCheckError(f"there is no file {place!r}.")
+    name = Path(place).stem if is_file else place
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise CoordCheckError(f"cannot import {place!r}: {error}.") from error
+    except Exception as error:  # the user's own module
+        last = "".join(traceback.format_exception(error)).strip().splitlines()[-3:]
+        raise CoordCheckError(f"{place!r} raised when it was imported:\n" + "\n".join(last)) from error
+    found = getattr(module, "__file__", None)
+    if is_file and (found is None or os.path.realpath(found) != os.path.realpath(place)):
+        raise CoordCheckError(f"{place!r} has the name of another module ({found}). Rename the file.")
+    if not (found or "").startswith(sys.prefix):
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)  # workers need not find the user's file
+    return module
+
+
+if __name__ == "__main__":
+    sys.exit(main())

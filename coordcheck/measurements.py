@@ -1,0 +1,83 @@
+"""Records -> the tidy table: one row per measured scale. From here on no torch and no model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from coordcheck.records import Kind, RunRecord, Status
+
+COLUMNS = ("label", "width", "seed", "step", "layer", "order", "kind", "quantity", "value", "status")
+
+
+def measurements(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """The tidy table of all runs.
+
+    Returns:
+        Columns `label, width, seed, step, layer, order, kind, quantity, value, status`. `value` is in the
+        tensor's own units, NaN where `status` is not "ok" or "zero"; `order` is the position of the layer in
+        the data flow, the median over the runs it was seen in.
+    """
+    frames = [_one_run(record) for record in records if record.rows]
+    if not frames:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat(frames, ignore_index=True)
+    table["order"] = table.groupby(["label", "layer"], sort=False)["order"].transform("median")
+    return table[list(COLUMNS)]
+
+
+def _one_run(record: RunRecord) -> pd.DataFrame:
+    layers = np.array([site.layer for site in record.sites], dtype=object)
+    kinds = np.array([site.kind.value for site in record.sites], dtype=object)
+    site = np.array([row.site for row in record.rows])
+    return pd.DataFrame(
+        {
+            "label": record.key.label,
+            "width": record.key.width,
+            "seed": record.key.seed,
+            "step": [row.step for row in record.rows],
+            "layer": layers[site],
+            "order": site,
+            "kind": kinds[site],
+            "quantity": [row.quantity.value for row in record.rows],
+            "value": np.array([row.value for row in record.rows], dtype=float),
+            "status": [row.status.value for row in record.rows],
+        }
+    )
+
+
+def judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of layers that computed their output themselves: a passthrough is judged under its source's name."""
+    return table[table["kind"] != Kind.PASSTHROUGH.value]
+
+
+def growing_outputs(records: Sequence[RunRecord]) -> dict[tuple[str, str], bool]:
+    """Whether a layer's output has an axis that grows with the width, per (label, layer).
+
+    A readout's does not, and neither do attention logits of a fixed head size: their scales may shrink at
+    initialisation without harm.
+    """
+    shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for record in records:
+        for site in record.sites:
+            shapes.setdefault((record.key.label, site.layer), set()).add(site.shape)
+    return {key: len(found) > 1 for key, found in shapes.items()}
+
+
+def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
+    """Layers that were seen at some widths only, with those widths, per (label, layer)."""
+    widths = table.groupby("label")["width"].nunique()
+    seen = table.groupby(["label", "layer"])["width"].unique()
+    return {
+        (label, layer): sorted(int(w) for w in found)
+        for (label, layer), found in seen.items()
+        if len(found) < widths[label]
+    }
+
+
+def not_finite(table: pd.DataFrame) -> pd.DataFrame:
+    """The first not-finite value of each label, width and seed: where a run left the numbers."""
+    bad = table[table["status"].isin([Status.NAN.value, Status.INF.value])]
+    return bad.sort_values(["step", "order"]).groupby(["label", "width", "seed"], sort=False).head(1)

@@ -1,0 +1,240 @@
+"""What one training run leaves behind: plain data, no torch, ready for a run file.
+
+The words of the tidy table (quantities, statuses, kinds) are defined here once.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from coordcheck.errors import RunFileError
+
+
+class Quantity(str, Enum):
+    """What a row of the tidy table measures; every value is in the tensor's own units."""
+
+    ACTIVATION = "activation"
+    """RMS over all coordinates of a layer's output h_t."""
+    MEAN_ABS = "mean_abs"
+    """Mean absolute coordinate of h_t, the field's "l1"."""
+    CHANGE = "change"
+    """RMS of h_t - h_0 on the same input, over a fixed subset of rows when the output is large."""
+
+
+class Status(str, Enum):
+    """Whether a value could be measured; only `ok` values enter a slope."""
+
+    OK = "ok"
+    ZERO = "zero"
+    """Exactly zero, such as a zero-initialised readout: log2 is undefined."""
+    NAN = "nan"
+    INF = "inf"
+    EMPTY = "empty"
+    """A tensor without coordinates."""
+    INTEGER = "integer"
+    """An integer or boolean tensor, which has no scale."""
+    UNSUPPORTED = "unsupported"
+    """A tensor kind whose coordinates cannot be read (meta, fake, exotic layouts)."""
+    NOT_CALLED = "not called"
+    """The layer was called at another step, but not at this one."""
+    MOVED_INPUT = "moved input"
+    """The model's input differs from the input at t=0, so h_t - h_0 is not an effect of training."""
+    SHAPE_CHANGED = "shape changed"
+    """The output's shape differs from its shape at t=0."""
+
+    @property
+    def not_finite(self) -> bool:
+        return self in (Status.NAN, Status.INF)
+
+
+class Kind(str, Enum):
+    """What a layer is."""
+
+    MODULE = "module"
+    """A module call that computed its output itself."""
+    PASSTHROUGH = "passthrough"
+    """A module call that handed on the very tensor another layer returned (Sequential, Identity):
+    its values are that layer's, and it is not judged a second time."""
+
+
+class Outcome(str, Enum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out of memory"
+    CRASHED = "crashed"
+
+
+def status_of(value: float) -> Status:
+    """The status of a measured scale.
+
+    >>> [status_of(v).value for v in (1.0, 0.0, math.inf, math.nan)]
+    ['ok', 'zero', 'inf', 'nan']
+    """
+    if math.isnan(value):
+        return Status.NAN
+    if math.isinf(value):
+        return Status.INF
+    return Status.OK if value != 0.0 else Status.ZERO
+
+
+def same_label(label: str) -> str:
+    """The form in which labels are compared: NFKC, so that the two Unicode mu signs are one.
+
+    >>> same_label("\\u00b5P") == same_label("\\u03bcP")
+    True
+    """
+    return unicodedata.normalize("NFKC", label)
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """Names one run of a sweep."""
+
+    label: str
+    width: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.label}, width {self.width}, seed {self.seed}"
+
+
+class Site(NamedTuple):
+    """One call site of the model: `layer` is its module path, with `#k` from the second call on."""
+
+    layer: str
+    order: int
+    """Position in the order in which the calls returned at t=0: data flow order."""
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Row(NamedTuple):
+    """One measured scale of one site at one step."""
+
+    site: int
+    """Index into the run's sites."""
+    step: int
+    quantity: Quantity
+    value: float | None
+    """None when the status says that there is no finite value."""
+    status: Status
+
+
+class ParameterInfo(NamedTuple):
+    """One trainable parameter as the optimizer holds it before the first step."""
+
+    name: str
+    shape: tuple[int, ...]
+    learning_rate: float | None
+    """None when no optimizer holds the parameter."""
+    weight_decay: float | None
+    visible: bool
+    """False when it received a gradient though its module was never called (hooks cannot see its work)."""
+
+
+@dataclass
+class RunRecord:
+    """Everything one run leaves behind."""
+
+    key: RunKey
+    settings: dict[str, str] = field(default_factory=dict)
+    """Every setting that changes numbers, as text; runs with different settings are never mixed."""
+    outcome: Outcome = Outcome.FINISHED
+    reason: str = ""
+    """Why the run did not finish: the end of its traceback."""
+    losses: list[float | None] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    parameters: list[ParameterInfo] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.outcome is Outcome.FINISHED
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON data: enums as their words, numbers finite."""
+        return {
+            "label": self.key.label,
+            "width": self.key.width,
+            "seed": self.key.seed,
+            "settings": self.settings,
+            "outcome": self.outcome.value,
+            "reason": self.reason,
+            "losses": self.losses,
+            "sites": [[s.layer, s.order, s.kind.value, list(s.shape), s.dtype] for s in self.sites],
+            "rows": [[r.site, r.step, r.quantity.value, r.value, r.status.value] for r in self.rows],
+            "parameters": [
+                [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible] for p in self.parameters
+            ],
+            "notes": self.notes,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunRecord:
+        """The record that `to_json` wrote.
+
+        Raises:
+            RunFileError: a field is missing or holds something else than `to_json` writes.
+        """
+        try:
+            record = cls(
+                key=RunKey(_text(data["label"]), _integer(data["width"]), _integer(data["seed"])),
+                settings={_text(k): _text(v) for k, v in data["settings"].items()},
+                outcome=Outcome(data["outcome"]),
+                reason=_text(data["reason"]),
+                losses=[_number(v) for v in data["losses"]],
+                sites=[
+                    Site(_text(layer), _integer(order), Kind(kind), _shape(shape), _text(dtype))
+                    for layer, order, kind, shape, dtype in data["sites"]
+                ],
+                rows=[
+                    Row(_integer(site), _integer(step), Quantity(quantity), _number(value), Status(status))
+                    for site, step, quantity, value, status in data["rows"]
+                ],
+                parameters=[
+                    ParameterInfo(_text(name), _shape(shape), _number(rate), _number(decay), bool(visible))
+                    for name, shape, rate, decay, visible in data["parameters"]
+                ],
+                notes=[_text(note) for note in data["notes"]],
+                seconds=float(data["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFileError(f"not a run record: {type(error).__name__}: {error}") from error
+        if any(not 0 <= row.site < len(record.sites) for row in record.rows):
+            raise RunFileError("not a run record: a row names a site that is not listed")
+        return record
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _number(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise TypeError(f"expected a finite number, got {value!r}")
+    return float(value)
+
+
+def _shape(value: Sequence[object]) -> tuple[int, ...]:
+    return tuple(_integer(size) for size in value)

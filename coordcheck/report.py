@@ -1,0 +1,255 @@
+"""Everything a check found: tables, text, JSON, figures and the exit code, from records alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
+from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers
+from coordcheck.records import Quantity, RunRecord
+from coordcheck.runfiles import RunFolder
+from coordcheck.slopes import MIN_WIDTHS, fit_slopes
+from coordcheck.verdicts import TOLERANCE, Expectation, Verdict, judge, label_status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = 1
+TEXT_WIDTH = 100  # columns of the text report where no terminal sets another width
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What the slopes are held against."""
+
+    expect: Expectation | None = None
+    tolerance: float = TOLERANCE
+    axis: str = "width"
+
+
+class Report:
+    """The result of a check. Needs neither torch nor the model: `coordcheck.load` makes it from run files.
+
+    Attributes:
+        records: the runs, finished or not.
+        measurements: tidy table, one row per measured scale.
+        slopes: one row per (label, layer, quantity, step).
+        verdicts: one row per (label, layer), in data-flow order.
+    """
+
+    def __init__(self, records: Sequence[RunRecord], criteria: Criteria | None = None) -> None:
+        self.records = list(records)
+        self.criteria = criteria or Criteria()
+
+    @cached_property
+    def measurements(self) -> pd.DataFrame:
+        return measurements(self.records)
+
+    @cached_property
+    def slopes(self) -> pd.DataFrame:
+        return fit_slopes(self.measurements)
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        return judge(
+            self.slopes,
+            growing_outputs(self.records),
+            expect=self.criteria.expect,
+            tolerance=self.criteria.tolerance,
+        )
+
+    @cached_property
+    def status(self) -> dict[str, Verdict]:
+        """Each label's verdict: its first violated layer's, else undecided, else ok."""
+        return label_status(self.verdicts)
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(record.key.label for record in self.records))
+
+    @property
+    def widths(self) -> list[int]:
+        return sorted({record.key.width for record in self.records})
+
+    @property
+    def missing(self) -> list[RunRecord]:
+        """The runs that did not finish, each with its reason."""
+        return [record for record in self.records if not record.finished]
+
+    @cached_property
+    def too_few_widths(self) -> str:
+        """The reason why there is no verdict at all, or an empty text."""
+        for label in self.labels:
+            widths = sorted({r.key.width for r in self.records if r.key.label == label and r.finished})
+            if len(widths) < MIN_WIDTHS:
+                found = ", ".join(map(str, widths)) or "none"
+                return (
+                    f"a verdict needs at least {MIN_WIDTHS} distinct widths with finished runs; "
+                    f"{label!r} has {len(widths)} ({found}). Add widths: a range of 8 or more times is best."
+                )
+        return ""
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What the reader must know beside the verdicts."""
+        notes = [f"{record.key}: {record.outcome.value}: {_last_line(record.reason)}" for record in self.missing]
+        for record in self.records:
+            notes.extend(f"{record.key.label}: {note}" for note in record.notes)
+            hidden = [p.name for p in record.parameters if not p.visible]
+            if hidden:
+                notes.append(f"{record.key.label}: not visible: {', '.join(hidden)} (trained, but their module is never called)")
+            idle = [p.name for p in record.parameters if p.learning_rate is None]
+            if idle:
+                notes.append(f"{record.key.label}: no optimizer holds {', '.join(idle)}")
+        for (label, layer), widths in partial_layers(self.measurements).items():
+            notes.append(f"{label}: {layer} was seen only at {', '.join(map(str, widths))}")
+        for row in not_finite(self.measurements).itertuples():
+            first: Any = row
+            notes.append(
+                f"{first.label}, width {first.width}, seed {first.seed}: first {first.status} in {first.layer} at t={first.step}"
+            )
+        return list(dict.fromkeys(notes))
+
+    @property
+    def exit_code(self) -> int:
+        """0 invariant, 1 violated, 2 too few widths, 3 runs missing or undecided."""
+        if self.too_few_widths:
+            return IncompleteCheck.exit_code if self.missing else CoordCheckError.exit_code
+        if any(verdict.violated for verdict in self.status.values()):
+            return NotWidthInvariant.exit_code
+        if self.missing or any(verdict is not Verdict.OK for verdict in self.status.values()):
+            return IncompleteCheck.exit_code
+        return 0
+
+    def raise_for_status(self) -> None:
+        """Raise when the check did not pass; the message is the report on one screen.
+
+        Raises:
+            NotWidthInvariant: (an AssertionError) a layer is violated.
+            IncompleteCheck: runs are missing, or a layer is undecided.
+            CoordCheckError: fewer than 3 widths.
+        """
+        errors = {1: NotWidthInvariant, 2: CoordCheckError, 3: IncompleteCheck}
+        if self.exit_code:
+            raise errors[self.exit_code](str(self))
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None)
+        console.print(self)
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO given above
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    def __rich__(self) -> Any:
+        """The report as rich renders it: `rich.print(report)` shows it in colour."""
+        from coordcheck.text import render
+
+        return render(self)
+
+    def figure(
+        self,
+        kind: str = "divergence",
+        *,
+        quantity: str | Quantity | None = None,
+        path: str | PathLike[str] | None = None,
+    ) -> Figure:
+        """Draw the check.
+
+        Args:
+            kind: "divergence" (scale against width, a row per label, a column per step) or "slopes" (a map of
+                the slopes, layers by steps).
+            quantity: "activation" (the default for "divergence"), "mean_abs" or "change" (for "slopes").
+            path: also save it there, as the suffix says (.png, .svg, .pdf); the file is replaced in one step.
+
+        Raises:
+            CoordCheckError: another kind or quantity, or a path that cannot be written.
+        """
+        from coordcheck import figures
+
+        drawers = {
+            "divergence": (figures.divergence, Quantity.ACTIVATION),
+            "slopes": (figures.slope_map, Quantity.CHANGE),
+        }
+        if kind not in drawers:
+            raise CoordCheckError(f"there is no figure {kind!r}; known are {', '.join(map(repr, drawers))}.")
+        draw, usual = drawers[kind]
+        known = [q.value for q in Quantity]
+        if quantity is not None and quantity not in known:
+            raise CoordCheckError(f"there is no quantity {quantity!r}; known are {', '.join(map(repr, known))}.")
+        figure = draw(self, usual if quantity is None else Quantity(quantity))
+        if path is not None:
+            figures.save(figure, path)
+        return figure
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write one run file per finished run into `folder`, from which `coordcheck.load` reads them."""
+        runs = RunFolder(folder)
+        runs.save_experiment({"labels": self.labels, "widths": self.widths})
+        for record in self.records:
+            if record.finished:
+                runs.save(record)
+
+    def to_json(self) -> str:
+        """The verdicts, slopes and notes as strict JSON (no NaN: null)."""
+        return json.dumps(
+            {
+                "format": "coordcheck report",
+                "schema": SCHEMA,
+                "exit_code": self.exit_code,
+                "status": {label: verdict.value for label, verdict in self.status.items()},
+                "axis": self.criteria.axis,
+                "widths": self.widths,
+                "tolerance": self.criteria.tolerance,
+                "verdicts": _records(self.verdicts),
+                "slopes": _records(self.slopes),
+                "notes": self.notes,
+            },
+            allow_nan=False,
+            ensure_ascii=False,
+        )
+
+
+def load(folder: str | PathLike[str], *, expect: Expectation | None = None, tolerance: float = TOLERANCE) -> Report:
+    """The report of a folder of run files, whoever wrote them: a check, or the jobs of a cluster.
+
+    Raises:
+        CoordCheckError: no such folder, no runs in it, or runs of one label made with different settings.
+        RunFileError: a file that is damaged, truncated, foreign or newer.
+    """
+    records = list(RunFolder(folder).records())
+    first: dict[str, RunRecord] = {}
+    for record in records:
+        other = first.setdefault(record.key.label, record)
+        differing = _differing(other.settings, record.settings)
+        if differing:
+            raise CoordCheckError(
+                f"{folder} mixes runs made with different settings: {other.key} and {record.key} differ in "
+                f"{', '.join(differing)}. Keep each setting in a folder of its own."
+            )
+    return Report(records, Criteria(expect, tolerance))
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({one.get(name)}, {other.get(name)})" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1] if text.strip() else ""
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON data: NaN and Inf become null."""
+    rows = []
+    for row in table.to_dict("records"):
+        rows.append({str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
+    return rows

@@ -1,0 +1,221 @@
+"""Run files: one checksummed JSON file per finished run, and one for the experiment.
+
+    folder/experiment.json                       what was run, with which versions, on which machine
+    folder/runs/<ascii label>/<width>-<seed>.json
+
+Every file is a single JSON object whose last member is the SHA-256 of all bytes before it. Files are
+written to a temporary name, flushed to the disk and renamed, so that a kill or a full disk leaves
+either the old file or the new one. Nothing here is ever executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from coordcheck.errors import CoordCheckError, RunFileError
+from coordcheck.records import RunKey, RunRecord, same_label
+
+SCHEMA = 1
+SIZE_LIMIT = 256 * 2**20  # bytes; a run of 5000 layers is about 10 MB
+_HEAD = b'{"format":"coordcheck '
+_TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"}\n\Z')
+_TAIL_BYTES = len(',"sha256":""}\n') + 64
+
+
+def write_document(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write one file atomically: `kind` is "run" or "experiment".
+
+    Raises:
+        CoordCheckError: the folder cannot be written (the system's reason is given).
+    """
+    body = {"format": f"coordcheck {kind}", "schema": SCHEMA, "content": content}
+    text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    checksum = hashlib.sha256(text).hexdigest()
+    replace_file(path, text + f',"sha256":"{checksum}"}}\n'.encode())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step; the old file stays until the new one is on the disk.
+
+    Raises:
+        CoordCheckError: the folder cannot be written.
+    """
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise CoordCheckError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written.") from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def read_document(path: Path, kind: str) -> dict[str, Any]:
+    """The content of one file, after its checksum has been verified.
+
+    Raises:
+        RunFileError: not a regular file, too large, damaged, truncated, not written by coordcheck,
+            of another kind, or written by a newer version.
+    """
+    data = _read_bytes(path)
+    if not data.startswith(_HEAD):
+        _refuse(path, "is not a coordcheck file")
+    tail = _TAIL.search(data, max(0, len(data) - _TAIL_BYTES))
+    if tail is None:
+        _refuse(path, "is truncated: its checksum is missing")
+    if hashlib.sha256(data[: tail.start()]).hexdigest() != tail[1].decode():
+        _refuse(path, "is damaged: its checksum does not match its content")
+    try:
+        document = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        _refuse(path, f"is not strict JSON: {error}")
+    schema = document.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        _refuse(path, f"has schema {schema}; this version reads up to {SCHEMA}. Upgrade coordcheck")
+    if document.get("format") != f"coordcheck {kind}" or not isinstance(document.get("content"), dict):
+        _refuse(path, f"is not a coordcheck {kind} file")
+    return dict(document["content"])
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            _refuse(path, "is not a regular file")
+        if status.st_size > SIZE_LIMIT:
+            _refuse(path, f"has {status.st_size} bytes, more than any run file ({SIZE_LIMIT})")
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise RunFileError(f"{path} {why}. Remove it or restore it from a copy; the other run files are not affected.")
+
+
+def slug(label: str) -> str:
+    """The ASCII folder name of a label; labels that are not plain words get a hash, so none collide.
+
+    >>> slug("\\u00b5P"), slug("SP"), slug("my run/2")
+    ('muP', 'SP', 'my-run-2-4cc1f58a')
+    """
+    label = same_label(label)
+    plain = label.replace("\u03bc", "mu")
+    if re.fullmatch(r"[A-Za-z0-9_]{1,40}", plain):
+        return plain
+    words = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "label"
+    return f"{words}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+
+
+class RunFolder:
+    """A folder of run files.
+
+    Several jobs may write into one folder at the same time: each run has a file of its own.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def run_path(self, key: RunKey) -> Path:
+        return self.path / "runs" / slug(key.label) / f"{key.width}-{key.seed}.json"
+
+    def probe(self) -> None:
+        """Make sure that the folder can be written, before any time is spent on training.
+
+        Raises:
+            CoordCheckError: it cannot.
+        """
+        probe = self.path / f".probe-{os.getpid()}"
+        replace_file(probe, b"")
+        probe.unlink(missing_ok=True)
+
+    def save(self, record: RunRecord) -> None:
+        """Write one run; an earlier file of the same run is replaced."""
+        write_document(self.run_path(record.key), "run", record.to_json())
+
+    def save_experiment(self, settings: Mapping[str, Any]) -> None:
+        """Write what was asked for, with versions and machine: for people, never read for numbers."""
+        write_document(
+            self.path / "experiment.json",
+            "experiment",
+            {"settings": dict(settings), "versions": versions(), "machine": machine()},
+        )
+
+    def experiment(self) -> dict[str, Any]:
+        """What `save_experiment` wrote, or an empty mapping when the runs came from elsewhere."""
+        path = self.path / "experiment.json"
+        return read_document(path, "experiment") if path.exists() else {}
+
+    def find(self, key: RunKey) -> RunRecord | None:
+        """The saved run of this key, if there is one."""
+        path = self.run_path(key)
+        return _read_run(path) if path.exists() else None
+
+    def records(self) -> Iterator[RunRecord]:
+        """All runs in the folder, by label, width and seed.
+
+        Raises:
+            CoordCheckError: there is no such folder, or no run in it.
+            RunFileError: a file cannot be trusted.
+        """
+        if not self.path.is_dir():
+            raise CoordCheckError(f"there is no folder {self.path}. Give the folder that save_to= wrote.")
+        paths = sorted((self.path / "runs").glob("*/*.json"))
+        if not paths:
+            raise CoordCheckError(f"no run files in {self.path / 'runs'}. Give the folder that save_to= wrote.")
+        yield from sorted((_read_run(path) for path in paths), key=lambda r: (r.key.label, r.key.width, r.key.seed))
+
+
+def _read_run(path: Path) -> RunRecord:
+    try:
+        return RunRecord.from_json(read_document(path, "run"))
+    except RunFileError as error:
+        raise error if str(path) in str(error) else RunFileError(f"{path}: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that change numbers or drawings."""
+    return {"python": platform.python_version()} | {
+        name: _version(name) for name in ("coordcheck", "torch", "numpy", "scipy", "pandas", "matplotlib")
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def machine() -> dict[str, str]:
+    """The machine, for the reader of a report; never part of a run's key."""
+    return {"system": platform.platform(), "processors": str(os.cpu_count())}

@@ -1,0 +1,315 @@
+"""One run: build a model at one width, train it for a few steps, record t = 0..steps."""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from coordcheck.errors import CoordCheckError
+from coordcheck.recorder import SiteRecorder, parameter_infos
+from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Build = Callable[[int], Any]
+
+TRACEBACK_LINES = 6  # of a failed run's traceback kept in its record
+
+
+@dataclass
+class Trial:
+    """What `build(width)` may return instead of `(model, optimizer)`.
+
+    `batch` and `loss` override the check's own; give them when the batch must depend on the width.
+    `optimizer` may be several optimizers that step together.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer | Sequence[Optimizer]
+    batch: Any = None
+    loss: Loss | None = None
+
+
+def output_loss(criterion: Callable[[Any, Any], Tensor]) -> Loss:
+    """A loss for pair batches: `criterion(model(x), y)`, such as `torch.nn.functional.cross_entropy`."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise CoordCheckError(f"a loss of (output, target) needs a batch (x, y), got {describe(batch)}.")
+        x, y = batch
+        return criterion(model(x), y)
+
+    return loss
+
+
+def model_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The default loss: `model(**batch)` for a mapping batch, whose output holds its loss.
+
+    The loss is the output's `.loss`, its `["loss"]`, or its first element, as Hugging Face models return it.
+    """
+    if not isinstance(batch, Mapping):
+        raise CoordCheckError(
+            f"no loss= was given and the batch is {describe(batch)}. For a pair (x, y) pass "
+            "loss=torch.nn.functional.cross_entropy (or any function of (output, target) through "
+            "coordcheck.output_loss), or a function of (model, batch)."
+        )
+    output = model(**batch)
+    if isinstance(output, Mapping):
+        return output["loss"]  # type: ignore[no-any-return]  # the model's own mapping, untyped
+    found = getattr(output, "loss", None)
+    return output[0] if found is None else found  # type: ignore[no-any-return]  # the model's own output, untyped
+
+
+def as_loss(loss: Callable[..., Tensor] | None) -> Loss:
+    """The loss as a function of (model, batch).
+
+    A function of `torch.nn.functional` or a loss module of `torch.nn` is one of (output, target), which is
+    certain from where it comes from; anything else is called as `loss(model, batch)`.
+    """
+    if loss is None:
+        return model_loss
+    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
+        return output_loss(loss)
+    return loss
+
+
+def describe(value: object) -> str:
+    """A batch in a few words, for messages: types and shapes.
+
+    >>> describe((torch.zeros(2, 3), {"y": None}))
+    "(Tensor[2, 3], {'y': NoneType})"
+    """
+    if isinstance(value, Tensor):
+        return f"Tensor{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(describe(item) for item in value) + ")"
+    return type(value).__name__
+
+
+def cached_batches(batch: Any, steps: int) -> Any:
+    """The user's `batch` argument as a list of batches, or as the function of the seed that it is.
+
+    A tensor, a mapping, or a list or tuple that starts with a tensor is one batch, used at every step.
+    Any other iterable, such as a data loader, is a sequence of batches: step t uses the t-th, and only the
+    first `steps` + 1 are taken, once, so every width sees the same data.
+
+    Raises:
+        CoordCheckError: an empty sequence, or one too short for the steps.
+    """
+    if batch is None or callable(batch):
+        return batch
+    if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
+        return [batch]
+    if isinstance(batch, (tuple, list)) and (not batch or isinstance(batch[0], Tensor)):
+        return [batch]
+    batches = list(islice(batch, steps + 1))
+    if len(batches) not in (1, steps + 1):
+        raise CoordCheckError(
+            f"{len(batches)} batches are too few for {steps} steps: give one fixed batch, or {steps + 1} "
+            "(t = 0 to the last step)."
+        )
+    return batches
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A copy of a batch on `device`; tensors are cloned, so that no run sees another's in-place changes."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value) if f.init})
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+@contextmanager
+def preserved_state(threads: int | None = None) -> Iterator[None]:
+    """Leave every global a run may touch as it was found: random states, grad mode, threads, defaults."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    found_threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        try:
+            if threads is not None and threads != found_threads:
+                torch.set_num_threads(threads)
+            yield
+        finally:
+            torch.set_num_threads(found_threads)
+            torch.set_default_dtype(dtype)
+            if torch.get_default_device() != device:
+                torch.set_default_device(device)
+            if torch.are_deterministic_algorithms_enabled() != deterministic:
+                torch.use_deterministic_algorithms(deterministic)
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and random; widths of one seed share it, in whichever order they run."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one run needs; picklable by cloudpickle when `build`, `batches` and `loss` are."""
+
+    key: RunKey
+    build: Build
+    batches: Any
+    """A list of batches, or a function of the seed that gives a batch or several."""
+    loss: Loss
+    steps: int
+    device: str | None
+    threads: int
+    settings: Mapping[str, str]
+
+
+def execute(run: Run) -> RunRecord:
+    """Train and record one run.
+
+    Anything the user's code raises ends this run alone and is told in its record.
+
+    Raises:
+        CoordCheckError: input that no run could work with, such as a factory that does not return a model.
+    """
+    record = RunRecord(run.key, settings=dict(run.settings))
+    started = time.perf_counter()
+    with preserved_state(run.threads):
+        try:
+            _train(run, record)
+        except CoordCheckError:
+            raise
+        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+            record.outcome, record.reason = Outcome.OUT_OF_MEMORY, _tail(error)
+        except Exception as error:  # one width that cannot be built or run must not stop the others
+            exhausted = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+            record.outcome = Outcome.OUT_OF_MEMORY if exhausted else Outcome.FAILED
+            record.reason = _tail(error)
+    record.seconds = time.perf_counter() - started
+    return record
+
+
+def _tail(error: BaseException) -> str:
+    return "\n".join("".join(traceback.format_exception(error)).strip().splitlines()[-TRACEBACK_LINES:])
+
+
+def _train(run: Run, record: RunRecord) -> None:
+    batches = run.batches
+    if callable(batches):
+        seed_everything(run.key.seed)
+        batches = cached_batches(batches(run.key.seed), run.steps)
+    seed_everything(run.key.seed)
+    trial, optimizers = _built(run)
+    model, loss_function = trial.model, as_loss(trial.loss) if trial.loss else run.loss
+    if trial.batch is not None:
+        batches = cached_batches(trial.batch, run.steps)
+    if batches is None:
+        raise CoordCheckError("there is no batch: pass batch=, or let build return a Trial with one.")
+    if run.device is not None:
+        model.to(run.device)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    batches = [to_device(batch, device) for batch in batches]
+    record.notes.extend(_warnings(model))
+    losses: list[Tensor] = []
+    with SiteRecorder(model) as recorder:
+        for step in range(run.steps + 1):
+            with recorder.window(step):
+                loss = loss_function(model, batches[step % len(batches)])
+            _check_scalar(loss)
+            losses.append(loss.detach().reshape(()))
+            if step < run.steps:  # the last forward is only looked at
+                _update(loss, optimizers)
+            if step == 0:
+                record.parameters = parameter_infos(model, optimizers, recorder.never_called())
+                _check_reached(model, optimizers, run.steps)
+    record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
+    record.sites, record.rows = list(recorder.sites.values()), recorder.rows
+    record.notes.extend(f"{count} {what}s were not measured" for what, count in recorder.skipped.items())
+
+
+def _update(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    if not loss.requires_grad:
+        raise CoordCheckError(
+            "the loss does not depend on any trainable parameter (it has no gradient). Check that loss= uses the "
+            "model it is given and does not detach its output."
+        )
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def _built(run: Run) -> tuple[Trial, list[Optimizer]]:
+    """Call the factory and make sure of what it returned."""
+    made = run.build(run.key.width)
+    where = f"build({run.key.width}) of {run.key.label!r}"
+    if isinstance(made, tuple) and len(made) == 2:
+        made = Trial(*made)
+    if not isinstance(made, Trial):
+        raise CoordCheckError(f"{where} returned {type(made).__name__}; it must return (model, optimizer) or a Trial.")
+    if not isinstance(made.model, nn.Module):
+        raise CoordCheckError(f"{where} returned {type(made.model).__name__} as the model; it must be a torch.nn.Module.")
+    several = isinstance(made.optimizer, (tuple, list))
+    optimizers: list[Any] = list(made.optimizer) if several else [made.optimizer]  # type: ignore[arg-type]  # narrowed above
+    for optimizer in optimizers:
+        if not (hasattr(optimizer, "step") and hasattr(optimizer, "param_groups")):
+            raise CoordCheckError(
+                f"{where} returned {type(optimizer).__name__} as the optimizer; it must be a torch.optim.Optimizer."
+            )
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    trainable = {id(p) for p in made.model.parameters() if p.requires_grad}
+    if not held & trainable:
+        raise CoordCheckError(
+            f"{where}: the optimizer holds none of the model's {len(trainable)} trainable parameters, so nothing would "
+            "be trained. Make it from the parameters of the model that is returned."
+        )
+    return made, optimizers
+
+
+def _check_scalar(loss: object) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise CoordCheckError(
+            f"the loss must be a tensor with one element, got {describe(loss)}. "
+            "loss= is called as loss(model, batch) and must reduce over the batch."
+        )
+
+
+def _check_reached(model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> None:
+    reached = any(p.grad is not None for o in optimizers for group in o.param_groups for p in group["params"])
+    if steps and not reached:
+        raise CoordCheckError(
+            "the loss does not depend on any parameter that the optimizer holds: none received a gradient."
+        )
+
+
+def _warnings(model: nn.Module) -> list[str]:
+    """What makes h_t - h_0 more than an effect of training, said once per run."""
+    dropout = sum(
+        isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 and m.training for m in model.modules()
+    )
+    return [f"dropout is on in {dropout} modules: its noise is part of every change; set p=0 in build"] if dropout else []
+
+
+def untrained(infos: Sequence[ParameterInfo]) -> list[str]:
+    """The trainable parameters that no optimizer holds."""
+    return [info.name for info in infos if info.learning_rate is None]

@@ -1,0 +1,272 @@
+"""Slopes -> verdicts: what the widths say about each layer, in the words a user sees.
+
+These are the symptoms: how far a layer's scale at initialisation, and its change in training, depend on the
+width. Exponents of practical parametrizations are multiples of 1/2, so a slope within 1/4 of the expected one
+is that exponent, and the answer has three values:
+
+    ok        |slope - expected| + half the 95 % interval < tolerance
+    violated  |slope - expected| - half the 95 % interval > tolerance
+    undecided in between: the data do not tell
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from coordcheck.records import Quantity, Status
+
+TOLERANCE = 0.25
+TRANSIENT = 0.5
+"""How far an output with a fixed number of coordinates may shrink: the scale of a µP readout falls as n ** -1/2
+at initialisation, and that part of it fades in training."""
+
+Expectation = Mapping[str, float]
+"""Layer glob -> the exponent that this layer's activation and change should have; unnamed layers: 0."""
+
+
+class Verdict(str, Enum):
+    """One layer's verdict; the words are the user's."""
+
+    NOT_FINITE = "not finite"
+    TOO_LARGE = "initialised too large"
+    TOO_SMALL = "initialised too small"
+    BLOWS_UP = "blows up"
+    VANISHES = "vanishes"
+    UNDECIDED = "undecided"
+    FROZEN = "frozen"
+    """Its output never changed. Constant buffers and untrained layers do this by design."""
+    OK = "ok"
+
+    @property
+    def violated(self) -> bool:
+        return self not in (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.OK)
+
+
+class Answer(Enum):
+    """The three-valued comparison of a slope with its expected exponent."""
+
+    OK = 0
+    GROWS = 1
+    SHRINKS = -1
+    UNDECIDED = None
+
+
+class Evidence(NamedTuple):
+    """The slope that decided a verdict."""
+
+    quantity: Quantity
+    step: int
+    slope: float
+    stderr: float
+    low: float
+    high: float
+    growth: float
+    power_law: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One layer's verdict with the evidence behind it."""
+
+    verdict: Verdict
+    evidence: Evidence | None
+    explanation: str
+
+
+def compare(evidence: Evidence, expected: float, tolerance: float, shrink_allowed: float = 0.0) -> Answer:
+    """Whether a slope is its expected exponent, within `tolerance` and its own 95 % interval.
+
+    Args:
+        shrink_allowed: how far below `expected` the slope may lie as well.
+    """
+    low, high = evidence.low - expected, evidence.high - expected
+    if low > tolerance:
+        return Answer.GROWS
+    if high < -tolerance - shrink_allowed:
+        return Answer.SHRINKS
+    if high < tolerance and low > -tolerance - shrink_allowed:
+        return Answer.OK
+    return Answer.UNDECIDED
+
+
+def judge(
+    slopes: pd.DataFrame,
+    growing: Mapping[tuple[str, str], bool],
+    *,
+    expect: Expectation | None = None,
+    tolerance: float = TOLERANCE,
+) -> pd.DataFrame:
+    """One verdict per (label, layer), from the table of `fit_slopes`.
+
+    A layer is judged on its activation at t=0, and on its change at the first step at which it moved (the first
+    update after a zero initialisation or a warm-up); growth at a later step is reported too. Outputs with a
+    fixed number of coordinates (`growing` is False: readouts, attention logits) may shrink at initialisation
+    without limit and in training down to n ** -1/2.
+
+    Returns:
+        Columns `label, layer, order, verdict, quantity, step, expected, slope, stderr, low, high, growth,
+        power_law, explanation`, in data-flow order.
+    """
+    rows = []
+    for (label, layer), group in slopes.groupby(["label", "layer"], sort=False):
+        expected = _expected(str(layer), expect or {})
+        judgement = _judge_layer(group, expected, tolerance, growing.get((str(label), str(layer)), True))
+        evidence = judgement.evidence
+        rows.append(
+            {
+                "label": label,
+                "layer": layer,
+                "order": group["order"].iat[0],
+                "verdict": judgement.verdict.value,
+                "quantity": evidence.quantity.value if evidence else None,
+                "step": evidence.step if evidence else -1,
+                "expected": expected,
+                **{
+                    name: getattr(evidence, name) if evidence else math.nan
+                    for name in ("slope", "stderr", "low", "high", "growth")
+                },
+                "power_law": bool(evidence and evidence.power_law),
+                "explanation": judgement.explanation,
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+COLUMNS = [
+    *("label", "layer", "order", "verdict", "quantity", "step", "expected"),
+    *("slope", "stderr", "low", "high", "growth", "power_law", "explanation"),
+]
+
+
+def _expected(layer: str, expect: Expectation) -> float:
+    """The exponent of the last glob that matches, so that later entries refine earlier ones."""
+    found = [exponent for glob, exponent in expect.items() if fnmatchcase(layer, glob)]
+    return found[-1] if found else 0.0
+
+
+def is_violated_cell(low: float, high: float, layer: str, expect: Expectation | None, tolerance: float) -> bool:
+    """Whether one slope's 95 % interval lies wholly beyond the tolerance."""
+    expected = _expected(layer, expect or {})
+    return low - expected > tolerance or high - expected < -tolerance
+
+
+def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: bool) -> Judgement:
+    lost = group[group["not_finite"] > 0]
+    if len(lost):
+        step = int(lost["step"].min())
+        return Judgement(Verdict.NOT_FINITE, None, f"NaN or Inf from t={step} on: lower the learning rate, or fix it")
+    initial = next(_evidence(group, Quantity.ACTIVATION), None)
+    moved = list(_evidence(group, Quantity.CHANGE))
+    findings = []
+    if initial is not None and initial.step == 0:
+        findings.append((initial, compare(initial, expected, tolerance, 0.0 if grows else math.inf)))
+    if moved:
+        findings.append((moved[0], compare(moved[0], expected, tolerance, 0.0 if grows else TRANSIENT)))
+    later = [(e, a) for e in moved[1:] if (a := compare(e, expected, tolerance, math.inf)) is Answer.GROWS]
+    for answer in (Answer.GROWS, Answer.SHRINKS):
+        for evidence, found in (*findings, *later):
+            if found is answer:
+                return _symptom(evidence, answer, expected)
+    for evidence, found in findings:
+        if found is Answer.UNDECIDED:
+            return Judgement(Verdict.UNDECIDED, evidence, _undecided(evidence, expected, tolerance))
+    if not findings:
+        return Judgement(Verdict.UNDECIDED, None, "no scale could be fitted: " + ", ".join(sorted(set(group["status"]))))
+    if not moved:
+        return _unmoved(group, initial)
+    return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + _transient(initial, moved[0], grows, tolerance))
+
+
+def _evidence(group: pd.DataFrame, quantity: Quantity) -> Iterator[Evidence]:
+    """The fitted slopes of one quantity, by step."""
+    rows = group[(group["quantity"] == quantity.value) & (group["status"] == Status.OK.value)].sort_values("step")
+    for row in rows.itertuples():
+        values: Any = row
+        yield Evidence(
+            quantity,
+            int(values.step),
+            values.slope,
+            values.stderr,
+            values.low,
+            values.high,
+            values.growth,
+            bool(values.power_law),
+        )
+
+
+def _unmoved(group: pd.DataFrame, initial: Evidence | None) -> Judgement:
+    changes = set(group.loc[group["quantity"] == Quantity.CHANGE.value, "status"])
+    if changes == {Status.ZERO.value}:
+        return Judgement(Verdict.FROZEN, initial, "its output never changed")
+    if not changes:
+        return Judgement(Verdict.OK, initial, _seen(initial) if initial else "")
+    reasons = ", ".join(sorted(changes))
+    return Judgement(Verdict.UNDECIDED, initial, f"its change in training was not measured: {reasons}")
+
+
+def _symptom(evidence: Evidence, answer: Answer, expected: float) -> Judgement:
+    initial = evidence.quantity is Quantity.ACTIVATION
+    if answer is Answer.GROWS:
+        verdict = Verdict.TOO_LARGE if initial else Verdict.BLOWS_UP
+    else:
+        verdict = Verdict.TOO_SMALL if initial else Verdict.VANISHES
+    wanted = f"; expected n^{expected:g}" if expected else ""
+    shape = "" if evidence.power_law else "; not a power law here"
+    return Judgement(verdict, evidence, _seen(evidence) + wanted + shape)
+
+
+def _seen(evidence: Evidence) -> str:
+    what = "scale at initialisation" if evidence.quantity is Quantity.ACTIVATION else f"change at t={evidence.step}"
+    return f"{what} ~ n^{evidence.slope:.2f} ± {(evidence.high - evidence.low) / 2:.2f}"
+
+
+def _undecided(evidence: Evidence, expected: float, tolerance: float) -> str:
+    return (
+        f"{_seen(evidence)} does not tell whether it is within {tolerance:g} of {expected:g}: "
+        "add seeds, or a wider range of widths"
+    )
+
+
+def _transient(initial: Evidence | None, moved: Evidence, grows: bool, tolerance: float) -> str:
+    shrinks = [e for e in (initial, moved) if e is not None and e.high < -tolerance]
+    return "; shrinks at first, as a µP readout does (transient)" if shrinks and not grows else ""
+
+
+def summary(words: Sequence[Verdict]) -> str:
+    """One label's verdicts in a line.
+
+    >>> summary([Verdict.OK, Verdict.BLOWS_UP, Verdict.BLOWS_UP])
+    '2 of 3 layers blow up'
+    """
+    total = len(words)
+    violated = Counter(word for word in words if word.violated)
+    if violated:
+        (first, count), *rest = violated.most_common()
+        text = f"{count} of {total} layers {_PLURALS.get(first, first.value) if count > 1 else first.value}"
+        return text + "".join(f", {n} {_PLURALS.get(word, word.value) if n > 1 else word.value}" for word, n in rest)
+    if Verdict.OK not in words:
+        return f"nothing to judge: none of {total} layers moved"
+    undecided = words.count(Verdict.UNDECIDED)
+    return f"{undecided} of {total} layers undecided" if undecided else f"all {total} layers keep their scale"
+
+
+_PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}
+
+
+def label_status(verdicts: pd.DataFrame) -> dict[str, Verdict]:
+    """Per label: the first violated layer's verdict, else undecided, else ok."""
+    result = {}
+    for label, group in verdicts.groupby("label", sort=False):
+        found = [Verdict(word) for word in group["verdict"]]
+        violated = [verdict for verdict in found if verdict.violated]
+        undecided = Verdict.UNDECIDED in found or Verdict.OK not in found
+        result[str(label)] = violated[0] if violated else Verdict.UNDECIDED if undecided else Verdict.OK
+    return result
