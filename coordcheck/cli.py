@@ -55,8 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"coordcheck {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    demo = _command(commands, "demo", _demo, "SP against µP on a small Transformer: figure, table and run files", "coordcheck demo")
-    demo.add_argument("--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)")
+    demo = _command(
+        commands, "demo", _demo, "SP against µP on a small Transformer: figure, table and run files", "coordcheck demo"
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)"
+    )
     demo.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
 
     run = _command(
@@ -67,8 +71,14 @@ def _parser() -> argparse.ArgumentParser:
         "coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch "
         "--loss torch.nn.functional:cross_entropy --figure check.png",
     )
-    run.add_argument("build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
-    run.add_argument("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or let build return a Trial)")
+    run.add_argument(
+        "build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)"
+    )
+    run.add_argument(
+        "--batch",
+        metavar="MODULE:NAME",
+        help="a batch, several, or a function of the seed (or let build return a Trial)",
+    )
     run.add_argument("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
     run.add_argument("--widths", nargs="+", default=None, metavar="N", help="at least 3 (default: 64 128 256 512)")
     run.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
@@ -94,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, handler: Callable[[Any], int], text: str, example: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, handler: Callable[[Any], int], text: str, example: str
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,

@@ -92,7 +92,9 @@ def save(figure: Figure, path: str | PathLike[str]) -> None:
         raise CoordCheckError(f"cannot save a figure as .{suffix}; known are {', '.join(sorted(known))}.")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     buffer = io.BytesIO()
-    with mpl.rc_context({name: STYLE[name] for name in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype", "savefig.dpi")}):
+    with mpl.rc_context(
+        {name: STYLE[name] for name in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype", "savefig.dpi")}
+    ):
         figure.savefig(buffer, format=suffix, metadata=metadata)
     replace_file(target, buffer.getvalue())
 
@@ -165,7 +167,14 @@ def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
             continue
         line = np.exp2(statistics.loc[layer])
         violated = Verdict(word).violated
-        axis.plot(line.index, line["mean"], color=colour, linewidth=1.4 if violated else 0.7, label=layer, zorder=3 if violated else 2)
+        axis.plot(
+            line.index,
+            line["mean"],
+            color=colour,
+            linewidth=1.4 if violated else 0.7,
+            label=layer,
+            zorder=3 if violated else 2,
+        )
         axis.fill_between(line.index, line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
     for width in lost["width"].unique():  # at the upper edge: where a run left the numbers
         axis.plot(width, 0.96, "x", color="black", markersize=4, transform=axis.get_xaxis_transform(), zorder=4)
@@ -210,7 +219,9 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
     top = first.get_position().y1 + HEADER / figure.get_size_inches()[1]
     for axis, step in zip(axes[0], steps, strict=True):
         box = axis.get_position()
-        figure.text((box.x0 + box.x1) / 2, top, f"t = {step}" + (" (init)" if step == 0 else ""), ha="center", va="bottom")
+        figure.text(
+            (box.x0 + box.x1) / 2, top, f"t = {step}" + (" (init)" if step == 0 else ""), ha="center", va="bottom"
+        )
     for row in axes:
         row[0].set_ylabel(name)
     _wedge(first, widths)
@@ -233,8 +244,17 @@ def _wedge(axis: Axes, widths: Sequence[int]) -> None:
     points = np.concatenate([np.asarray(line.get_ydata(), dtype=float)[:2] for line in axis.lines] or [np.empty(0)])
     heights = np.log2(points[points > 0])
     places = (high - rise - margin, low + margin)
-    base = 2.0 ** min(places, key=lambda place: int(((heights > place - margin) & (heights < place + rise + margin)).sum()))
-    axis.fill_between([start, end], base * 2 ** np.array([0, rise / 2]), base * 2 ** np.array([0, rise]), color="0.85", linewidth=0, zorder=1)
+    base = 2.0 ** min(
+        places, key=lambda place: int(((heights > place - margin) & (heights < place + rise + margin)).sum())
+    )
+    axis.fill_between(
+        [start, end],
+        base * 2 ** np.array([0, rise / 2]),
+        base * 2 ** np.array([0, rise]),
+        color="0.85",
+        linewidth=0,
+        zorder=1,
+    )
     for exponent, text in ((0.5, "√n"), (1.0, "n")):
         tip = base * 2 ** (rise * exponent)
         axis.plot([start, end], [base, tip], color="0.6", linewidth=0.7, zorder=1, label="_reference")
@@ -244,7 +264,9 @@ def _wedge(axis: Axes, widths: Sequence[int]) -> None:
 def _name_lines(axis: Axes, verdicts: pd.DataFrame) -> None:
     """Name the worst violated layers at the end of their line, spread so that no two names touch."""
     lines = {str(line.get_label()): line for line in axis.lines}
-    violated = verdicts[verdicts["verdict"].map(lambda word: Verdict(word).violated) & verdicts["layer"].isin(list(lines))]
+    violated = verdicts[
+        verdicts["verdict"].map(lambda word: Verdict(word).violated) & verdicts["layer"].isin(list(lines))
+    ]
     order = (violated["slope"] - violated["expected"]).abs().sort_values(ascending=False, kind="stable").index
     named = violated.loc[order].head(NAMED)
     if named.empty:
@@ -297,7 +319,7 @@ def _short(layer: str, limit: int = 26) -> str:
         return layer
     head = re.match(r"[^.]*\.\d+\.", layer)
     start = head[0] if head and len(head[0]) < limit // 2 else layer[:6]
-    return f"{start}…{layer[len(start) - limit + 1:]}"
+    return f"{start}…{layer[len(start) - limit + 1 :]}"
 
 
 def slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figure:
@@ -312,7 +334,9 @@ def slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figure:
         height = 0.75 + max(rows, 6) * cell
         figure = Figure(figsize=(width, height))
         axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-        figure.subplots_adjust(left=left / width, right=1 - 0.75 / width, bottom=0.4 / height, top=1 - 0.35 / height, wspace=0.08)
+        figure.subplots_adjust(
+            left=left / width, right=1 - 0.75 / width, bottom=0.4 / height, top=1 - 0.35 / height, wspace=0.08
+        )
         for axis, label in zip(axes, labels, strict=True):
             image = _map_panel(axis, slopes[slopes["label"] == label], layers, steps, report)
             axis.set_title(label, fontweight="bold", fontsize=9)
@@ -326,7 +350,9 @@ def slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figure:
 
 def _map_panel(axis: Axes, slopes: pd.DataFrame, layers: list[str], steps: list[int], report: Report) -> Any:
     grid = slopes.pivot(index="layer", columns="step", values="slope").reindex(index=layers, columns=steps)
-    image = axis.imshow(grid.to_numpy(dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    image = axis.imshow(
+        grid.to_numpy(dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
+    )
     numbers = len(layers) <= 60
     for values in slopes.itertuples():
         cell: Any = values

@@ -184,7 +184,15 @@ class SiteRecorder:
         if returned is not None and returned[0]() is tensor and returned[1] == tensor._version:
             source = returned[2]
             self._outputs.append(
-                _Output(layer, Kind.PASSTHROUGH, source.shape, source.dtype, source.scales, source.status, source.change_status)
+                _Output(
+                    layer,
+                    Kind.PASSTHROUGH,
+                    source.shape,
+                    source.dtype,
+                    source.scales,
+                    source.status,
+                    source.change_status,
+                )
             )
             return
         output = _Output(layer, Kind.MODULE, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), {})

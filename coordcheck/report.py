@@ -106,7 +106,9 @@ class Report:
             notes.extend(f"{record.key.label}: {note}" for note in record.notes)
             hidden = [p.name for p in record.parameters if not p.visible]
             if hidden:
-                notes.append(f"{record.key.label}: not visible: {', '.join(hidden)} (trained, but their module is never called)")
+                notes.append(
+                    f"{record.key.label}: not visible: {', '.join(hidden)} (trained, but their module is never called)"
+                )
             idle = [p.name for p in record.parameters if p.learning_rate is None]
             if idle:
                 notes.append(f"{record.key.label}: no optimizer holds {', '.join(idle)}")
@@ -240,7 +242,11 @@ def load(folder: str | PathLike[str], *, expect: Expectation | None = None, tole
 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    return [f"{name} ({one.get(name)}, {other.get(name)})" for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
+    return [
+        f"{name} ({one.get(name)}, {other.get(name)})"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
 
 
 def _last_line(text: str) -> str:

@@ -63,7 +63,9 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise CoordCheckError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written.") from error
+        raise CoordCheckError(
+            f"cannot write {path}: {error.strerror or error}. Give a folder that can be written."
+        ) from error
 
 
 def _umask() -> int:

@@ -268,7 +268,9 @@ def _built(run: Run) -> tuple[Trial, list[Optimizer]]:
     if not isinstance(made, Trial):
         raise CoordCheckError(f"{where} returned {type(made).__name__}; it must return (model, optimizer) or a Trial.")
     if not isinstance(made.model, nn.Module):
-        raise CoordCheckError(f"{where} returned {type(made.model).__name__} as the model; it must be a torch.nn.Module.")
+        raise CoordCheckError(
+            f"{where} returned {type(made.model).__name__} as the model; it must be a torch.nn.Module."
+        )
     several = isinstance(made.optimizer, (tuple, list))
     optimizers: list[Any] = list(made.optimizer) if several else [made.optimizer]  # type: ignore[arg-type]  # narrowed above
     for optimizer in optimizers:
@@ -304,10 +306,10 @@ def _check_reached(model: nn.Module, optimizers: Sequence[Optimizer], steps: int
 
 def _warnings(model: nn.Module) -> list[str]:
     """What makes h_t - h_0 more than an effect of training, said once per run."""
-    dropout = sum(
-        isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 and m.training for m in model.modules()
+    dropout = sum(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 and m.training for m in model.modules())
+    return (
+        [f"dropout is on in {dropout} modules: its noise is part of every change; set p=0 in build"] if dropout else []
     )
-    return [f"dropout is on in {dropout} modules: its noise is part of every change; set p=0 in build"] if dropout else []
 
 
 def untrained(infos: Sequence[ParameterInfo]) -> list[str]:

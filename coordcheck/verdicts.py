@@ -179,7 +179,9 @@ def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: 
         if found is Answer.UNDECIDED:
             return Judgement(Verdict.UNDECIDED, evidence, _undecided(evidence, expected, tolerance))
     if not findings:
-        return Judgement(Verdict.UNDECIDED, None, "no scale could be fitted: " + ", ".join(sorted(set(group["status"]))))
+        return Judgement(
+            Verdict.UNDECIDED, None, "no scale could be fitted: " + ", ".join(sorted(set(group["status"])))
+        )
     if not moved:
         return _unmoved(group, initial)
     return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + _transient(initial, moved[0], grows, tolerance))

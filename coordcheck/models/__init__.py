@@ -4,4 +4,13 @@ from coordcheck.models.mlp import MLP, mlp
 from coordcheck.models.parametrizations import Parametrization, Rule, parametrization
 from coordcheck.models.transformer import Transformer, TransformerConfig, transformer
 
-__all__ = ["MLP", "Parametrization", "Rule", "Transformer", "TransformerConfig", "mlp", "parametrization", "transformer"]
+__all__ = [
+    "MLP",
+    "Parametrization",
+    "Rule",
+    "Transformer",
+    "TransformerConfig",
+    "mlp",
+    "parametrization",
+    "transformer",
+]

@@ -83,7 +83,9 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         query = self.query(x).view(batch, time, self.heads, self.head_size).transpose(1, 2)
         key, value = (
-            layer(x).view(batch, time, self.kv_heads, self.head_size).transpose(1, 2)
+            layer(x)
+            .view(batch, time, self.kv_heads, self.head_size)
+            .transpose(1, 2)
             # (batch, kv_heads, time, D) -> (batch, heads, time, D)
             .repeat_interleave(self.heads // self.kv_heads, dim=1)
             for layer in (self.key, self.value)

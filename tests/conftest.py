@@ -1,0 +1,73 @@
+"""What the tests share: small real checks, made once, and synthetic records with known exponents."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import coordcheck
+from coordcheck.models import mlp
+from coordcheck.records import Kind, Quantity, Row, RunKey, RunRecord, Site, status_of
+
+WIDTHS = (64, 128, 256)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """One thread: two test workers on two cores must not fight, and rows are then bit-identical."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
+
+
+def pair_batch(seed: int = 0, examples: int = 16, inputs: int = 64, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """A classification batch: (examples, inputs) standard normal, (examples,) random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(examples, inputs, generator=generator)
+    return x, torch.randint(classes, (examples,), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def report() -> coordcheck.Report:
+    """A real check of the reference MLP, SP against µP under Adam: SP is violated, µP is ok."""
+    torch.set_num_threads(1)
+    return coordcheck.check(
+        {"SP": mlp("SP", lr=3e-3), "µP": mlp("µP", lr=3e-3)}, pair_batch(), loss=F.cross_entropy, widths=WIDTHS
+    )
+
+
+def power_law_records(
+    exponents: Mapping[str, Mapping[str, float]],
+    *,
+    label: str = "model",
+    widths: Sequence[int] = WIDTHS,
+    seeds: int = 3,
+    steps: int = 2,
+    noise: Callable[[int, int, str], float] = lambda width, seed, layer: 0.0,
+    shape: Callable[[str, int], tuple[int, ...]] = lambda layer, width: (4, width),
+) -> list[RunRecord]:
+    """Records whose scales are exact power laws: layer -> quantity -> exponent, the same at every step.
+
+    `noise(width, seed, layer)` is added to log2 of every scale of that run's layer.
+    """
+    records = []
+    for seed in range(seeds):
+        for width in widths:
+            record = RunRecord(RunKey(label, width, seed), losses=[1.0] * (steps + 1))
+            for order, (layer, by_quantity) in enumerate(exponents.items()):
+                record.sites.append(Site(layer, order, Kind.MODULE, shape(layer, width), "float32"))
+                for name, exponent in by_quantity.items():
+                    quantity = Quantity(name)
+                    for step in range(1 if quantity is Quantity.CHANGE else 0, steps + 1):
+                        value = float(width**exponent * 2 ** noise(width, seed, layer))
+                        record.rows.append(Row(order, step, quantity, value, status_of(value)))
+            records.append(record)
+    return records
