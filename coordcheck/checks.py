@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import fields, is_dataclass
-from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coordcheck.arguments import (
+    distinct_widths,
+    expectation,
+    folder_path,
+    labelled,
+    optional_callable,
+    positive,
+    process_executor,
+    seed_numbers,
+    whole_number,
+)
 from coordcheck.errors import CoordCheckError, SweepInterrupted
-from coordcheck.records import RunKey, RunRecord, same_label
+from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
 from coordcheck.runfiles import RunFolder, versions
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.training import Build, Run, as_loss, cached_batches
+from coordcheck.training import Build, Run, as_loss, cached_batches, preserved_state
 from coordcheck.verdicts import TOLERANCE, Expectation
 
 WIDTHS = (64, 128, 256, 512)
@@ -57,7 +65,8 @@ def check(
         expect: layer glob -> exponent for layers that should scale with the width; all others: 0.
         tolerance: slopes within this of the expected exponent are that exponent.
         device: where to train; None leaves the model where `build` put it.
-        executor: any PEP 3148 executor of processes; or `jobs` > 1 for a pool of our own.
+        executor: any PEP 3148 executor of processes.
+        jobs: how many runs side by side, on a pool of our own, when no executor is given.
         save_to: folder for run files; finished runs found there are not run again.
         axis: the name of what `widths` counts, for text and figures (depth, heads, ...).
 
@@ -68,52 +77,51 @@ def check(
         CoordCheckError: input that cannot be checked; the message says what is accepted.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
     """
-    builds = _labelled(build)
-    widths = distinct_widths(widths)
-    seed_list = _seeds(seeds)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise CoordCheckError(f"steps must be a whole number of updates, 0 or more, got {steps!r}.")
-    if jobs < 1:
-        raise CoordCheckError(f"jobs must be 1 or more, got {jobs}.")
-    batches = cached_batches(batch, steps)
-    threads = worker_threads(executor, jobs)
-    settings = {
-        "steps": str(steps),
-        "batch": fingerprint(batches),
-        "loss": describe_callable(loss),
-        "device": device or "as built",
-        "threads": str(threads),
-        "dtype": str(torch.get_default_dtype()),
-        "torch": versions()["torch"],
-    }
-    runs = [
-        Run(
-            RunKey(label, width, seed),
-            function,
-            batches,
-            as_loss(loss),
-            steps,
-            device,
-            threads,
-            {**settings, "build": describe_callable(function)},
-        )
-        for seed in seed_list
-        for label, function in builds.items()
-        for width in widths
+    builds = labelled(build)
+    criteria = Criteria(expectation(expect), positive("tolerance", tolerance), axis)
+    steps, jobs = whole_number("steps", steps, 0), whole_number("jobs", jobs, 1)
+    optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
+    process_executor(executor)
+    if save_to is not None:
+        folder_path("save_to", save_to)
+    grid = [
+        (seed, label, width) for seed in seed_numbers(seeds) for label in builds for width in distinct_widths(widths)
     ]
-    folder = None if save_to is None else RunFolder(save_to)
-    criteria = Criteria(expect, tolerance, axis)
-    try:
-        if folder is not None:
-            folder.save_experiment({**settings, "widths": widths, "seeds": seed_list, "labels": list(builds)})
+    with preserved_state():
+        plan = _Plan(batch, loss, steps, device, worker_threads(executor, jobs))
+        runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
         watch = _WidthWatch() if axis == "width" else None
-        records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch)
-    except SweepInterrupted as stop:
-        done: Any = stop.report
-        raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None
+        try:
+            folder = None if save_to is None else RunFolder(save_to)
+            records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch)
+        except SweepInterrupted as stop:
+            done: Any = stop.report
+            raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None
     if not any(record.finished for record in records):
         raise CoordCheckError(f"every run failed; the first one, {records[0].key}:\n{records[0].reason}")
     return Report(records, criteria)
+
+
+class _Plan:
+    """What all runs of a check share, and how it is written down."""
+
+    def __init__(self, batch: Any, loss: Any, steps: int, device: str | None, threads: int) -> None:
+        self._batches = cached_batches(batch, steps)
+        self._loss, self._steps, self._device, self._threads = as_loss(loss), steps, device, threads
+        self._settings = {
+            "steps": str(steps),
+            "batch": describe_callable(self._batches) if callable(self._batches) else fingerprint(self._batches),
+            "loss": describe_callable(loss),
+            "device": device or "as built",
+            "threads": str(threads),
+            "dtype": str(torch.get_default_dtype()),
+            "torch": versions()["torch"],
+        }
+
+    def run(self, key: RunKey, build: Build) -> Run:
+        """One run, with everything that changes its numbers in its settings."""
+        settings = {**self._settings, "build": describe_callable(build)}
+        return Run(key, build, self._batches, self._loss, self._steps, self._device, self._threads, settings)
 
 
 def assert_width_invariant(build: Build | Mapping[str, Build], batch: Any = None, **options: Any) -> Report:
@@ -148,106 +156,3 @@ class _WidthWatch:
                 f"{record.key.width}: does the factory use its width argument? If another axis is checked, "
                 'name it: axis="depth".'
             )
-
-
-def _labelled(build: Build | Mapping[str, Build]) -> dict[str, Build]:
-    builds = dict(build) if isinstance(build, Mapping) else {getattr(build, "__name__", "model"): build}
-    if not builds:
-        raise CoordCheckError("there is nothing to check: build is an empty mapping.")
-    seen: dict[str, str] = {}
-    for label, function in builds.items():
-        if not isinstance(label, str) or not label.strip():
-            raise CoordCheckError(f"labels must be texts, got {label!r}.")
-        if not callable(function):
-            raise CoordCheckError(f"build of {label!r} must be a function of the width, got {type(function).__name__}.")
-        if same_label(label) in seen:
-            raise CoordCheckError(f"labels {seen[same_label(label)]!r} and {label!r} are the same after Unicode NFKC.")
-        seen[same_label(label)] = label
-    return builds
-
-
-def distinct_widths(widths: Iterable[Any]) -> list[int]:
-    """The widths as sorted, distinct integers.
-
-    Raises:
-        CoordCheckError: none, or one that is not a positive integer.
-
-    >>> distinct_widths([128, "64", 64])
-    [64, 128]
-    """
-    found = set()
-    for width in widths if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]:
-        number = int(width) if isinstance(width, str) and width.strip().isdigit() else width
-        if hasattr(number, "__index__") and not isinstance(number, bool) and int(number) > 0:
-            found.add(int(number))
-        else:
-            raise CoordCheckError(f"widths must be positive integers, got {width!r}. Pass widths=(64, 128, 256, ...).")
-    if not found:
-        raise CoordCheckError("there are no widths. Pass widths=(64, 128, 256, ...).")
-    return sorted(found)
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
-    if not numbers or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in numbers):
-        raise CoordCheckError(f"seeds must be how many (1 or more) or which (integers from 0), got {seeds!r}.")
-    return numbers
-
-
-def fingerprint(value: Any) -> str:
-    """A short hash of a batch: equal data have equal fingerprints, on every machine.
-
-    A function of the seed is described by its source, and objects of unknown types by their type alone.
-    """
-    digest = hashlib.sha256()
-    _feed(digest, value)
-    return digest.hexdigest()[:16]
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{value.dtype}{tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes())
-    elif isinstance(value, Mapping):
-        for key in value:
-            digest.update(repr(key).encode())
-            _feed(digest, value[key])
-    elif isinstance(value, (tuple, list)):
-        digest.update(f"{len(value)}".encode())
-        for item in value:
-            _feed(digest, item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        _feed(digest, {field.name: getattr(value, field.name) for field in fields(value)})
-    elif value is None or isinstance(value, (str, bytes, int, float)):
-        digest.update(repr(value).encode())
-    else:
-        digest.update((describe_callable(value) if callable(value) else type(value).__qualname__).encode())
-
-
-def describe_callable(function: Any) -> str:
-    """A function in one line that changes when its source or the values bound to it do.
-
-    What it calls is not followed: editing another module does not change the description.
-    """
-    if function is None:
-        return "default"
-    if isinstance(function, partial):
-        bound = [*map(_describe_value, function.args)]
-        bound += [f"{name}={_describe_value(value)}" for name, value in function.keywords.items()]
-        return f"{describe_callable(function.func)}({', '.join(bound)})"
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
-    try:
-        source = inspect.getsource(function if hasattr(function, "__qualname__") else type(function))
-    except (OSError, TypeError):
-        source = ""
-    cells = [_describe_value(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    state = f" [{', '.join(cells)}]" if cells else ""
-    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:12]}{state}"
-
-
-def _describe_value(value: Any) -> str:
-    """A bound value: its text when it has a stable one, else its fingerprint."""
-    if callable(value):
-        return describe_callable(value)
-    text = repr(value)
-    return text if len(text) < 500 and " at 0x" not in text else fingerprint(value)

@@ -31,7 +31,7 @@ from coordcheck.verdicts import Verdict, is_violated_cell, summary
 if TYPE_CHECKING:
     from coordcheck.report import Report
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -186,12 +186,12 @@ def _row_title(axis: Axes, label: str, report: Report, verdicts: pd.DataFrame, d
     verdict = "no verdict: too few widths" if report.too_few_widths else summary(words)
     if drawn < len(words):
         verdict += f" (the worst of each repeated layer is drawn: {drawn} lines)"
-    texts = [
+    texts: list[Any] = [
         TextArea(label, textprops={"fontsize": 9, "fontweight": "bold"}),
         TextArea(verdict, textprops={"color": "0.25"}),
     ]
     title = HPacker(children=texts, align="baseline", pad=0, sep=6)
-    place = {"bbox_to_anchor": (0, 1), "bbox_transform": axis.transAxes, "borderpad": 0.25}
+    place: dict[str, Any] = {"bbox_to_anchor": (0, 1), "bbox_transform": axis.transAxes, "borderpad": 0.25}
     axis.add_artist(AnchoredOffsetbox("lower left", child=title, frameon=False, pad=0, **place))
 
 
@@ -344,7 +344,7 @@ def slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figure:
         box = axes[-1].get_position()
         bar = figure.colorbar(image, cax=figure.add_axes((box.x1 + 0.12 / width, box.y0, 0.09 / width, box.height)))
         bar.set_label(f"slope of {QUANTITY_NAMES[quantity]}")
-        bar.outline.set_visible(False)  # type: ignore[operator]  # a spine, typed as a callable by the stubs
+        bar.outline.set_visible(False)
     return figure
 
 

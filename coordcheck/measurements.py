@@ -68,13 +68,13 @@ def growing_outputs(records: Sequence[RunRecord]) -> dict[tuple[str, str], bool]
 
 def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
     """Layers that were seen at some widths only, with those widths, per (label, layer)."""
-    widths = table.groupby("label")["width"].nunique()
-    seen = table.groupby(["label", "layer"])["width"].unique()
-    return {
-        (label, layer): sorted(int(w) for w in found)
-        for (label, layer), found in seen.items()
-        if len(found) < widths[label]
-    }
+    partial = {}
+    for label, runs in table.groupby("label", sort=False):
+        widths = runs["width"].nunique()
+        for layer, seen in runs.groupby("layer", sort=False)["width"]:
+            if seen.nunique() < widths:
+                partial[str(label), str(layer)] = sorted(map(int, seen.unique()))
+    return partial
 
 
 def not_finite(table: pd.DataFrame) -> pd.DataFrame:

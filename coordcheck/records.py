@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ class Status(str, Enum):
 
     @property
     def not_finite(self) -> bool:
-        return self in (Status.NAN, Status.INF)
+        return self is Status.NAN or self is Status.INF
 
 
 class Kind(str, Enum):
@@ -77,17 +77,15 @@ def status_of(value: float) -> Status:
     >>> [status_of(v).value for v in (1.0, 0.0, math.inf, math.nan)]
     ['ok', 'zero', 'inf', 'nan']
     """
-    if math.isnan(value):
-        return Status.NAN
-    if math.isinf(value):
-        return Status.INF
-    return Status.OK if value != 0.0 else Status.ZERO
+    if math.isfinite(value):
+        return Status.OK if value else Status.ZERO
+    return Status.NAN if math.isnan(value) else Status.INF
 
 
 def same_label(label: str) -> str:
-    """The form in which labels are compared: NFKC, so that the two Unicode mu signs are one.
+    r"""The form in which labels are compared: NFKC, so that the two Unicode mu signs are one.
 
-    >>> same_label("\\u00b5P") == same_label("\\u03bcP")
+    >>> same_label("\u00b5P") == same_label("\u03bcP")
     True
     """
     return unicodedata.normalize("NFKC", label)
@@ -189,31 +187,58 @@ class RunRecord:
         """
         try:
             record = cls(
-                key=RunKey(_text(data["label"]), _integer(data["width"]), _integer(data["seed"])),
+                key=RunKey(_text(data["label"]), _positive(data["width"]), _integer(data["seed"])),
                 settings={_text(k): _text(v) for k, v in data["settings"].items()},
                 outcome=Outcome(data["outcome"]),
                 reason=_text(data["reason"]),
-                losses=[_number(v) for v in data["losses"]],
+                losses=[_optional(v) for v in _list(data["losses"])],
                 sites=[
                     Site(_text(layer), _integer(order), Kind(kind), _shape(shape), _text(dtype))
-                    for layer, order, kind, shape, dtype in data["sites"]
+                    for layer, order, kind, shape, dtype in map(_list, _list(data["sites"]))
                 ],
                 rows=[
-                    Row(_integer(site), _integer(step), Quantity(quantity), _number(value), Status(status))
-                    for site, step, quantity, value, status in data["rows"]
+                    _checked(Row(_integer(site), _integer(step), Quantity(quantity), _optional(value), Status(status)))
+                    for site, step, quantity, value, status in map(_list, _list(data["rows"]))
                 ],
                 parameters=[
-                    ParameterInfo(_text(name), _shape(shape), _number(rate), _number(decay), bool(visible))
-                    for name, shape, rate, decay, visible in data["parameters"]
+                    ParameterInfo(_text(name), _shape(shape), _optional(rate), _optional(decay), _boolean(visible))
+                    for name, shape, rate, decay, visible in map(_list, _list(data["parameters"]))
                 ],
-                notes=[_text(note) for note in data["notes"]],
-                seconds=float(data["seconds"]),
+                notes=[_text(note) for note in _list(data["notes"])],
+                seconds=_number(data["seconds"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunFileError(f"not a run record: {type(error).__name__}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise RunFileError(f"is not a run record: {type(error).__name__}: {error}") from error
         if any(not 0 <= row.site < len(record.sites) for row in record.rows):
-            raise RunFileError("not a run record: a row names a site that is not listed")
+            raise RunFileError("is not a run record: a row names a site that is not listed")
         return record
+
+
+def _checked(row: Row) -> Row:
+    """The row, once its value agrees with its status."""
+    if (status_of(row.value) if row.value is not None else None) is not (
+        row.status if row.status in (Status.OK, Status.ZERO) else None
+    ) or (row.value is not None and row.value < 0):
+        raise ValueError(f"a row has the value {row.value!r} and the status {row.status.value!r}")
+    return row
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {value!r:.40}")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"expected true or false, got {value!r}")
+    return value
+
+
+def _positive(value: object) -> int:
+    if _integer(value) < 1:
+        raise ValueError(f"expected a positive integer, got {value!r}")
+    return _integer(value)
 
 
 def _text(value: object) -> str:
@@ -228,13 +253,15 @@ def _integer(value: object) -> int:
     return value
 
 
-def _number(value: object) -> float | None:
-    if value is None:
-        return None
+def _number(value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise TypeError(f"expected a finite number, got {value!r}")
+        raise TypeError(f"expected a finite number, got {value!r:.40}")
     return float(value)
 
 
-def _shape(value: Sequence[object]) -> tuple[int, ...]:
-    return tuple(_integer(size) for size in value)
+def _optional(value: object) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _shape(value: object) -> tuple[int, ...]:
+    return tuple(_integer(size) for size in _list(value))

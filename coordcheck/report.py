@@ -116,9 +116,8 @@ class Report:
             notes.append(f"{label}: {layer} was seen only at {', '.join(map(str, widths))}")
         for row in not_finite(self.measurements).itertuples():
             first: Any = row
-            notes.append(
-                f"{first.label}, width {first.width}, seed {first.seed}: first {first.status} in {first.layer} at t={first.step}"
-            )
+            run = f"{first.label}, width {first.width}, seed {first.seed}"
+            notes.append(f"{run}: first {first.status} in {first.layer} at t={first.step}")
         return list(dict.fromkeys(notes))
 
     @property

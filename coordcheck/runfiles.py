@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from coordcheck import __version__
 from coordcheck.errors import CoordCheckError, RunFileError
 from coordcheck.records import RunKey, RunRecord, same_label
 
@@ -61,11 +62,11 @@ def replace_file(path: Path, data: bytes) -> None:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
         os.replace(temporary, path)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
+        why = error.strerror or error
+        raise CoordCheckError(f"cannot write {path}: {why}. Give a folder that can be written.") from error
+    finally:
+        if temporary and os.path.exists(temporary):  # not renamed: the write failed, or was interrupted
             os.unlink(temporary)
-        raise CoordCheckError(
-            f"cannot write {path}: {error.strerror or error}. Give a folder that can be written."
-        ) from error
 
 
 def _umask() -> int:
@@ -94,7 +95,7 @@ def read_document(path: Path, kind: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         _refuse(path, f"is not strict JSON: {error}")
     schema = document.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
+    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA:
         _refuse(path, f"has schema {schema}; this version reads up to {SCHEMA}. Upgrade coordcheck")
     if document.get("format") != f"coordcheck {kind}" or not isinstance(document.get("content"), dict):
         _refuse(path, f"is not a coordcheck {kind} file")
@@ -122,14 +123,15 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 def slug(label: str) -> str:
-    """The ASCII folder name of a label; labels that are not plain words get a hash, so none collide.
+    r"""The ASCII folder name of a label; labels that are not plain words get a hash, so none collide.
 
-    >>> slug("\\u00b5P"), slug("SP"), slug("my run/2")
-    ('muP', 'SP', 'my-run-2-4cc1f58a')
+    >>> slug("\u00b5P"), slug("SP"), slug("my run/2")
+    ('muP', 'SP', 'my-run-2-6ab76af4')
     """
     label = same_label(label)
     plain = label.replace("\u03bc", "mu")
-    if re.fullmatch(r"[A-Za-z0-9_]{1,40}", plain):
+    # "muP" spelled in letters must not share a folder with the one spelled with the sign
+    if re.fullmatch(r"[A-Za-z0-9_]{1,40}", plain) and (plain != label or "mu" not in label):
         return plain
     words = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "label"
     return f"{words}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
@@ -180,7 +182,11 @@ class RunFolder:
     def find(self, key: RunKey) -> RunRecord | None:
         """The saved run of this key, if there is one."""
         path = self.run_path(key)
-        return _read_run(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = _read_run(path)
+        record.key = key  # the label as it is spelled now: the two mu signs are one label
+        return record
 
     def records(self) -> Iterator[RunRecord]:
         """All runs in the folder, by label, width and seed.
@@ -194,20 +200,32 @@ class RunFolder:
         paths = sorted((self.path / "runs").glob("*/*.json"))
         if not paths:
             raise CoordCheckError(f"no run files in {self.path / 'runs'}. Give the folder that save_to= wrote.")
-        yield from sorted((_read_run(path) for path in paths), key=lambda r: (r.key.label, r.key.width, r.key.seed))
+        spelled: dict[str, str] = {}  # labels that are the same after NFKC are one, as first spelled
+        records = []
+        for path in paths:
+            record = _read_run(path)
+            label = spelled.setdefault(same_label(record.key.label), record.key.label)
+            record.key = RunKey(label, record.key.width, record.key.seed)
+            records.append(record)
+        yield from sorted(records, key=lambda record: (record.key.label, record.key.width, record.key.seed))
 
 
 def _read_run(path: Path) -> RunRecord:
+    content = read_document(path, "run")
     try:
-        return RunRecord.from_json(read_document(path, "run"))
+        record = RunRecord.from_json(content)
     except RunFileError as error:
-        raise error if str(path) in str(error) else RunFileError(f"{path}: {error}") from error
+        raise RunFileError(f"{path} {error}") from error
+    key = record.key
+    if (path.parent.name, path.name) != (slug(key.label), f"{key.width}-{key.seed}.json"):
+        _refuse(path, f"holds the run of {key}, which its name does not say")
+    return record
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that change numbers or drawings."""
-    return {"python": platform.python_version()} | {
-        name: _version(name) for name in ("coordcheck", "torch", "numpy", "scipy", "pandas", "matplotlib")
+    return {"coordcheck": __version__, "python": platform.python_version()} | {
+        name: _version(name) for name in ("torch", "numpy", "scipy", "pandas", "matplotlib")
     }
 
 

@@ -97,8 +97,9 @@ def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `label, layer, quantity, step, order, slope, stderr, low, high, last_pair, power_law, seeds,
-        widths, growth, not_finite, status`. `not_finite` counts the NaN and Inf; `growth` is the measured ratio of the scale at the widest to that at the
-        narrowest width (geometric mean over seeds); `status` is "ok", "zero", "nan", "too few widths", ....
+        widths, growth, not_finite, status`. `growth` is the measured ratio of the scale at the widest to that
+        at the narrowest width (geometric mean over seeds); `not_finite` counts NaN and Inf; `status` is "ok",
+        "zero", "nan", "too few widths", ....
     """
     table = judged(table)
     logs = np.log2(table["value"].where(table["status"] == Status.OK.value))
@@ -134,8 +135,8 @@ def _fit(x: Array, y: Array) -> dict[str, Array]:
     Returns:
         (group,) arrays: the fields of `SlopeFit`; NaN for groups with fewer than 3 widths.
     """
-    have = np.isfinite(y)
-    have &= have.sum(axis=2, keepdims=True) >= 2  # a seed with one width says nothing about the slope
+    have: NDArray[np.bool_] = np.isfinite(y)
+    have = have & (have.sum(axis=2, keepdims=True) >= 2)  # a seed with one width says nothing about the slope
     count = np.maximum(have.sum(axis=2, keepdims=True), 1)
     # centred within each seed: (group, seed, width), zero where there is nothing
     dx = np.where(have, x - np.where(have, x, 0).sum(axis=2, keepdims=True) / count, 0)
@@ -163,7 +164,7 @@ def _fit(x: Array, y: Array) -> dict[str, Array]:
 
 def _last_pair(x: Array, y: Array, have: NDArray[np.bool_]) -> Array:
     """The slope between each group's two widest widths, over the seeds that have both: (group,)."""
-    present = have.any(axis=1)  # (group, width)
+    present = np.asarray(have.any(axis=1))  # (group, width)
     groups = np.arange(len(y))
     widest = present.shape[1] - 1 - present[:, ::-1].argmax(axis=1)
     present[groups, widest] = False

@@ -6,9 +6,7 @@ interrupted resumes where it stopped.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +16,7 @@ import cloudpickle
 import torch
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
-from coordcheck.records import Outcome, RunRecord
+from coordcheck.records import Outcome, RunKey, RunRecord
 from coordcheck.runfiles import RunFolder
 from coordcheck.training import Run, execute
 
@@ -36,6 +34,8 @@ def sweep(
     """Execute the runs that `folder` does not hold yet, and return the records of all, in the order given.
 
     Args:
+        runs: what to execute; keys must be distinct.
+        jobs: how many runs side by side, when no executor is given.
         executor: any PEP 3148 executor of processes; None runs here, or on a loky pool when `jobs` > 1.
         folder: where finished runs are saved as they end, and found again.
         watch: sees every record as it ends; what it raises ends the sweep.
@@ -47,19 +47,18 @@ def sweep(
     """
     done = _found(runs, folder)
     missing = [run for run in runs if run.key not in done]
-
-    def keep(record: RunRecord) -> None:
-        done[record.key] = record
-        if folder is not None and record.finished:
-            folder.save(record)
-
+    for record in done.values():
+        _show(record, watch)
     try:
+        if folder is not None:
+            folder.save_experiment(_experiment(runs))
         with _progress(len(missing)) as advance:
             for record in _results(missing, executor, jobs):
-                keep(record)
+                done[record.key] = record
+                if folder is not None and record.finished:
+                    folder.save(record)
                 advance(record)
-                if watch is not None:
-                    watch(record)
+                _show(record, watch)
     except KeyboardInterrupt:
         kept = [done[run.key] for run in runs if run.key in done]
         where = "" if folder is None else f" They are saved in {folder}: the same call resumes."
@@ -67,7 +66,19 @@ def sweep(
     return [done[run.key] for run in runs]
 
 
-def _found(runs: Sequence[Run], folder: RunFolder | None) -> dict[Any, RunRecord]:
+def _show(record: RunRecord, watch: Callable[[RunRecord], None] | None) -> None:
+    if watch is not None:
+        watch(record)
+
+
+def _experiment(runs: Sequence[Run]) -> dict[str, Any]:
+    """What was asked for, for the reader of the folder."""
+    settings = {run.key.label: dict(run.settings) for run in runs}
+    keys = [run.key for run in runs]
+    return {"widths": sorted({k.width for k in keys}), "seeds": sorted({k.seed for k in keys}), "labels": settings}
+
+
+def _found(runs: Sequence[Run], folder: RunFolder | None) -> dict[RunKey, RunRecord]:
     """The finished runs that the folder already holds, once their settings were compared."""
     if folder is None:
         return {}
@@ -102,14 +113,13 @@ def differences(before: Any, after: Any) -> list[str]:
 
 
 def _results(runs: Sequence[Run], executor: Executor | None, jobs: int) -> Iterator[RunRecord]:
-    if executor is None and jobs > 1 and len(runs) > 1:
-        yield from _on_loky(runs, jobs)
-    elif executor is None:
-        yield from map(execute, runs)
-    else:
-        _refuse_fork(executor)
+    if executor is not None:
         for run, future in _submitted(runs, executor):
             yield _collected(run, future)
+    elif jobs > 1 and runs:
+        yield from _on_loky(runs, jobs)
+    else:
+        yield from map(execute, runs)
 
 
 def execute_pickled(payload: bytes) -> RunRecord:
@@ -124,13 +134,29 @@ def execute_pickled(payload: bytes) -> RunRecord:
 def _submitted(runs: Sequence[Run], executor: Executor) -> Iterator[tuple[Run, Future[RunRecord]]]:
     """Submit the widest runs first, so that none of the long ones starts last; yield as they end."""
     longest_first = sorted(runs, key=lambda run: -run.key.width)
-    futures = {executor.submit(execute_pickled, cloudpickle.dumps(run)): run for run in longest_first}
+    futures = {_submit(run, executor): run for run in longest_first}
     try:
         for future in as_completed(futures):
             yield futures[future], future
     finally:
         for future in futures:
             future.cancel()
+
+
+def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
+    try:
+        payload = cloudpickle.dumps(run)
+    except Exception as error:  # picklers raise whatever their object's own code raises
+        raise CoordCheckError(
+            f"build, batch or loss of {run.key.label!r} cannot be sent to another process: {error}. "
+            "Make what they hold picklable, or run without jobs= and executor=."
+        ) from error
+    try:
+        return executor.submit(execute_pickled, payload)
+    except Exception as error:  # a pool that is broken or shut down
+        failed: Future[RunRecord] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _collected(run: Run, future: Future[RunRecord]) -> RunRecord:
@@ -140,42 +166,41 @@ def _collected(run: Run, future: Future[RunRecord]) -> RunRecord:
     except CoordCheckError:
         raise
     except Exception as error:  # executors have errors of their own for a worker that died
-        return RunRecord(
-            run.key,
-            settings=dict(run.settings),
-            outcome=Outcome.CRASHED,
-            reason=f"the worker process ended: {type(error).__name__}: {error}",
-        )
+        reason = f"the worker process ended: {type(error).__name__}: {error}"
+        return RunRecord(run.key, settings=dict(run.settings), outcome=Outcome.CRASHED, reason=reason)
 
 
 def _on_loky(runs: Sequence[Run], jobs: int) -> Iterator[RunRecord]:
-    """A pool of our own. When a worker dies it breaks the pool: the runs in flight are tried again, each alone."""
-    from loky import ProcessPoolExecutor
-
-    in_flight: list[Run] = []
-    pool = ProcessPoolExecutor(max_workers=min(jobs, len(runs)))
-    try:
+    """A pool of our own. A worker that dies breaks the pool for all; what it had not done is run again, one by one."""
+    unfinished: list[Run] = []
+    with _loky_pool(min(jobs, len(runs))) as pool:
         for run, future in _submitted(runs, pool):
             if isinstance(future.exception(), BrokenExecutor):
-                in_flight.append(run)
+                unfinished.append(run)
             else:
                 yield _collected(run, future)
-    finally:
-        pool.shutdown(wait=True, kill_workers=bool(sys.exc_info()[0]))
-    for run in in_flight:
-        with ProcessPoolExecutor(max_workers=1) as alone:
-            yield _collected(run, alone.submit(execute_pickled, cloudpickle.dumps(run)))
+    while unfinished:  # one at a time: a run that kills its worker is known, and the next gets a new one
+        with _loky_pool(1) as pool:
+            while unfinished:
+                run = unfinished.pop(0)
+                record = _collected(run, _submit(run, pool))
+                yield record
+                if record.outcome is Outcome.CRASHED:
+                    break
 
 
-def _refuse_fork(executor: Executor) -> None:
-    """Refuse executors that fork: after a threaded torch operation a forked child deadlocks."""
-    context = getattr(executor, "_mp_context", None)
-    if context is not None and isinstance(context, multiprocessing.context.BaseContext):
-        if context.get_start_method() == "fork":
-            raise CoordCheckError(
-                "executor= forks its workers, which deadlocks once torch has used threads. Use jobs=N, "
-                "loky.ProcessPoolExecutor(), or ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))."
-            )
+@contextmanager
+def _loky_pool(workers: int) -> Iterator[Executor]:
+    """A loky pool that is gone afterwards; its workers are killed when the block is left by an exception."""
+    from loky import ProcessPoolExecutor
+
+    pool = ProcessPoolExecutor(max_workers=workers)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=True, kill_workers=True)
+        raise
+    pool.shutdown(wait=True)
 
 
 def worker_threads(executor: Executor | None, jobs: int) -> int:

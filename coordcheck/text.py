@@ -94,6 +94,6 @@ def scale_table(report: Report) -> Table:
         table.add_column(name, overflow="fold")
     for name in (report.criteria.axis, *(f"t={step}" for step in means.columns)):
         table.add_column(name, justify="right")
-    for (label, layer, _, width), values in means.iterrows():  # type: ignore[misc]  # the index is these four
+    for (label, layer, _, width), values in means.iterrows():
         table.add_row(Text(label), Text(layer), Text(str(width)), *(Text(f"{value:.3g}") for value in values))
     return table

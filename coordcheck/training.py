@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.errors import CoordCheckError
-from coordcheck.recorder import SiteRecorder, parameter_infos
-from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
+from coordcheck.recorder import parameter_infos
+from coordcheck.records import Outcome, RunKey, RunRecord
+from coordcheck.sites import SiteRecorder
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Build = Callable[[int], Any]
@@ -65,9 +67,9 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
         )
     output = model(**batch)
     if isinstance(output, Mapping):
-        return output["loss"]  # type: ignore[no-any-return]  # the model's own mapping, untyped
+        return output["loss"]
     found = getattr(output, "loss", None)
-    return output[0] if found is None else found  # type: ignore[no-any-return]  # the model's own output, untyped
+    return output[0] if found is None else found
 
 
 def as_loss(loss: Callable[..., Tensor] | None) -> Loss:
@@ -112,7 +114,7 @@ def cached_batches(batch: Any, steps: int) -> Any:
         return batch
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
         return [batch]
-    if isinstance(batch, (tuple, list)) and (not batch or isinstance(batch[0], Tensor)):
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
         return [batch]
     batches = list(islice(batch, steps + 1))
     if len(batches) not in (1, steps + 1):
@@ -145,6 +147,7 @@ def preserved_state(threads: int | None = None) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
     found_threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with torch.random.fork_rng(devices), torch.enable_grad():
         try:
             if threads is not None and threads != found_threads:
@@ -155,17 +158,24 @@ def preserved_state(threads: int | None = None) -> Iterator[None]:
             torch.set_default_dtype(dtype)
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
-            if torch.are_deterministic_algorithms_enabled() != deterministic:
-                torch.use_deterministic_algorithms(deterministic)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             np.random.set_state(numpy_state)
             random.setstate(python_state)
 
 
 def seed_everything(seed: int) -> None:
     """Seed torch, numpy and random; widths of one seed share it, in whichever order they run."""
-    torch.manual_seed(seed)
+    if _has_accelerator():
+        torch.manual_seed(seed)
+    else:  # the same for the CPU, without queueing a call (and a stack trace) for devices that are not there
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@lru_cache(maxsize=1)
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 
 @dataclass(frozen=True)
@@ -227,13 +237,12 @@ def _train(run: Run, record: RunRecord) -> None:
     if run.device is not None:
         model.to(run.device)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batches = [to_device(batch, device) for batch in batches]
-    record.notes.extend(_warnings(model))
     losses: list[Tensor] = []
     with SiteRecorder(model) as recorder:
         for step in range(run.steps + 1):
+            batch = to_device(batches[step % len(batches)], device)  # a copy: the model may write into it
             with recorder.window(step):
-                loss = loss_function(model, batches[step % len(batches)])
+                loss = loss_function(model, batch)
             _check_scalar(loss)
             losses.append(loss.detach().reshape(()))
             if step < run.steps:  # the last forward is only looked at
@@ -243,7 +252,7 @@ def _train(run: Run, record: RunRecord) -> None:
                 _check_reached(model, optimizers, run.steps)
     record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
     record.sites, record.rows = list(recorder.sites.values()), recorder.rows
-    record.notes.extend(f"{count} {what}s were not measured" for what, count in recorder.skipped.items())
+    record.notes.extend(recorder.notes())
 
 
 def _update(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
@@ -302,16 +311,3 @@ def _check_reached(model: nn.Module, optimizers: Sequence[Optimizer], steps: int
         raise CoordCheckError(
             "the loss does not depend on any parameter that the optimizer holds: none received a gradient."
         )
-
-
-def _warnings(model: nn.Module) -> list[str]:
-    """What makes h_t - h_0 more than an effect of training, said once per run."""
-    dropout = sum(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 and m.training for m in model.modules())
-    return (
-        [f"dropout is on in {dropout} modules: its noise is part of every change; set p=0 in build"] if dropout else []
-    )
-
-
-def untrained(infos: Sequence[ParameterInfo]) -> list[str]:
-    """The trainable parameters that no optimizer holds."""
-    return [info.name for info in infos if info.learning_rate is None]

@@ -85,6 +85,9 @@ def compare(evidence: Evidence, expected: float, tolerance: float, shrink_allowe
     """Whether a slope is its expected exponent, within `tolerance` and its own 95 % interval.
 
     Args:
+        evidence: the slope with its interval.
+        expected: the exponent it should have.
+        tolerance: how far from it still counts as being it.
         shrink_allowed: how far below `expected` the slope may lie as well.
     """
     low, high = evidence.low - expected, evidence.high - expected

@@ -28,7 +28,9 @@ def _one_thread():
     torch.set_num_threads(found)
 
 
-def pair_batch(seed: int = 0, examples: int = 16, inputs: int = 64, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_batch(
+    seed: int = 0, examples: int = 16, inputs: int = 64, classes: int = 10
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A classification batch: (examples, inputs) standard normal, (examples,) random labels."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(examples, inputs, generator=generator)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,17 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.models.parametrizations import Parametrization, Rule
+from coordcheck.models.parametrizations import parametrization as find_parametrization
 
-OPTIMIZERS: Mapping[str, tuple[type[Optimizer], str]] = {
+Builder = Callable[[int], tuple[nn.Module, Optimizer]]
+
+OPTIMIZERS: Mapping[str, tuple[Callable[..., Optimizer], str]] = {
     "sgd": (SGD, "sgd"),
     "adam": (Adam, "adam"),
     "adamw": (AdamW, "adam"),
 }
 
-ACTIVATIONS = {
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "tanh": torch.tanh,
@@ -67,31 +71,60 @@ def initialise(model: nn.Module, table: Parametrization, zero_init: Iterable[str
 
 
 def make_optimizer(
-    named_roles: Iterable[tuple[nn.Parameter, str]],
-    table: Parametrization,
-    *,
-    optimizer: str,
-    lr: float,
-    scale: float,
-    **options: Any,
+    model: ReferenceModel, table: Parametrization, *, optimizer: str, lr: float, scale: float
 ) -> Optimizer:
     """An optimizer with one group per learning rate: `lr * scale ** rule.lr`, scale = width / base_width."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter, role in named_roles:
+    groups: dict[float, list[Tensor]] = {}
+    for parameter, role in model.roles():
         groups.setdefault(lr * scale ** table.rules[role].lr, []).append(parameter)
     kind, _ = OPTIMIZERS[optimizer]
-    return kind([{"params": params, "lr": rate} for rate, params in groups.items()], **options)  # type: ignore[call-arg]  # every class here takes groups
+    return kind([{"params": params, "lr": rate} for rate, params in groups.items()])
 
 
-def rule_kind(optimizer: str) -> str:
-    """Which of a parametrization's tables an optimizer follows: "sgd" or "adam".
+class ReferenceModel(Protocol):
+    """A model that tells the role of each of its parameters."""
+
+    def roles(self) -> Iterator[tuple[Tensor, str]]: ...
+
+
+def builder(
+    family: str,
+    model: Callable[[int, Any, Parametrization], Any],
+    config: Callable[..., Any],
+    parametrization: str,
+    fields: Mapping[str, Any],
+    *,
+    optimizer: str,
+    **options: Any,
+) -> Builder:
+    """The `build(width)` of a reference model; picklable, and described by its settings.
 
     Raises:
-        CoordCheckError: an optimizer the reference models do not know.
+        CoordCheckError: an unknown parametrization, optimizer or configuration field.
     """
-    if optimizer not in OPTIMIZERS:
-        raise CoordCheckError(f"there is no optimizer {optimizer!r} here; known are {', '.join(OPTIMIZERS)}.")
-    return OPTIMIZERS[optimizer][1]
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    table = find_parametrization(family, parametrization, OPTIMIZERS[optimizer][1])
+    try:
+        settings = config(**fields)
+    except TypeError as error:
+        raise CoordCheckError(f"{error}; known are {', '.join(vars(config)['__dataclass_fields__'])}.") from error
+    return partial(_build, model=model, config=settings, table=table, optimizer=optimizer, **options)
+
+
+def _build(
+    width: int,
+    *,
+    model: Callable[[int, Any, Parametrization], Any],
+    config: Any,
+    table: Parametrization,
+    optimizer: str,
+    lr: float,
+    base_width: int,
+    zero_init: tuple[str, ...],
+) -> tuple[nn.Module, Optimizer]:
+    made = model(width, config, table)
+    initialise(made, table, zero_init)
+    return made, make_optimizer(made, table, optimizer=optimizer, lr=lr, scale=width / base_width)
 
 
 def check_choice(what: str, value: object, known: Iterable[object]) -> None:

@@ -2,46 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from coordcheck.models.builders import ACTIVATIONS, Linear, check_choice, initialise, make_optimizer, rule_kind
-from coordcheck.models.parametrizations import Parametrization, parametrization
+from coordcheck.models.builders import ACTIVATIONS, Builder, Linear, builder, check_choice
+from coordcheck.models.parametrizations import Parametrization
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Everything but the width of the hidden layers, of which there are `depth`."""
+
+    depth: int = 3
+    inputs: int = 64
+    outputs: int = 10
+    activation: str = "relu"
+    biases: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 class MLP(nn.Module):
     """`depth` hidden layers of `width` units: (batch, inputs) -> (batch, outputs)."""
 
-    def __init__(
-        self, width: int, table: Parametrization, *, depth: int, inputs: int, outputs: int, activation: str, bias: bool
-    ) -> None:
+    def __init__(self, width: int, config: MLPConfig, table: Parametrization) -> None:
         super().__init__()
-        check_choice("activation", activation, ACTIVATIONS)
-        rules = table.rules
-        self.input = Linear(inputs, width, role="input", rule=rules["input"], grows=False, bias=bias)
+        rules, bias = table.rules, config.biases
+        self.input = Linear(config.inputs, width, role="input", rule=rules["input"], grows=False, bias=bias)
         self.hidden = nn.ModuleList(
-            Linear(width, width, role="hidden", rule=rules["hidden"], grows=True, bias=bias) for _ in range(depth - 1)
+            Linear(width, width, role="hidden", rule=rules["hidden"], grows=True, bias=bias)
+            for _ in range(config.depth - 1)
         )
-        self.readout = Linear(width, outputs, role="readout", rule=rules["readout"], grows=True, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.readout = Linear(width, config.outputs, role="readout", rule=rules["readout"], grows=True, bias=bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.input(x))
         for layer in self.hidden:
             x = self.activation(layer(x))
-        output: Tensor = self.readout(x)
-        return output
+        return self.readout(x)
 
-    def roles(self) -> Iterator[tuple[nn.Parameter, str]]:
+    def roles(self) -> Iterator[tuple[Tensor, str]]:
         """Every parameter with its role in the parametrization's table."""
-        for layer in (self.input, *self.hidden, self.readout):
-            assert isinstance(layer, Linear)
-            yield layer.weight, layer.role
-            if layer.bias is not None:
-                yield layer.bias, "readout bias" if layer is self.readout else "bias"
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                yield layer.weight, layer.role
+                if layer.bias is not None:
+                    yield layer.bias, "readout bias" if layer is self.readout else "bias"
 
 
 def mlp(
@@ -50,49 +61,21 @@ def mlp(
     *,
     lr: float = 1e-3,
     base_width: int = 64,
-    depth: int = 3,
-    inputs: int = 64,
-    outputs: int = 10,
-    activation: str = "relu",
-    bias: bool = True,
-    zero_init: Sequence[str] = (),
-) -> Callable[[int], tuple[nn.Module, Optimizer]]:
-    """A `build(width)` for an MLP of `depth` hidden layers.
+    zero_init: tuple[str, ...] = (),
+    **config: Any,
+) -> Builder:
+    """A `build(width)` for the reference MLP.
 
     Args:
         parametrization: "SP", "SP (PyTorch)", "NTK", "mean-field" or "µP".
         optimizer: "sgd", "adam" or "adamw".
-        lr: the learning rate at `base_width`, where all parametrizations use the same one.
+        lr: the learning rate at `base_width`.
+        base_width: the width at which every parametrization uses the same learning rates.
         zero_init: roles whose weights start at zero, such as ("readout",).
+        config: the fields of `MLPConfig`.
 
     Raises:
         CoordCheckError: a name or option that is not known.
     """
-    table = _table(parametrization, optimizer)
-    options = {"depth": depth, "inputs": inputs, "outputs": outputs, "activation": activation, "bias": bias}
-    return partial(
-        _build, table=table, optimizer=optimizer, lr=lr, base_width=base_width, zero_init=tuple(zero_init), **options
-    )
-
-
-def _table(name: str, optimizer: str) -> Parametrization:
-    return parametrization("mlp", name, rule_kind(optimizer))
-
-
-def _build(
-    width: int,
-    *,
-    table: Parametrization,
-    optimizer: str,
-    lr: float,
-    base_width: int,
-    zero_init: tuple[str, ...],
-    depth: int,
-    inputs: int,
-    outputs: int,
-    activation: str,
-    bias: bool,
-) -> tuple[nn.Module, Optimizer]:
-    model = MLP(width, table, depth=depth, inputs=inputs, outputs=outputs, activation=activation, bias=bias)
-    initialise(model, table, zero_init)
-    return model, make_optimizer(model.roles(), table, optimizer=optimizer, lr=lr, scale=width / base_width)
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "base_width": base_width, "zero_init": zero_init}
+    return builder("mlp", MLP, MLPConfig, parametrization, config, **options)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from coordcheck.errors import CoordCheckError
-from coordcheck.models.builders import ACTIVATIONS, Linear, check_choice, initialise, make_optimizer, rule_kind
-from coordcheck.models.parametrizations import Parametrization, parametrization
+from coordcheck.models.builders import ACTIVATIONS, Builder, Linear, builder, check_choice
+from coordcheck.models.parametrizations import Parametrization
 
 GROWS = ("head size", "heads")
 NORMS = ("rmsnorm", "layernorm")
@@ -91,8 +89,7 @@ class Attention(nn.Module):
             for layer in (self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scale)
-        output: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, width))
-        return output
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, width))
 
 
 class FeedForward(nn.Module):
@@ -109,8 +106,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.up(x)
         hidden = self.activation(hidden) if self.gate is None else self.activation(self.gate(x)) * hidden
-        output: Tensor = self.down(hidden)
-        return output
+        return self.down(hidden)
 
 
 class Block(nn.Module):
@@ -125,8 +121,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x))
-        output: Tensor = x + self.mlp(self.mlp_norm(x))
-        return output
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -151,10 +146,9 @@ class Transformer(nn.Module):
         x = self.final_norm(x)
         if self.unembedding is None:
             return F.linear(x * self.readout_multiplier, self.embedding.weight)
-        output: Tensor = self.unembedding(x)
-        return output
+        return self.unembedding(x)
 
-    def roles(self) -> Iterator[tuple[nn.Parameter, str]]:
+    def roles(self) -> Iterator[tuple[Tensor, str]]:
         """Every parameter with its role in the parametrization's table."""
         for module in self.modules():
             if isinstance(module, Linear):
@@ -186,43 +180,19 @@ def transformer(
     base_width: int = 64,
     zero_init: tuple[str, ...] = (),
     **config: Any,
-) -> Callable[[int], tuple[nn.Module, Optimizer]]:
-    """A `build(width)` for a decoder-only Transformer.
+) -> Builder:
+    """A `build(width)` for the reference Transformer.
 
     Args:
         parametrization: "SP", "SP (PyTorch)", "NTK", "mean-field" or "µP".
         optimizer: "sgd", "adam" or "adamw".
-        lr: the learning rate at `base_width`, where all parametrizations use the same one.
+        lr: the learning rate at `base_width`.
+        base_width: the width at which every parametrization uses the same learning rates.
         zero_init: roles whose weights start at zero, such as ("unembedding", "query").
         config: the fields of `TransformerConfig`.
 
     Raises:
         CoordCheckError: a name or option that is not known.
     """
-    table = _table(parametrization, optimizer)
-    try:
-        settings = TransformerConfig(**config)
-    except TypeError as error:
-        raise CoordCheckError(f"{error}; known are {', '.join(TransformerConfig.__dataclass_fields__)}.") from error
-    return partial(
-        _build, table=table, config=settings, optimizer=optimizer, lr=lr, base_width=base_width, zero_init=zero_init
-    )
-
-
-def _table(name: str, optimizer: str) -> Parametrization:
-    return parametrization("transformer", name, rule_kind(optimizer))
-
-
-def _build(
-    width: int,
-    *,
-    table: Parametrization,
-    config: TransformerConfig,
-    optimizer: str,
-    lr: float,
-    base_width: int,
-    zero_init: tuple[str, ...],
-) -> tuple[nn.Module, Optimizer]:
-    model = Transformer(width, config, table)
-    initialise(model, table, zero_init)
-    return model, make_optimizer(model.roles(), table, optimizer=optimizer, lr=lr, scale=width / base_width)
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "base_width": base_width, "zero_init": zero_init}
+    return builder("transformer", Transformer, TransformerConfig, parametrization, config, **options)

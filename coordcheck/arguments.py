@@ -1,0 +1,169 @@
+"""What a caller may hand in: every argument is looked at before any time is spent, and refused in words."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from coordcheck.errors import CoordCheckError
+from coordcheck.records import same_label
+
+
+def labelled(build: object) -> dict[str, Callable[[int], Any]]:
+    """The factories by label: a mapping as it is, a single callable under its own name.
+
+    Raises:
+        CoordCheckError: nothing to check, labels that are no texts or not distinct, values that are not callable.
+    """
+    builds: dict[Any, Any] = dict(build) if isinstance(build, Mapping) else {getattr(build, "__name__", "model"): build}
+    if not builds:
+        raise CoordCheckError("there is nothing to check: build is an empty mapping.")
+    seen: dict[str, str] = {}
+    for label, function in builds.items():
+        if not isinstance(label, str) or not label.strip() or not label.isprintable():
+            raise CoordCheckError(f"labels must be printable texts, got {label!r}.")
+        if not callable(function):
+            raise CoordCheckError(f"build of {label!r} must be a function of the width, got {type(function).__name__}.")
+        other = seen.setdefault(same_label(label), label)
+        if other != label:
+            raise CoordCheckError(f"labels {other!r} and {label!r} are the same after Unicode NFKC.")
+    return builds
+
+
+def distinct_widths(widths: object) -> list[int]:
+    """The widths as sorted, distinct integers.
+
+    Raises:
+        CoordCheckError: none, or one that is not a positive integer.
+
+    >>> distinct_widths([128, "64", 64])
+    [64, 128]
+    """
+    found = set()
+    for width in widths if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]:
+        number = _integer(int(width) if isinstance(width, str) and width.isdecimal() and len(width) < 20 else width)
+        if number is None or number < 1:
+            raise CoordCheckError(f"widths must be positive integers, got {width!r}. Pass widths=(64, 128, 256, ...).")
+        found.add(number)
+    if not found:
+        raise CoordCheckError("there are no widths. Pass widths=(64, 128, 256, ...).")
+    return sorted(found)
+
+
+def seed_numbers(seeds: object) -> list[int]:
+    """Which seeds to run: 0, 1, ... for a count, or those given.
+
+    Raises:
+        CoordCheckError: a count below 1, no seeds, or one that is not an integer from 0.
+    """
+    count = _integer(seeds)
+    numbers = list(range(count)) if count is not None else None
+    if numbers is None and isinstance(seeds, Iterable) and not isinstance(seeds, str):
+        given = [_integer(seed) for seed in seeds]
+        if all(seed is not None and seed >= 0 for seed in given):
+            numbers = [seed for seed in dict.fromkeys(given) if seed is not None]
+    if not numbers:
+        raise CoordCheckError(f"seeds must be how many (1 or more) or which (integers from 0), got {seeds!r}.")
+    return numbers
+
+
+def whole_number(name: str, value: object, minimum: int) -> int:
+    """An integer argument.
+
+    Raises:
+        CoordCheckError: anything else, or one below `minimum`.
+    """
+    number = _integer(value)
+    if number is None or number < minimum:
+        raise CoordCheckError(f"{name} must be an integer of {minimum} or more, got {value!r}.")
+    return number
+
+
+def _integer(value: Any) -> int | None:
+    """The integer that `value` is, of whichever library; None for anything else, booleans included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def finite(name: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        CoordCheckError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise CoordCheckError(f"{name} must be a finite number, got {value!r}.")
+    return float(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0.
+
+    Raises:
+        CoordCheckError: anything else.
+    """
+    if finite(name, value) <= 0:
+        raise CoordCheckError(f"{name} must be above 0, got {value!r}.")
+    return float(value)
+
+
+def expectation(expect: object) -> dict[str, float] | None:
+    """Layer glob -> exponent.
+
+    Raises:
+        CoordCheckError: anything but a mapping of texts to finite numbers.
+    """
+    if expect is None:
+        return None
+    if not isinstance(expect, Mapping) or not all(isinstance(glob, str) for glob in expect):
+        raise CoordCheckError(f'expect must map layer globs to exponents, such as {{"*.router": 0.5}}, got {expect!r}.')
+    return {glob: finite(f"expect[{glob!r}]", exponent) for glob, exponent in expect.items()}
+
+
+def optional_callable(name: str, value: object, what: str) -> None:
+    """Refuse a value that is neither None nor callable.
+
+    Raises:
+        CoordCheckError: it is something else; `what` says what is accepted.
+    """
+    if value is not None and not callable(value):
+        raise CoordCheckError(f"{name} must be {what}, got {value!r}.")
+
+
+def process_executor(executor: Any) -> None:
+    """Refuse what is no executor, and executors whose runs would share, or copy, this process's torch.
+
+    Raises:
+        CoordCheckError: not an executor; one of threads (random state is global); one that forks (after a
+            threaded torch operation a forked child deadlocks).
+    """
+    if executor is None:
+        return
+    if not callable(getattr(executor, "submit", None)):
+        raise CoordCheckError(f"executor must have a submit method (PEP 3148), got {executor!r}. Or pass jobs=N.")
+    if isinstance(executor, ThreadPoolExecutor):
+        raise CoordCheckError("executor runs threads, which share one random state. Use jobs=N or a pool of processes.")
+    context = getattr(executor, "_mp_context", None) or getattr(executor, "_context", None)
+    if context is not None and getattr(context, "get_start_method", str)() == "fork":
+        raise CoordCheckError(
+            "executor forks its workers, which deadlocks once torch has used threads. Use jobs=N, "
+            "loky.ProcessPoolExecutor(), or ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn'))."
+        )
+
+
+def folder_path(name: str, value: object) -> None:
+    """Refuse what cannot be a folder's path.
+
+    Raises:
+        CoordCheckError: not a text or path, or one with a NUL.
+    """
+    if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
+        raise CoordCheckError(f"{name} must be the path of a folder, got {value!r}.")

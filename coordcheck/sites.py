@@ -1,0 +1,362 @@
+"""Model -> rows: hooks that record the scale of every module call, one window per step."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from coordcheck import scales
+from coordcheck.errors import CoordCheckError
+from coordcheck.records import Kind, Quantity, Row, Site, Status, status_of
+
+ROOT = "(model)"
+"""The layer name of the model's own output; module paths never hold parentheses."""
+
+MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
+WHOLE_COORDINATES = 2**15  # outputs up to this size are copied in the hook and reduced later, many at once
+WINDOWS_KEPT = 8  # windows whose copies are held before they are reduced
+
+
+class _Call:
+    """One output tensor of one call: what was kept of it, still on its device."""
+
+    __slots__ = ("change_status", "kept", "scales", "shape", "site", "status")
+
+    def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
+        self.site = site
+        self.shape = shape
+        self.status = Status.OK
+        self.change_status = Status.OK
+        self.kept: Tensor | None = None
+        """The whole output when it is small, else its sampled rows."""
+        self.scales: tuple[Tensor, Tensor] | None = None
+        """rms and mean_abs, of an output that was not kept whole."""
+
+
+class _Input(NamedTuple):
+    """One input tensor of the model at t=0: a copy, and what tells that it is still the same."""
+
+    copy: Tensor
+    address: int
+    version: int
+
+
+class _Window(NamedTuple):
+    """What one closed window saw."""
+
+    step: int
+    calls: list[tuple[Site, _Call]]
+    """Each site with the call that computed its output: another site's for a passthrough."""
+    missed: list[Site]
+    moved: list[Tensor | bool]
+    """Flags, any of which tells that the model's input differs from the one at t=0."""
+
+
+class SiteRecorder:
+    """Records activation, mean_abs and change of every module call, one window per step.
+
+    Hooks are registered once, when the block is entered, and removed when it is left, also after an
+    exception. They never raise into the model: what cannot be measured becomes a status. Values are
+    taken inside the hook, so that in-place operations further on do not change them: small outputs are
+    copied, large ones are reduced at once, and of those only sampled rows are kept to follow their
+    change. Everything stays on its device until `rows` is asked for.
+
+    Source: the quantities are those of Yang et al. 2022 (arXiv:2203.03466), appendix D.1, and their
+    change from initialisation.
+
+    Raises:
+        CoordCheckError: a model whose calls cannot be hooked (a ScriptModule, a compiled model).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise CoordCheckError(
+                "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
+                "from."
+            )
+        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+            raise CoordCheckError(
+                "the model is compiled, and hooks on a compiled model silently do not fire. Check the eager model: "
+                "its scales are the same."
+            )
+        self.sites: dict[str, Site] = {}
+        self.skipped: Counter[str] = Counter()
+        self._model = model
+        self._initial: dict[str, _Call] = {}
+        self._initial_inputs: list[_Input] | None = None
+        self._step: int | None = None
+        self._calls: list[tuple[Site, _Call]] = []
+        self._moved: list[Tensor | bool] = []
+        self._counts: Counter[str] = Counter()
+        self._returned: dict[int, tuple[weakref.ref[Tensor], int, _Call]] = {}
+        self._closed: list[_Window] = []
+        self._rows: list[Row] = []
+        self._ever_called: set[str] = set()
+        self._handles = ExitStack()
+
+    def __enter__(self) -> SiteRecorder:
+        with ExitStack() as handles:  # undone when a module refuses its hook
+            for name, module in self._model.named_modules():
+                handles.callback(module.register_forward_hook(partial(self._on_forward, name or ROOT)).remove)
+            root = self._model.register_forward_pre_hook(self._on_root_input, with_kwargs=True)
+            handles.callback(root.remove)
+            self._handles = handles.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handles.close()
+        self._reduce()
+        self._initial.clear()
+        self._initial_inputs = None
+
+    @contextmanager
+    def window(self, step: int) -> Iterator[None]:
+        """Record every module call made inside the block as step `step`."""
+        self.open(step)
+        try:
+            yield
+        finally:
+            self.close()
+
+    def open(self, step: int) -> None:
+        """Start recording calls as step `step`."""
+        self._step = step
+
+    def close(self) -> None:
+        """Stop recording; nothing is waited for."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        seen = {site.layer for site, _ in self._calls}
+        missed = [site for layer, site in self.sites.items() if layer not in seen]
+        self._closed.append(_Window(step, self._calls, missed, self._moved))
+        self._calls, self._moved = [], []
+        self._ever_called.update(self._counts)
+        self._counts.clear()
+        self._returned.clear()
+        if len(self._closed) == WINDOWS_KEPT:
+            self._reduce()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all closed windows; waits for the device."""
+        self._reduce()
+        return self._rows
+
+    def never_called(self) -> set[str]:
+        """Module paths none of whose calls was seen so far."""
+        return {name or ROOT for name, _ in self._model.named_modules()} - self._ever_called
+
+    def notes(self) -> list[str]:
+        """What the reader of the rows must know: outputs without a scale, and noise in every change."""
+        notes = [f"{what} was not measured ({count} times)" for what, count in self.skipped.items()]
+        dropout = [
+            m for m in self._model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p and m.training
+        ]
+        if dropout:
+            notes.append(
+                f"dropout is on in {len(dropout)} modules: its noise is part of every change; set p=0 in build"
+            )
+        return notes
+
+    def _on_root_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._step is None or in_backward() or self._counts[ROOT]:
+            return
+        try:
+            self._compare_inputs([leaf for _, leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+        except Exception as error:  # a hook of ours must never raise into the user's model
+            self.skipped[f"the model's input ({type(error).__name__})"] += 1
+
+    def _compare_inputs(self, inputs: list[Tensor]) -> None:
+        """Note whether the model's input is the one of t=0."""
+        if self._initial_inputs is None:
+            self._initial_inputs = [_Input(t.detach().clone(), t.data_ptr(), _version(t)) for t in inputs]
+            return
+        initial = self._initial_inputs
+        if [now.shape for now in inputs] != [then.copy.shape for then in initial]:
+            self._moved.append(True)
+            return
+        for now, then in zip(inputs, initial, strict=True):
+            # the same memory, not written to since t=0, needs no comparison
+            if (now.data_ptr(), _version(now)) != (then.address, then.version):
+                self._moved.append((now != then.copy).any())
+
+    def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        # a call during the backward pass is activation checkpointing computing the same call again
+        if self._step is None or in_backward():
+            return
+        self._counts[name] += 1
+        count = self._counts[name]
+        layer = name if count == 1 else f"{name}#{count}"
+        try:
+            if isinstance(output, Tensor):
+                self._record(layer, output)
+            else:
+                self._record_leaves(layer, output)
+        except Exception as error:  # a hook of ours must never raise into the user's model
+            self.skipped[f"the output of {layer} ({type(error).__name__})"] += 1
+
+    def _record_leaves(self, layer: str, output: Any) -> None:
+        for path, leaf in _leaves(output):
+            if isinstance(leaf, Tensor):
+                self._record(f"{layer}:out{path}", leaf)
+            elif leaf is not None:
+                self.skipped[f"an output of type {type(leaf).__name__}"] += 1
+
+    def _record(self, layer: str, tensor: Tensor) -> None:
+        returned = self._returned.get(id(tensor))
+        # the version tells an Identity from an in-place ReLU, which returns the same object, changed
+        if returned is not None and returned[0]() is tensor and returned[1] == _version(tensor):
+            call = returned[2]
+            self._calls.append((self._site(layer, tensor, Kind.PASSTHROUGH), call))
+            if self._step == 0:
+                self._initial[layer] = call
+            return
+        site = self._site(layer, tensor, Kind.MODULE)
+        call = _Call(site, tuple(tensor.shape))
+        try:
+            self._keep(call, tensor)
+        except scales.NotMeasurable as reason:
+            call.status = reason.status
+        except Exception:  # likewise: a tensor that cannot be read is a status
+            call.status = Status.UNSUPPORTED
+        self._calls.append((site, call))
+        self._returned[id(tensor)] = (weakref.ref(tensor), _version(tensor), call)
+
+    def _keep(self, call: _Call, tensor: Tensor) -> None:
+        values = scales.measurable(tensor)
+        if values.numel() <= WHOLE_COORDINATES:
+            call.kept = values.clone()
+        else:
+            call.scales = scales.rms_and_mean_abs(values)
+            call.kept = scales.sample_rows(values)
+        if self._step == 0:
+            self._initial[call.site.layer] = call
+            return
+        initial = self._initial.get(call.site.layer)
+        if initial is None or initial.kept is None:
+            call.change_status = Status.NOT_CALLED
+        elif initial.shape != call.shape:
+            call.change_status = Status.SHAPE_CHANGED
+
+    def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
+        site = self.sites.get(layer)
+        if site is None:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            # a ragged axis has no number for its size
+            shape = tuple(size if type(size) is int else -1 for size in tensor.shape)
+            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape, dtype)
+        return site
+
+    def _reduce(self) -> None:
+        """Turn the closed windows into rows: one reduction per site, one transfer per device."""
+        closed, self._closed = self._closed, []
+        alike: dict[tuple[str, tuple[int, ...]], list[_Call]] = {}  # the steps of one site, which are stacked
+        for window in closed:
+            for site, call in window.calls:
+                if call.kept is not None and call.site is site:
+                    alike.setdefault((site.layer, call.shape), []).append(call)
+        tables = {}
+        for (layer, shape), calls in alike.items():
+            initial = self._initial.get(layer)
+            start = initial.kept if initial is not None and initial.shape == shape else None
+            try:
+                tables[layer, shape] = _reduced(calls, start)
+            except Exception:  # tensors that cannot be stacked or reduced outside their own context
+                for call in calls:
+                    call.status = Status.UNSUPPORTED
+        fetched = _fetch(list(tables.values()))
+        values = dict(zip((call for key in tables for call in alike[key]), fetched, strict=True))
+        for window in closed:
+            moved = any(bool(flag) for flag in window.moved)
+            for site, call in window.calls:
+                self._rows.extend(_rows(site.order, window.step, call, values.get(call, ()), moved))
+            for site in window.missed:
+                self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass."""
+    # the id of the autograd graph task this thread runs for, -1 outside a backward pass; torch keeps
+    # no public name for it, and its own checkpointing reads it here
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _reduced(calls: Sequence[_Call], initial: Tensor | None) -> Tensor:
+    """activation, mean_abs and change of one site at several steps: (step, 3), on the site's device."""
+    stack = torch.stack([call.kept for call in calls if call.kept is not None])  # (step, *kept)
+    scaled = [torch.stack(call.scales) for call in calls if call.scales is not None]
+    if scaled:  # large: reduced in the hook, and `kept` are its sampled rows
+        columns = torch.stack(scaled, dim=1)  # (2, step)
+    else:
+        flat = stack.flatten(1) if stack.dim() > 1 else stack[:, None]  # (step, coordinate)
+        columns = torch.stack([scales.rms(flat, 1), scales.mean_abs(flat, 1)])
+    change = columns[:1]  # a place for the value; never read where there is no initial output to compare with
+    if initial is not None:
+        if not scaled and stack.dim() > 1:
+            stack, initial = scales.sample_rows(stack, stacked=True), scales.sample_rows(initial)
+        change = scales.rms((stack - initial).reshape(len(stack), -1), 1)[None]
+    return torch.cat([columns, change]).T
+
+
+def _fetch(tables: Sequence[Tensor]) -> list[Sequence[float]]:
+    """The rows of (n, 3) tables, in order, with one transfer per device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for index, table in enumerate(tables):
+        by_device.setdefault(table.device, []).append(index)
+    fetched: dict[int, list[list[float]]] = {}
+    for indices in by_device.values():
+        rows = iter(torch.cat([tables[index] for index in indices]).tolist())
+        for index in indices:
+            fetched[index] = [next(rows) for _ in range(len(tables[index]))]
+    return [row for index in range(len(tables)) for row in fetched[index]]
+
+
+def _rows(order: int, step: int, call: _Call, values: Sequence[float], moved: bool) -> list[Row]:
+    """The rows of one call: its values with their status, or the reason why there is none."""
+    if call.status is not Status.OK:
+        return [Row(order, step, Quantity.ACTIVATION, None, call.status)]
+    rows = []
+    for quantity, value in zip(_QUANTITIES if step else _QUANTITIES[:2], values, strict=False):
+        status = status_of(value)
+        rows.append(Row(order, step, quantity, None if status.not_finite else value, status))
+    reason = Status.MOVED_INPUT if moved and call.change_status is Status.OK else call.change_status
+    if step and reason is not Status.OK:
+        rows[-1] = Row(order, step, Quantity.CHANGE, None, reason)
+    return rows
+
+
+_QUANTITIES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)  # the columns of a site's table
+
+
+def _leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Everything inside nested tuples, lists, mappings and dataclasses, with its path: `[0]`, `.logits`."""
+    children: Iterable[tuple[str, Any]]
+    if isinstance(value, Tensor) or depth == MAX_DEPTH:
+        yield path, value
+        return
+    if is_dataclass(value) and not isinstance(value, type):
+        children = ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
+    elif isinstance(value, Mapping):
+        children = ((f"[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", None)
+        children = ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(value))
+    else:
+        yield path, value
+        return
+    for suffix, item in children:
+        yield from _leaves(item, path + suffix, depth + 1)

@@ -1,0 +1,178 @@
+"""Time and memory of recording, side by side: bare training, coordcheck, mup.coord_check.
+
+    python tests/benchmarks/overhead.py
+
+Every subject trains the same models with the same data: 5 forward passes and 4 updates (mup has no last
+forward without an update, so it is given 5 steps and its extra update is counted as its own). The subjects
+take turns within a repetition, so that a machine that slows down slows all of them; what is printed is the
+median of the ratios to bare training of the same repetition, and the median seconds of the bare run. The last
+column is the peak of Python-side and tensor memory over bare training, from a run of its own in a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import default_collate
+
+from coordcheck.models import mlp, transformer
+from coordcheck.records import RunKey
+from coordcheck.training import Run, as_loss, execute
+
+STEPS = 4
+
+
+class Case(NamedTuple):
+    """One model family with its data: `build(width)`, a batch (x, y), and the widths to time."""
+
+    name: str
+    build: Callable[[int], Any]
+    batch: tuple[torch.Tensor, torch.Tensor]
+    widths: tuple[int, ...]
+
+
+class Flat(nn.Module):
+    """A language model whose logits are flattened, so that mup's cross-entropy takes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(tokens).flatten(0, 1)
+
+
+def _flat_transformer(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model, optimizer = transformer("SP (PyTorch)", "adam", context=64)(width)
+    return Flat(model), optimizer
+
+
+def cases() -> list[Case]:
+    """The MLP on 256 examples and the 2-block Transformer on 8 x 64 tokens, both with Adam."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(256, 64, generator=generator), torch.randint(10, (256,), generator=generator)
+    tokens = torch.randint(256, (8, 65), generator=generator)
+    return [
+        Case("MLP", mlp("SP (PyTorch)", "adam"), (x, y), (64, 256, 1024)),
+        Case("Transformer", _flat_transformer, (tokens[:, :-1], tokens[:, 1:].flatten()), (64, 256, 512)),
+    ]
+
+
+def bare(case: Case, width: int) -> None:
+    """The training loop alone."""
+    torch.manual_seed(0)
+    model, optimizer = case.build(width)
+    x, y = case.batch
+    for step in range(STEPS + 1):
+        loss = F.cross_entropy(model(x), y)
+        if step < STEPS:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+
+def ours(case: Case, width: int) -> None:
+    """One recorded run."""
+    key = RunKey("model", width, 0)
+    execute(Run(key, case.build, [case.batch], as_loss(F.cross_entropy), STEPS, None, torch.get_num_threads(), {}))
+
+
+def peer(case: Case, width: int) -> None:
+    """The same by mup, when it is installed."""
+    from mup.coord_check import _get_coord_data
+
+    made = {}
+
+    def lazy() -> nn.Module:
+        made["model"], made["optimizer"] = case.build(width)
+        return made["model"]
+
+    _get_coord_data(
+        {width: lazy}, [case.batch], lambda model: made["optimizer"], nsteps=STEPS + 1, cuda=False, show_progress=False
+    )
+
+
+def ratios(case: Case, width: int, repetitions: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of bare training, and each subject's median ratio to it."""
+    subjects = {"bare": bare, "coordcheck": ours} | ({"mup": peer} if has_mup() else {})
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for repetition in range(repetitions + 1):
+        for name, subject in subjects.items():
+            started = time.perf_counter()
+            subject(case, width)
+            if repetition:  # the first one warms up
+                times[name].append(time.perf_counter() - started)
+    paired = {
+        name: statistics.median(t / b for t, b in zip(taken, times["bare"], strict=True))
+        for name, taken in times.items()
+        if name != "bare"
+    }
+    return statistics.median(times["bare"]), paired
+
+
+def peak_memory(name: str, case_index: int, width: int) -> float:
+    """Peak resident MB that one subject adds to an idle process, measured in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak, (name, case_index, width))
+
+
+def _peak(name: str, case_index: int, width: int) -> float:
+    torch.set_num_threads(1)
+    case = cases()[case_index]
+    if name == "mup":
+        import mup.coord_check  # noqa: F401  # its imports are not its recording
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    {"bare": bare, "coordcheck": ours, "mup": peer}[name](case, width)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def has_mup() -> bool:
+    """Whether the peer is installed (`pip install --no-deps mup`, it needs pyyaml, tqdm, seaborn)."""
+    try:
+        import mup.coord_check  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Overhead of recording over bare training.")
+    parser.add_argument(
+        "--repetitions", type=int, default=31, help="counted runs of each subject (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run (default: %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")
+    names = ["coordcheck"] + (["mup"] if has_mup() else [])
+    memory = [f"{name} MB" for name in ("bare", *names)]
+    print(
+        f"{'model':<12} {'width':>5} {'bare s':>8}",
+        *(f"{name + ' / bare':>18}" for name in names),
+        *(f"{m:>14}" for m in memory),
+    )
+    for index, case in enumerate(cases()):
+        for width in case.widths:
+            seconds, paired = ratios(case, width, options.repetitions)
+            peaks = [peak_memory(name, index, width) for name in ("bare", *names)]
+            cells = [f"{paired[name]:>18.3f}" for name in names] + [f"{peak:>14.1f}" for peak in peaks]
+            print(f"{case.name:<12} {width:>5} {seconds:>8.4f}", *cells, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    assert default_collate  # imported first, as training scripts do
+    sys.exit(main())

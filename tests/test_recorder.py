@@ -1,0 +1,800 @@
+"""What the hooks see, what they leave behind (nothing), and `Recorder` inside a loop of the user's own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pair_batch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
+
+import coordcheck
+from coordcheck import recorder as recorder_module
+from coordcheck import scales
+from coordcheck import sites as sites_module
+from coordcheck.models import mlp
+from coordcheck.recorder import Recorder
+from coordcheck.records import Kind, Outcome, Quantity, Row, Status
+from coordcheck.sites import SiteRecorder
+from coordcheck.training import seed_everything
+
+INNER = (16, 32, 64)  # widths of the small MLPs trained here
+
+
+class Lambda(nn.Module):
+    """A linear layer, then any function of its output."""
+
+    def __init__(self, after: Callable[[Tensor], Any], size: int = 4) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.linear(x))
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rms(values: Tensor) -> float:
+    return float(values.detach().double().square().mean().sqrt())
+
+
+def recorded(model: nn.Module, *steps: Tensor) -> SiteRecorder:
+    """The model called once per window: the t-th input at step t."""
+    with SiteRecorder(model) as sites:
+        for step, x in enumerate(steps):
+            with sites.window(step):
+                model(x)
+    return sites
+
+
+def rows_of(found: SiteRecorder | Recorder) -> dict[tuple[str, int, str], Row]:
+    """Every row by (layer, step, quantity); no two rows may share one."""
+    sites, rows = (
+        (list(found.sites.values()), found.rows)
+        if isinstance(found, SiteRecorder)
+        else (found.record.sites, found.record.rows)
+    )
+    table = {(sites[row.site].layer, row.step, row.quantity.value): row for row in rows}
+    assert len(table) == len(rows)
+    return table
+
+
+def hook_count(*owners: Any) -> int:
+    """All hooks of all modules and optimizers, of every kind torch keeps."""
+    modules = [m for owner in owners for m in (owner.modules() if isinstance(owner, nn.Module) else [owner])]
+    return sum(len(v) for m in modules for name, v in vars(m).items() if "hooks" in name and isinstance(v, dict))
+
+
+# What is recorded, and under which name
+
+
+@dataclass
+class Pair:
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Named(NamedTuple):
+    first: Tensor
+    second: Tensor
+
+
+@pytest.mark.parametrize(
+    ("after", "layers"),
+    [
+        (lambda h: h + 1, ["(model)"]),
+        (lambda h: (h + 1, h + 2), ["(model):out[0]", "(model):out[1]"]),
+        (lambda h: [h + 1, None, h + 2], ["(model):out[0]", "(model):out[2]"]),
+        (lambda h: {"a": h + 1, "b": h + 2}, ["(model):out[a]", "(model):out[b]"]),
+        (lambda h: Named(h + 1, h + 2), ["(model):out.first", "(model):out.second"]),
+        (lambda h: Pair(h + 1, (h + 2,)), ["(model):out.logits", "(model):out.hidden[0]"]),
+        (lambda h: {"a": [h + 1, (h + 2, None)]}, ["(model):out[a][0]", "(model):out[a][1][0]"]),
+        (lambda h: nn.Parameter(h + 1), ["(model)"]),
+        (lambda h: None, []),
+        (lambda h: 3, []),
+        (lambda h: (), []),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "namedtuple", "dataclass", "nested", "parameter", "None", "int", "empty"],
+)
+def test_every_tensor_of_an_output_is_a_layer(after, layers):
+    model = Lambda(after)
+    sites = recorded(model, tensor(3, 4))
+    hidden = model.linear(tensor(3, 4))
+    rows = rows_of(sites)
+    assert list(sites.sites) == ["linear", *layers]
+    for plus, layer in enumerate(layers, start=1):
+        assert rows[layer, 0, "activation"].value == pytest.approx(rms(hidden + plus), rel=1e-6)
+
+
+def test_an_output_without_dimensions_is_measured_at_every_step():
+    model, x = Lambda(lambda h: (h.mean(), h)), tensor(3, 4)
+    with SiteRecorder(model) as sites:
+        for step in range(3):
+            with sites.window(step):
+                mean = model(x)[0]
+            if step == 0:
+                before = mean.item()
+                with torch.no_grad():
+                    model.linear.bias += 1
+    rows = rows_of(sites)
+    for step in (1, 2):
+        assert rows["(model):out[0]", step, "activation"].value == pytest.approx(abs(before + 1), rel=1e-5)
+        assert rows["(model):out[0]", step, "mean_abs"].value == pytest.approx(abs(before + 1), rel=1e-5)
+        assert rows["(model):out[0]", step, "change"].value == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("after", "skipped"),
+    [
+        (lambda h: 3, {"int output": 1}),
+        (lambda h: (h, "name", True, None), {"str output": 1, "bool output": 1}),
+        (lambda h: [[[[[[[[[h]]]]]]]]], {"list output": 1}),
+        (lambda h: None, {}),
+    ],
+    ids=["int", "mixed", "too deep", "None"],
+)
+def test_what_is_not_a_tensor_is_counted(after, skipped):
+    assert recorded(Lambda(after), tensor(2, 4)).skipped == skipped
+
+
+def test_two_keys_of_one_text_are_two_layers():
+    sites = recorded(Lambda(lambda h: {1: h + 1, "1": h + 2}), tensor(3, 4))
+    assert len(rows_of(sites)) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("after", "status"),
+    [
+        (lambda h: h.argmax(-1), Status.INTEGER),
+        (lambda h: h > 0, Status.INTEGER),
+        (lambda h: h[:0], Status.EMPTY),
+        (lambda h: h * math.nan, Status.NAN),
+        (lambda h: h / 0, Status.INF),
+        (lambda h: h * 0, Status.ZERO),
+    ],
+    ids=["integer", "bool", "empty", "nan", "inf", "zero"],
+)
+def test_an_output_without_a_scale_is_a_row_that_says_why(after, status):
+    row = rows_of(recorded(Lambda(after), tensor(2, 4)))["(model)", 0, "activation"]
+    assert row.status is status
+    assert row.value == (0.0 if status is Status.ZERO else None)
+
+
+def test_a_reused_module_is_one_layer_per_call():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.layer(self.layer(x))
+
+    model, x = Twice(), tensor(3, 4)
+    sites = recorded(model, x, x)
+    rows = rows_of(sites)
+    assert list(sites.sites) == ["layer", "layer#2", "(model)"]
+    for step in (0, 1):
+        assert rows["layer", step, "activation"].value == pytest.approx(rms(model.layer(x)), rel=1e-6)
+        assert rows["layer#2", step, "activation"].value == pytest.approx(rms(model.layer(model.layer(x))), rel=1e-6)
+
+
+def test_shapes_dtypes_and_both_statistics():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).double()
+    x = tensor(3, 4).double()
+    sites = recorded(model, x)
+    hidden = model[0](x)
+    assert [(s.shape, s.dtype) for s in sites.sites.values()] == [
+        ((3, 6), "float64"),
+        ((3, 2), "float64"),
+        ((3, 2), "float64"),
+    ]
+    assert rows_of(sites)["0", 0, "activation"].value == pytest.approx(rms(hidden), rel=1e-12)
+    assert rows_of(sites)["0", 0, "mean_abs"].value == pytest.approx(float(hidden.detach().abs().mean()), rel=1e-12)
+
+
+def test_autocast_is_told_by_the_dtype():
+    model = nn.Linear(4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        sites = recorded(model, tensor(3, 4))
+    assert sites.sites["(model)"].dtype == "bfloat16"
+    assert rows_of(sites)["(model)", 0, "activation"].value == pytest.approx(rms(model(tensor(3, 4))), rel=0.02)
+
+
+def test_models_of_mixed_precision():
+    model = nn.Sequential(nn.Linear(4, 4), Lambda(lambda h: h.double()), nn.Linear(4, 4).double())
+    rows = rows_of(recorded(model, tensor(3, 4)))
+    assert rows["1.linear", 0, "activation"].value == pytest.approx(rows["1", 0, "activation"].value, rel=1e-6)
+
+
+def test_a_hook_of_the_user_that_replaces_the_output_runs_first():
+    model = nn.Linear(4, 4)
+    model.register_forward_hook(lambda module, args, output: output * 0 + 7)
+    assert rows_of(recorded(model, tensor(2, 4)))["(model)", 0, "activation"].value == pytest.approx(7.0)
+
+
+# Passthrough and in-place
+
+
+@pytest.mark.parametrize(
+    ("model", "passing", "source"),
+    [
+        (nn.Sequential(nn.Linear(4, 4)), "(model)", "0"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.ReLU()), "1", "0"),
+        (nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.ReLU()), "0", "0.0"),
+        (Lambda(lambda h: {"h": h}), "(model):out[h]", "linear"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5).eval(), nn.ReLU()), "1", "0"),
+    ],
+    ids=["root", "Identity", "container", "dict", "dropout in eval mode"],
+)
+def test_a_module_that_hands_on_a_tensor_is_a_passthrough_of_its_source(model, passing, source):
+    sites = recorded(model, tensor(3, 4), tensor(3, 4))
+    rows = rows_of(sites)
+    assert sites.sites[passing].kind is Kind.PASSTHROUGH
+    assert sites.sites[source].kind is Kind.MODULE
+    for step, quantity in [(0, "activation"), (0, "mean_abs"), (1, "activation"), (1, "change")]:
+        assert rows[passing, step, quantity].value == rows[source, step, quantity].value
+
+
+def test_an_in_place_relu_is_not_a_passthrough():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)), tensor(5, 4)
+    sites = recorded(model, x)
+    rows, before = rows_of(sites), model[0](x)
+    assert [site.kind for site in sites.sites.values()] == [Kind.MODULE, Kind.MODULE, Kind.PASSTHROUGH]
+    assert rows["0", 0, "activation"].value == pytest.approx(rms(before), rel=1e-6)
+    assert rows["1", 0, "activation"].value == pytest.approx(rms(before.relu()), rel=1e-6)
+
+
+def test_identity_of_the_input_is_not_a_passthrough():
+    assert recorded(nn.Identity(), tensor(3, 4)).sites["(model)"].kind is Kind.MODULE
+
+
+def test_in_place_operations_after_the_hook_change_nothing():
+    model, x = Lambda(lambda h: h.mul_(100).add_(5)), tensor(3, 4)
+    rows = rows_of(recorded(model, x, x))
+    assert rows["linear", 0, "activation"].value == pytest.approx(rms(model.linear(x)), rel=1e-6)
+    assert rows["linear", 1, "change"].value == 0.0
+
+
+# Calls that differ between steps
+
+
+class Skipping(nn.Module):
+    """Calls `extra` only when `on`."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        self.first, self.extra, self.on = nn.Linear(4, 4), nn.Linear(4, 4), on
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return (self.extra(x) if self.on else x) * 1
+
+
+@pytest.mark.parametrize("at_first", [True, False])
+def test_a_skipped_module_is_told_as_not_called(at_first):
+    model, x = Skipping(at_first), tensor(3, 4)
+    with SiteRecorder(model) as sites:
+        for step in range(3):
+            model.on = at_first is (step == 0)
+            with sites.window(step):
+                model(x)
+    rows = rows_of(sites)
+    not_called = {(layer, step, q) for (layer, step, q), row in rows.items() if row.status is Status.NOT_CALLED}
+    without_row = {("extra", 1, "activation"), ("extra", 2, "activation")}
+    without_reference = {("extra", 1, "change"), ("extra", 2, "change")}
+    assert not_called == (without_row if at_first else without_reference)
+
+
+def test_a_passthrough_that_later_computes_keeps_its_reference():
+    model, x = Lambda(lambda h: h), tensor(3, 4)
+    with SiteRecorder(model) as sites:
+        for step in range(2):
+            with sites.window(step):
+                model(x)
+            model.after = lambda h: h * 3
+    change = rows_of(sites)["(model)", 1, "change"]
+    assert change.value == pytest.approx(2 * rms(model.linear(x)), rel=1e-6)
+
+
+def test_modules_never_called_are_known():
+    model = Skipping(False)
+    sites = recorded(model, tensor(3, 4))
+    assert sites.never_called() == {"extra"}
+
+
+@pytest.mark.filterwarnings("ignore:.*None of the inputs have requires_grad:UserWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_calls_are_counted_once(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.block, x, use_reentrant=reentrant) * 2
+
+    model, x = Checkpointed(), tensor(3, 4).requires_grad_()
+    forwards = []
+    model.block[0].register_forward_pre_hook(lambda *_: forwards.append(1))
+    with SiteRecorder(model) as sites, sites.window(0):
+        model(x).sum().backward()
+    assert len(forwards) == 2
+    assert list(sites.sites) == ["block.0", "block.1", "block", "(model)"]
+    assert rows_of(sites)["block.0", 0, "activation"].value == pytest.approx(rms(model.block[0](x)), rel=1e-6)
+
+
+def test_calls_outside_a_window_are_not_recorded():
+    model, x = nn.Linear(4, 4), tensor(3, 4)
+    with SiteRecorder(model) as sites:
+        model(x)
+        with sites.window(0):
+            model(x)
+        model(x)
+    assert len(rows_of(sites)) == 2
+
+
+# The change
+
+
+def test_the_change_of_a_linear_model_after_a_step_of_sgd_is_the_closed_form():
+    lr, x, c = 0.1, tensor(6, 4), tensor(6, 3, seed=1)
+    model = nn.Linear(4, 3, bias=False)
+    optimizer = SGD(model.parameters(), lr=lr)
+    with SiteRecorder(model) as sites:
+        for step in range(11):
+            with sites.window(step):
+                loss = (model(x) * c).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for step in range(1, 11):
+        # dL/dW = c^T x at every step, so h_t - h_0 = -t lr x x^T c
+        expected = step * lr * float((x @ x.T @ c).norm()) / math.sqrt(6 * 3)
+        assert rows_of(sites)["(model)", step, "change"].value == pytest.approx(expected, rel=1e-5)
+    assert ("(model)", 0, "change") not in rows_of(sites)
+
+
+def test_a_frozen_model_has_a_change_of_exactly_zero():
+    x = tensor(3, 4)
+    rows = rows_of(recorded(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x, x, x))
+    changes = [row for (_, _, quantity), row in rows.items() if quantity == "change"]
+    assert len(changes) == 3 * 2
+    assert {(row.value, row.status) for row in changes} == {(0.0, Status.ZERO)}
+
+
+def test_a_moved_input_is_told_and_only_then():
+    x, other = tensor(3, 4), tensor(3, 4, seed=1)
+    rows = rows_of(recorded(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), x, other, x.clone()))
+    assert rows["0", 1, "change"] == Row(0, 1, Quantity.CHANGE, None, Status.MOVED_INPUT)
+    assert rows["1", 1, "change"].status is Status.MOVED_INPUT
+    assert rows["0", 1, "activation"].status is Status.OK
+    assert rows["0", 2, "change"].status is Status.ZERO
+
+
+def test_an_input_that_moves_inside_a_mapping_is_told():
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, *, batch: dict[str, Tensor]) -> Tensor:
+            return self.layer(batch["x"])
+
+    model = Keywords()
+    with SiteRecorder(model) as sites:
+        for step in range(2):
+            with sites.window(step):
+                model(batch={"x": tensor(3, 4, seed=step)})
+    assert rows_of(sites)["layer", 1, "change"].status is Status.MOVED_INPUT
+
+
+def test_an_input_buffer_that_is_filled_anew_is_told():
+    model, buffer = nn.Linear(4, 4), tensor(3, 4)
+    with SiteRecorder(model) as sites:
+        for step in range(2):
+            with sites.window(step):
+                model(buffer.copy_(tensor(3, 4, seed=step)))
+    assert rows_of(sites)["(model)", 1, "change"].status is Status.MOVED_INPUT
+
+
+def test_an_output_of_another_shape_has_no_change():
+    rows = rows_of(recorded(nn.Linear(4, 4), tensor(3, 4), tensor(5, 4)))
+    assert rows["(model)", 1, "change"].status is Status.SHAPE_CHANGED
+
+
+@pytest.mark.parametrize(
+    ("then", "now"), [(2400, 2399), (61, 1024), (1024, 61)], ids=["one row less", "many more", "many less"]
+)
+def test_a_large_output_of_another_shape_has_no_change(then, now):
+    """The model's input stays: only what is routed to the layer changes."""
+
+    class Routed(nn.Module):
+        rows = then
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[: self.rows] * 2
+
+    model, x = Routed(), tensor(2400, 64)
+    with SiteRecorder(model) as sites:
+        for step in range(2):
+            with sites.window(step):
+                model(x)
+            model.rows = now
+    rows = rows_of(sites)
+    assert rows["(model)", 1, "activation"].value == pytest.approx(2 * rms(x[:now]), rel=1e-5)
+    assert rows["(model)", 1, "change"].status is Status.SHAPE_CHANGED
+
+
+def test_the_change_of_a_large_output_is_close_to_the_whole():
+    model = nn.Linear(64, 128, bias=False)
+    x = tensor(2000, 64)
+    with SiteRecorder(model) as sites:
+        for step in range(2):
+            with sites.window(step):
+                output = model(x)
+            if step == 0:
+                before = output.detach()
+                with torch.no_grad():
+                    model.weight += 0.01 * tensor(128, 64, seed=1)
+    assert rows_of(sites)["(model)", 1, "change"].value == pytest.approx(rms(output - before), rel=0.05)
+
+
+# Nothing left behind, nothing raised
+
+
+def test_hooks_are_gone_after_the_block():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU()))
+    model[0].register_forward_hook(lambda *_: None)
+    before = hook_count(model)
+    with SiteRecorder(model):
+        assert hook_count(model) > before
+    assert hook_count(model) == before == 1
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return raise_
+
+
+def test_hooks_are_gone_after_an_exception_in_forward():
+    model = nn.Sequential(nn.Linear(4, 4), Lambda(raising(ZeroDivisionError("in forward"))))
+    with pytest.raises(ZeroDivisionError, match="in forward"):
+        recorded(model, tensor(2, 4))
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("broken", ["rms", "mean_abs", "measurable", "sample_rows"])
+def test_a_statistic_that_fails_is_a_status(monkeypatch, broken):
+    monkeypatch.setattr(scales, broken, raising(RuntimeError("broken")))
+    sites = recorded(nn.Linear(4, 4), tensor(2, 4), tensor(2, 4))
+    rows = rows_of(sites)
+    assert {row.status for row in rows.values()} == {Status.UNSUPPORTED}
+    assert [step for _, step, _ in rows] == [0, 1]
+
+
+@dataclass
+class HalfFilled:
+    logits: Tensor
+    cache: Tensor = field(init=False)
+
+
+def fake_inputs(model: nn.Module) -> SiteRecorder:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return recorded(model, torch.zeros(3, 4), torch.zeros(3, 4))
+
+
+def in_inference_mode(model: nn.Module) -> SiteRecorder:
+    with torch.inference_mode():
+        return recorded(model, tensor(3, 4), tensor(3, 4))
+
+
+def in_vmap(model: nn.Module) -> SiteRecorder:
+    with SiteRecorder(model) as sites, sites.window(0):
+        torch.vmap(model)(tensor(3, 4))
+    return sites
+
+
+def with_input(convert: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], SiteRecorder]:
+    return lambda model: recorded(model, *[convert(tensor(3, 4)) for _ in range(2)])
+
+
+def ragged(layout: torch.layout) -> Callable[[Tensor], Tensor]:
+    return lambda h: torch.nested.nested_tensor([h[:1], h[1:]], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize(
+    ("model", "call"),
+    [
+        (Lambda(torch.relu), in_inference_mode),
+        (Lambda(torch.relu).to("meta"), with_input(lambda x: x.to("meta"))),
+        (Lambda(torch.relu), fake_inputs),
+        (Lambda(torch.relu), in_vmap),
+        (Lambda(ragged(torch.strided)), with_input(Tensor.clone)),
+        (Lambda(ragged(torch.jagged)), with_input(Tensor.clone)),
+        (Lambda(HalfFilled), with_input(Tensor.clone)),
+        (Lambda(torch.Tensor.to_sparse), with_input(Tensor.clone)),
+        (Lambda(torch.relu), with_input(ragged(torch.strided))),
+        (Lambda(torch.relu), with_input(ragged(torch.jagged))),
+    ],
+    ids=["inference", "meta", "fake", "vmap", "nested", "jagged", "unset field", "sparse", "nested in", "jagged in"],
+)
+def test_what_cannot_be_read_never_raises_into_the_model(model, call):
+    sites = call(model)
+    assert {row.status for row in sites.rows} <= {Status.OK, Status.ZERO, Status.UNSUPPORTED, Status.MOVED_INPUT}
+    assert "linear" in sites.sites
+    assert hook_count(model) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["COO", "CSR"])
+def test_a_sparse_input_is_recorded(convert):
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(tensor(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sparse.mm(x, self.weight)
+
+    model = Product()
+    rows = rows_of(recorded(model, *[convert(tensor(3, 4)) for _ in range(2)]))
+    assert rows["(model)", 0, "activation"].value == pytest.approx(rms(tensor(3, 4) @ model.weight), rel=1e-6)
+    assert rows["(model)", 1, "activation"].status is Status.OK
+
+
+def test_a_jagged_output_can_be_saved(tmp_path):
+    model = Lambda(lambda h: ragged(torch.jagged)(h) * 1)
+    with Recorder(model, SGD(model.parameters(), lr=0.1), width=4, steps=0, save_to=tmp_path) as found:
+        model(tensor(3, 4))
+    assert json.loads(json.dumps(found.record.to_json()))["sites"][-1][0] == "(model)"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.Sequential(nn.Linear(4, 4), m)], ids=["root", "inside"])
+def test_a_script_module_is_refused_and_leaves_no_hooks(wrap):
+    model = wrap(torch.jit.script(nn.Linear(4, 4)))
+    with pytest.raises(coordcheck.CoordCheckError, match="ScriptModule"):
+        recorded(model, tensor(2, 4))
+    assert sum(hook_count(m) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)) == 0
+
+
+def compiled(inside: bool) -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.compile()
+    return nn.Sequential(layer) if inside else torch.compile(nn.Linear(4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_compiled_model_is_refused(inside):
+    with pytest.raises(coordcheck.CoordCheckError, match="compiled"):
+        SiteRecorder(compiled(inside))
+
+
+# Recorder, in a loop of the user's own
+
+
+def trained(seed: int = 0, width: int = 16) -> tuple[nn.Module, torch.optim.Optimizer]:
+    seed_everything(seed)
+    return mlp("SP", lr=3e-3)(width)
+
+
+def train(model: nn.Module, optimizer: Any, updates: int, batch: Any = None) -> list[float]:
+    """An ordinary loop, which knows nothing of recorders."""
+    x, y = batch or pair_batch()
+    losses = []
+    for _ in range(updates):
+        loss = F.cross_entropy(model(x), y)
+        for each in optimizer if isinstance(optimizer, list) else [optimizer]:
+            each.zero_grad()
+        loss.backward()
+        for each in optimizer if isinstance(optimizer, list) else [optimizer]:
+            each.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_recorder_stops_after_its_steps():
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=2) as found:
+        train(model, optimizer, updates=6)
+    assert {step for _, step, _ in rows_of(found)} == {0, 1, 2}
+    assert found.record.finished
+
+
+def test_recorder_adds_nothing_to_the_training():
+    losses = train(*trained(), updates=5)
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=3):
+        assert train(model, optimizer, updates=5) == losses
+
+
+def test_gradient_accumulation_records_the_first_micro_batch():
+    model = nn.Linear(4, 4)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    first, second = tensor(3, 4), 10 * tensor(3, 4, seed=1)
+    expected = []
+    with Recorder(model, optimizer, width=4, steps=2) as found:
+        for _ in range(4):
+            expected.append(rms(F.linear(first, model.weight, model.bias)))
+            for micro_batch in (first, second):
+                model(micro_batch).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = rows_of(found)
+    assert {layer for layer, _, _ in rows} == {"(model)"}
+    for step in range(3):
+        assert rows["(model)", step, "activation"].value == pytest.approx(expected[step], rel=1e-6)
+    assert rows["(model)", 2, "change"].status is Status.OK
+
+
+def test_several_optimizers_count_one_step_together():
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=2) as alone:
+        train(model, optimizer, updates=3)
+    model, _ = trained()
+    halves = [torch.optim.Adam(half, lr=3e-3) for half in (list(model.parameters())[:3], list(model.parameters())[3:])]
+    with Recorder(model, halves, width=16, steps=2) as together:
+        train(model, halves, updates=3)
+    assert together.record.rows == alone.record.rows
+    assert together.record.parameters == alone.record.parameters
+    assert hook_count(model, *halves) == 0
+
+
+def test_recorder_tells_learning_rates_and_untrained_parameters():
+    model, _ = trained()
+    optimizer = SGD(model.readout.parameters(), lr=0.25, weight_decay=0.5)
+    with Recorder(model, optimizer, width=16) as found:
+        train(model, optimizer, updates=1)
+    held = {info.name: (info.learning_rate, info.weight_decay) for info in found.record.parameters}
+    assert held["readout.weight"] == (0.25, 0.5)
+    assert held["input.weight"] == (None, None)
+
+
+def test_a_moving_batch_is_told_in_the_own_loop():
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=2) as found:
+        for seed in range(3):
+            train(model, optimizer, updates=1, batch=pair_batch(seed))
+    assert rows_of(found)["input", 1, "change"].status is Status.MOVED_INPUT
+
+
+@pytest.fixture(scope="module")
+def checked() -> coordcheck.Report:
+    torch.set_num_threads(1)
+    return coordcheck.check(mlp("SP", lr=3e-3), pair_batch(), loss=F.cross_entropy, widths=INNER, seeds=2, steps=3)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory) -> coordcheck.Report:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in range(2):
+        for width in INNER:
+            model, optimizer = trained(seed, width)
+            with Recorder(model, optimizer, width=width, seed=seed, steps=3, save_to=folder):
+                train(model, optimizer, updates=5)
+    return coordcheck.load(folder)
+
+
+def test_run_files_of_own_loops_merge_into_the_report_of_check(checked, merged):
+    by_key = {record.key: record for record in checked.records}
+    assert len(merged.records) == len(by_key) == 6
+    for record in merged.records:
+        assert record.rows == by_key[record.key].rows
+        assert record.sites == by_key[record.key].sites
+        assert record.parameters == by_key[record.key].parameters
+
+
+def test_verdicts_of_own_loops_are_those_of_check(checked, merged):
+    assert not merged.verdicts.empty
+    pd.testing.assert_frame_equal(merged.verdicts, checked.verdicts)
+    assert merged.exit_code == checked.exit_code
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (scales, "rms"),
+        (scales, "measurable"),
+        (scales, "sample_rows"),
+        (sites_module, "_leaves"),
+        (sites_module, "_fetch"),
+        (recorder_module, "parameter_infos"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_broken_recorder_never_raises_into_training(monkeypatch, module, name):
+    losses = train(*trained(), updates=4)
+    model, optimizer = trained()
+    monkeypatch.setattr(module, name, raising(RuntimeError("broken inside")))
+    with Recorder(model, optimizer, width=16, steps=2):
+        assert train(model, optimizer, updates=4) == losses
+    assert hook_count(model, optimizer) == 0
+
+
+def test_evaluation_in_inference_mode_does_not_end_the_training():
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=3) as found:
+        for _ in range(4):
+            train(model, optimizer, updates=1)
+            with torch.inference_mode():
+                model(pair_batch(seed=1)[0])
+    assert rows_of(found)["input", 0, "activation"].status is Status.OK
+
+
+def train_and_fail(found: Recorder, model: nn.Module, optimizer: Any, updates: int) -> None:
+    with found:
+        train(model, optimizer, updates)
+        raise ZeroDivisionError("in the loop")
+
+
+def test_an_exception_in_the_loop_propagates_and_the_hooks_are_gone(tmp_path):
+    model, optimizer = trained()
+    found = Recorder(model, optimizer, width=16, save_to=tmp_path)
+    with pytest.raises(ZeroDivisionError, match="in the loop"):
+        train_and_fail(found, model, optimizer, updates=2)
+    assert hook_count(model, optimizer) == 0
+    assert found.record.outcome is Outcome.FAILED
+    assert found.record.reason == "ZeroDivisionError: in the loop"
+    assert coordcheck.load(tmp_path).missing[0].reason == found.record.reason
+
+
+def test_an_exception_after_the_last_recorded_step_leaves_a_finished_run():
+    model, optimizer = trained()
+    found = Recorder(model, optimizer, width=16, steps=1)
+    with pytest.raises(ZeroDivisionError):
+        train_and_fail(found, model, optimizer, updates=3)
+    assert found.record.finished
+
+
+def test_an_exception_in_forward_inside_the_loop_leaves_no_hooks():
+    model = Lambda(raising(ZeroDivisionError("in forward")))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ZeroDivisionError), Recorder(model, optimizer, width=4):
+        model(tensor(2, 4))
+    assert hook_count(model, optimizer) == 0
+
+
+@pytest.mark.parametrize("optimizer", [object(), []], ids=["no optimizer", "none"])
+def test_an_optimizer_that_cannot_be_followed_is_refused_and_leaves_no_hooks(optimizer):
+    model, _ = trained()
+    with pytest.raises(coordcheck.CoordCheckError, match="optimizer"), Recorder(model, optimizer, width=16):
+        pass
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("width", [0, -3, 1.5, True, "64"])
+def test_a_width_that_is_not_a_positive_integer_is_refused(width):
+    model, optimizer = trained()
+    with pytest.raises(coordcheck.CoordCheckError, match="width must be a positive integer"):
+        Recorder(model, optimizer, width=width)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_loop(tmp_path):
+    (tmp_path / "file").touch()
+    model, optimizer = trained()
+    with (
+        pytest.raises(coordcheck.CoordCheckError, match="cannot write"),
+        Recorder(model, optimizer, width=16, save_to=tmp_path / "file"),
+    ):
+        pytest.fail("the loop must not start")
+    assert hook_count(model, optimizer) == 0

@@ -1,0 +1,226 @@
+"""Records: JSON and back without loss, and nothing but what `to_json` writes is read."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import sys
+
+import pytest
+from conftest import power_law_records
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordcheck.errors import RunFileError
+from coordcheck.records import (
+    Kind,
+    Outcome,
+    ParameterInfo,
+    Quantity,
+    Row,
+    RunKey,
+    RunRecord,
+    Site,
+    Status,
+    same_label,
+    status_of,
+)
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
+counts = st.integers(0, 2**40)
+shapes = st.lists(counts, max_size=4).map(tuple)
+texts = st.text(max_size=20)
+unmeasured = st.sampled_from([status for status in Status if status not in (Status.OK, Status.ZERO)])
+
+
+@st.composite
+def records(draw: st.DrawFn) -> RunRecord:
+    """Any record that a run could leave behind."""
+    sites = draw(st.lists(st.builds(Site, texts, counts, st.sampled_from(Kind), shapes, texts), max_size=4))
+    measured = scales.map(lambda value: (value, status_of(value)))
+    outcome = st.one_of(measured, unmeasured.map(lambda status: (None, status)))
+    rows = st.builds(
+        lambda site, step, quantity, found: Row(site, step, quantity, *found),
+        st.integers(0, max(len(sites) - 1, 0)),
+        st.integers(0, 9),
+        st.sampled_from(Quantity),
+        outcome,
+    )
+    optional = st.none() | finite
+    return RunRecord(
+        key=RunKey(draw(texts), draw(st.integers(1, 2**20)), draw(st.integers(0, 2**40))),
+        settings=draw(st.dictionaries(texts, texts, max_size=3)),
+        outcome=draw(st.sampled_from(Outcome)),
+        reason=draw(texts),
+        losses=draw(st.lists(optional, max_size=5)),
+        sites=sites,
+        rows=draw(st.lists(rows, max_size=6)) if sites else [],
+        parameters=draw(
+            st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans()), max_size=3)
+        ),
+        notes=draw(st.lists(texts, max_size=3)),
+        seconds=draw(scales),
+    )
+
+
+def as_text(record: RunRecord) -> str:
+    return json.dumps(record.to_json(), allow_nan=False)
+
+
+@pytest.fixture
+def data() -> dict:
+    """A small record as JSON data: one site, its rows, one parameter."""
+    record = power_law_records({"fc": {"activation": 0.0, "change": 0.5}}, widths=(8,), seeds=1)[0]
+    record.settings = {"steps": "2"}
+    record.parameters = [ParameterInfo("fc.weight", (8, 4), 0.1, None, True)]
+    record.notes = ["dropout is on"]
+    return json.loads(as_text(record))
+
+
+@settings(max_examples=100, deadline=None)
+@given(records())
+def test_json_and_back_is_the_same_record(record: RunRecord):
+    back = RunRecord.from_json(json.loads(as_text(record)))
+    assert back == record
+    assert as_text(back) == as_text(record)  # equal to the last bit, -0.0 included
+
+
+def test_enums_are_written_as_the_words_a_user_sees(data: dict):
+    assert data["outcome"] == "finished"
+    assert data["sites"] == [["fc", 0, "module", [4, 8], "float32"]]
+    assert data["rows"][0] == [0, 0, "activation", 1.0, "ok"]
+
+
+@pytest.mark.parametrize("field", RunRecord(RunKey("SP", 8, 0)).to_json())
+def test_a_missing_field_is_refused(data: dict, field: str):
+    del data[field]
+    with pytest.raises(RunFileError, match=f"not a run record: KeyError: '{field}'"):
+        RunRecord.from_json(data)
+
+
+SITE = ["fc", 0, "module", [4, 8], "float32"]
+ROW = [0, 0, "activation", 1.0, "ok"]
+PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True]
+
+
+def but(row: list, index: int, value: object) -> list:
+    """A list of one row, which is `row` with one member changed."""
+    return [[*row[:index], value, *row[index + 1 :]]]
+
+
+WRONG = [
+    *(("label", value) for value in (None, 3, ["SP"])),
+    *(("width", value) for value in ("8", 8.0, True, None, math.nan, 0, -8)),
+    *(("seed", value) for value in ("0", 0.0, False, None)),
+    *(("settings", value) for value in ([], "steps", None, {"steps": 2})),
+    *(("outcome", value) for value in ("done", None, ["finished"], {})),
+    *(("reason", value) for value in (None, 3)),
+    *(("losses", value) for value in (None, {}, "", [math.nan], [math.inf], ["1.0"], [True], [10**400])),
+    *(("sites", value) for value in (None, {}, "", ["fc"], [SITE[:4]], [[*SITE, 1]])),
+    *(("sites", but(SITE, 0, value)) for value in (None, 3)),
+    *(("sites", but(SITE, 1, value)) for value in ("0", 0.5, True)),
+    *(("sites", but(SITE, 2, value)) for value in ("layer", None)),
+    *(("sites", but(SITE, 3, value)) for value in (None, 4, "", {}, ["4"], [4.0])),
+    *(("rows", value) for value in (None, {}, "", [ROW[:4]], [[*ROW, 1]], [[]])),
+    *(("rows", but(ROW, 0, value)) for value in (1, -1, "0", True)),
+    *(("rows", but(ROW, 1, value)) for value in ("0", 0.0, None)),
+    *(("rows", but(ROW, 2, value)) for value in ("rms", None)),
+    *(("rows", but(ROW, 3, value)) for value in (math.nan, math.inf, "1.0", True, None, -1.0, 0.0, 10**400)),
+    *(("rows", but(ROW, 4, value)) for value in ("fine", None, "nan")),
+    *(("parameters", value) for value in (None, {}, "", [PARAMETER[:4]])),
+    *(("parameters", but(PARAMETER, 1, value)) for value in ("", {}, [8.0])),
+    *(("parameters", but(PARAMETER, 2, value)) for value in ("0.1", math.nan, True)),
+    *(("parameters", but(PARAMETER, 4, value)) for value in ("no", 1, None)),
+    *(("notes", value) for value in (None, {}, "note", [3])),
+    *(("seconds", value) for value in (None, "1.5", "nan", True, math.nan, math.inf, 10**400)),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda value: repr(value)[:40])
+def test_a_field_of_another_type_is_refused(data: dict, field: str, value: object):
+    data[field] = value
+    with pytest.raises(RunFileError, match="not a run record"):
+        RunRecord.from_json(data)
+
+
+def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):
+    data |= {"sites": [SITE], "rows": [ROW], "parameters": [PARAMETER]}
+    assert RunRecord.from_json(data).to_json() == data
+
+
+@pytest.mark.parametrize("whole", [[], "record", 3, None], ids=repr)
+def test_data_that_is_no_mapping_is_refused(whole: object):
+    with pytest.raises(RunFileError, match="not a run record"):
+        RunRecord.from_json(whole)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 2**50) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The path of everything inside nested lists and mappings."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in items for place in [(*path, key), *places(item, (*path, key))]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(records(), st.data())
+def test_a_changed_value_is_refused_or_kept_never_turned_into_another(record: RunRecord, draw: st.DataObject):
+    changed = copy.deepcopy(record.to_json())
+    *path, last = draw.draw(st.sampled_from(places(changed)))
+    parent = changed
+    for key in path:
+        parent = parent[key]
+    parent[last] = draw.draw(json_values)
+    with contextlib.suppress(RunFileError):
+        assert RunRecord.from_json(changed).to_json() == changed
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (1.0, Status.OK),
+        (-1.0, Status.OK),
+        (sys.float_info.max, Status.OK),
+        (5e-324, Status.OK),
+        (0.0, Status.ZERO),
+        (-0.0, Status.ZERO),
+        (math.inf, Status.INF),
+        (-math.inf, Status.INF),
+        (math.nan, Status.NAN),
+    ],
+)
+def test_status_of_a_value(value: float, status: Status):
+    assert status_of(value) is status
+    assert status.not_finite is not math.isfinite(value)
+
+
+def test_only_nan_and_inf_are_not_finite():
+    assert [status for status in Status if status.not_finite] == [Status.NAN, Status.INF]
+
+
+@pytest.mark.parametrize(("one", "other"), [("\u00b5P", "\u03bcP"), ("e\u0301", "\u00e9"), ("\ufb01t", "fit")])
+def test_labels_that_look_the_same_are_the_same(one: str, other: str):
+    assert one != other
+    assert same_label(one) == same_label(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("SP", "sp"), ("SP", "SP "), ("\u00b5P", "mP"), ("a/b", "a-b")])
+def test_labels_that_look_different_are_different(one: str, other: str):
+    assert same_label(one) != same_label(other)
+
+
+@given(st.text())
+def test_same_label_is_idempotent(label: str):
+    assert same_label(same_label(label)) == same_label(label)
+
+
+def test_a_run_key_names_label_width_and_seed():
+    assert str(RunKey("SP", 64, 2)) == "SP, width 64, seed 2"
