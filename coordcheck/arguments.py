@@ -45,7 +45,9 @@ def distinct_widths(widths: object) -> list[int]:
     """
     found = set()
     for width in widths if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]:
-        number = _integer(int(width) if isinstance(width, str) and width.isdecimal() and len(width) < 20 else width)
+        number = _integer(
+            int(width) if isinstance(width, str) and width.strip().isdecimal() and len(width) < 20 else width
+        )
         if number is None or number < 1:
             raise CoordCheckError(f"widths must be positive integers, got {width!r}. Pass widths=(64, 128, 256, ...).")
         found.add(number)

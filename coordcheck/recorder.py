@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
@@ -138,12 +138,12 @@ class Recorder:
             self._guarded(self._save)
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Do something of ours; what it raises becomes a note and a warning, never the user's exception."""
+        """Do something of ours; what it raises becomes a note and a line in the log, never the user's exception."""
         try:
             action()
         except Exception as error:
             self.record.notes.append(f"recording failed: {type(error).__name__}: {error}")
-            warnings.warn(f"coordcheck: {self.record.notes[-1]}", RuntimeWarning, stacklevel=4)
+            logging.getLogger("coordcheck").warning(self.record.notes[-1])
 
     def _finish(self) -> None:
         self.record.sites, self.record.rows = list(self._sites.sites.values()), self._sites.rows

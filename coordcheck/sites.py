@@ -40,13 +40,17 @@ class _Call:
         self.scales: tuple[Tensor, Tensor] | None = None
         """rms and mean_abs, of an output that was not kept whole."""
 
+    def kept_as(self) -> tuple[object, ...]:
+        """What must agree for two calls to be compared coordinate by coordinate."""
+        return self.shape, None if self.kept is None else self.kept.shape
+
 
 class _Input(NamedTuple):
-    """One input tensor of the model at t=0: a copy, and what tells that it is still the same."""
+    """One input tensor of the model at t=0, with a copy of its values and how often it had been written to."""
 
-    copy: Tensor
-    address: int
+    tensor: Tensor
     version: int
+    copy: Tensor
 
 
 class _Window(NamedTuple):
@@ -171,22 +175,22 @@ class SiteRecorder:
         if self._step is None or in_backward() or self._counts[ROOT]:
             return
         try:
-            self._compare_inputs([leaf for _, leaf in _leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+            self._compare_inputs([leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the model's input ({type(error).__name__})"] += 1
 
     def _compare_inputs(self, inputs: list[Tensor]) -> None:
         """Note whether the model's input is the one of t=0."""
         if self._initial_inputs is None:
-            self._initial_inputs = [_Input(t.detach().clone(), t.data_ptr(), _version(t)) for t in inputs]
+            self._initial_inputs = [_Input(t, _version(t), t.detach().clone()) for t in inputs]
             return
         initial = self._initial_inputs
         if [now.shape for now in inputs] != [then.copy.shape for then in initial]:
             self._moved.append(True)
             return
         for now, then in zip(inputs, initial, strict=True):
-            # the same memory, not written to since t=0, needs no comparison
-            if (now.data_ptr(), _version(now)) != (then.address, then.version):
+            # the same tensor, not written to since t=0, needs no comparison
+            if now is not then.tensor or _version(now) != then.version:
                 self._moved.append((now != then.copy).any())
 
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -200,12 +204,12 @@ class SiteRecorder:
             if isinstance(output, Tensor):
                 self._record(layer, output)
             else:
-                self._record_leaves(layer, output)
+                self._recordleaves(layer, output)
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the output of {layer} ({type(error).__name__})"] += 1
 
-    def _record_leaves(self, layer: str, output: Any) -> None:
-        for path, leaf in _leaves(output):
+    def _recordleaves(self, layer: str, output: Any) -> None:
+        for path, leaf in leaves(output):
             if isinstance(leaf, Tensor):
                 self._record(f"{layer}:out{path}", leaf)
             elif leaf is not None:
@@ -221,7 +225,7 @@ class SiteRecorder:
                 self._initial[layer] = call
             return
         site = self._site(layer, tensor, Kind.MODULE)
-        call = _Call(site, tuple(tensor.shape))
+        call = _Call(site, _shape(tensor))
         try:
             self._keep(call, tensor)
         except scales.NotMeasurable as reason:
@@ -244,32 +248,30 @@ class SiteRecorder:
         initial = self._initial.get(call.site.layer)
         if initial is None or initial.kept is None:
             call.change_status = Status.NOT_CALLED
-        elif initial.shape != call.shape:
+        elif initial.kept_as() != call.kept_as():
             call.change_status = Status.SHAPE_CHANGED
 
     def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
         site = self.sites.get(layer)
         if site is None:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            # a ragged axis has no number for its size
-            shape = tuple(size if type(size) is int else -1 for size in tensor.shape)
-            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape, dtype)
+            site = self.sites[layer] = Site(layer, len(self.sites), kind, _shape(tensor), dtype)
         return site
 
     def _reduce(self) -> None:
         """Turn the closed windows into rows: one reduction per site, one transfer per device."""
         closed, self._closed = self._closed, []
-        alike: dict[tuple[str, tuple[int, ...]], list[_Call]] = {}  # the steps of one site, which are stacked
+        alike: dict[tuple[str, Any], list[_Call]] = {}  # the steps of one site, which are stacked
         for window in closed:
             for site, call in window.calls:
                 if call.kept is not None and call.site is site:
-                    alike.setdefault((site.layer, call.shape), []).append(call)
+                    alike.setdefault((site.layer, call.kept_as()), []).append(call)
         tables = {}
-        for (layer, shape), calls in alike.items():
+        for (layer, shapes), calls in alike.items():
             initial = self._initial.get(layer)
-            start = initial.kept if initial is not None and initial.shape == shape else None
+            start = initial.kept if initial is not None and initial.kept_as() == shapes else None
             try:
-                tables[layer, shape] = _reduced(calls, start)
+                tables[layer, shapes] = _reduced(calls, start)
             except Exception:  # tensors that cannot be stacked or reduced outside their own context
                 for call in calls:
                     call.status = Status.UNSUPPORTED
@@ -281,6 +283,14 @@ class SiteRecorder:
                 self._rows.extend(_rows(site.order, window.step, call, values.get(call, ()), moved))
             for site in window.missed:
                 self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """The sizes of a tensor, -1 for a ragged axis; nothing for a tensor that cannot tell its shape."""
+    try:
+        return tuple(size if type(size) is int else -1 for size in tensor.shape)
+    except RuntimeError:
+        return ()
 
 
 def _version(tensor: Tensor) -> int:
@@ -342,7 +352,7 @@ def _rows(order: int, step: int, call: _Call, values: Sequence[float], moved: bo
 _QUANTITIES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)  # the columns of a site's table
 
 
-def _leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """Everything inside nested tuples, lists, mappings and dataclasses, with its path: `[0]`, `.logits`."""
     children: Iterable[tuple[str, Any]]
     if isinstance(value, Tensor) or depth == MAX_DEPTH:
@@ -359,4 +369,4 @@ def _leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, A
         yield path, value
         return
     for suffix, item in children:
-        yield from _leaves(item, path + suffix, depth + 1)
+        yield from leaves(item, path + suffix, depth + 1)

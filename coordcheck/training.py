@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from coordcheck.errors import CoordCheckError
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunKey, RunRecord
-from coordcheck.sites import SiteRecorder
+from coordcheck.sites import SiteRecorder, leaves
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Build = Callable[[int], Any]
@@ -140,6 +140,28 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+class _Copies:
+    """The batches of a run on its device, copied once, and again only after something has written into them."""
+
+    def __init__(self, batches: Sequence[Any], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._copies: dict[int, tuple[Any, list[int]]] = {}
+
+    def at(self, step: int) -> Any:
+        """The batch of a step, with the values the user gave it."""
+        index = step % len(self._batches)
+        copy, versions = self._copies.get(index, (None, []))
+        if index not in self._copies or versions != _versions(copy):
+            copy = to_device(self._batches[index], self._device)
+            self._copies[index] = copy, _versions(copy)
+        return copy
+
+
+def _versions(batch: Any) -> list[int]:
+    """How often each tensor of a batch was written to."""
+    return [leaf._version for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+
+
 @contextmanager
 def preserved_state(threads: int | None = None) -> Iterator[None]:
     """Leave every global a run may touch as it was found: random states, grad mode, threads, defaults."""
@@ -238,9 +260,10 @@ def _train(run: Run, record: RunRecord) -> None:
         model.to(run.device)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     losses: list[Tensor] = []
+    copies = _Copies(batches, device)
     with SiteRecorder(model) as recorder:
         for step in range(run.steps + 1):
-            batch = to_device(batches[step % len(batches)], device)  # a copy: the model may write into it
+            batch = copies.at(step)
             with recorder.window(step):
                 loss = loss_function(model, batch)
             _check_scalar(loss)

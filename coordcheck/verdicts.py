@@ -110,9 +110,10 @@ def judge(
     """One verdict per (label, layer), from the table of `fit_slopes`.
 
     A layer is judged on its activation at t=0, and on its change at the first step at which it moved (the first
-    update after a zero initialisation or a warm-up); growth at a later step is reported too. Outputs with a
-    fixed number of coordinates (`growing` is False: readouts, attention logits) may shrink at initialisation
-    without limit and in training down to n ** -1/2.
+    update after a zero initialisation or a warm-up); growth at a later step is reported too, and a change that
+    shrinks with width at first but no longer at the last step is transient: gradients that are random at
+    initialisation align within a few updates. Outputs with a fixed number of coordinates (`growing` is False:
+    readouts, attention logits) may shrink at initialisation without limit and in training down to n ** -1/2.
 
     Returns:
         Columns `label, layer, order, verdict, quantity, step, expected, slope, stderr, low, high, growth,
@@ -172,7 +173,9 @@ def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: 
     if initial is not None and initial.step == 0:
         findings.append((initial, compare(initial, expected, tolerance, 0.0 if grows else math.inf)))
     if moved:
-        findings.append((moved[0], compare(moved[0], expected, tolerance, 0.0 if grows else TRANSIENT)))
+        allowed = 0.0 if grows else TRANSIENT
+        fades = len(moved) > 1 and compare(moved[-1], expected, tolerance, allowed) is Answer.OK
+        findings.append((moved[0], compare(moved[0], expected, tolerance, math.inf if fades else allowed)))
     later = [(e, a) for e in moved[1:] if (a := compare(e, expected, tolerance, math.inf)) is Answer.GROWS]
     for answer in (Answer.GROWS, Answer.SHRINKS):
         for evidence, found in (*findings, *later):
@@ -187,7 +190,8 @@ def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: 
         )
     if not moved:
         return _unmoved(group, initial)
-    return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + _transient(initial, moved[0], grows, tolerance))
+    shrinks = any(e.high - expected < -tolerance for e, _ in findings)
+    return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + ("; shrinks at first (transient)" if shrinks else ""))
 
 
 def _evidence(group: pd.DataFrame, quantity: Quantity) -> Iterator[Evidence]:
@@ -238,11 +242,6 @@ def _undecided(evidence: Evidence, expected: float, tolerance: float) -> str:
         f"{_seen(evidence)} does not tell whether it is within {tolerance:g} of {expected:g}: "
         "add seeds, or a wider range of widths"
     )
-
-
-def _transient(initial: Evidence | None, moved: Evidence, grows: bool, tolerance: float) -> str:
-    shrinks = [e for e in (initial, moved) if e is not None and e.high < -tolerance]
-    return "; shrinks at first, as a µP readout does (transient)" if shrinks and not grows else ""
 
 
 def summary(words: Sequence[Verdict]) -> str:

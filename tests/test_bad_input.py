@@ -95,10 +95,10 @@ BEFORE_TRAINING = [
         for seeds in (0, -1, [], [-1], [True], ["1"], [0.0], 1.5, math.nan, None, True, "three")
     ),
     *(
-        ({"steps": steps}, "steps must be a whole number of updates, 0 or more, got")
+        ({"steps": steps}, "steps must be an integer of 0 or more, got")
         for steps in (-1, 2.0, "2", True, None, math.nan)
     ),
-    *(({"jobs": jobs}, "jobs must be 1 or more") for jobs in (0, -1, 1.5, "2", None)),
+    *(({"jobs": jobs}, "jobs must be an integer of 1 or more") for jobs in (0, -1, 1.5, "2", None)),
     *(({"tolerance": tolerance}, "tolerance") for tolerance in ("x", math.nan, -0.25, None)),
     *(({"expect": expect}, "expect") for expect in ("mup", {"*": "half"}, {"*": math.nan}, {3: 0.5}, 0.5)),
     *(({"loss": loss}, "loss") for loss in ("cross_entropy", 3)),
@@ -111,14 +111,14 @@ BEFORE_TRAINING = [
     ({"make": 3}, "build of 'model' must be a function of the width, got int"),
     ({"make": None}, "build of 'model' must be a function of the width, got NoneType"),
     ({"make": {"SP": mlp("SP")(16)}}, "build of 'SP' must be a function of the width, got tuple"),
-    ({"make": {"": build}}, "labels must be texts, got ''"),
-    ({"make": {" ": build}}, "labels must be texts, got ' '"),
-    ({"make": {3: build}}, "labels must be texts, got 3"),
+    ({"make": {"": build}}, "labels must be printable texts, got ''"),
+    ({"make": {" ": build}}, "labels must be printable texts, got ' '"),
+    ({"make": {3: build}}, "labels must be printable texts, got 3"),
     ({"make": {"\ud800": build}}, "label"),
     ({"make": {"\u00b5P": build, "\u03bcP": build}}, "are the same after Unicode NFKC"),
     ({"make": {"fit": build, "\ufb01t": build}}, "labels 'fit' and '\ufb01t' are the same after Unicode NFKC"),
     ({"save_to": 3}, "save_to"),
-    ({"save_to": "a\0b"}, "cannot write"),
+    ({"save_to": "a\0b"}, "save_to must be the path of a folder"),
 ]
 
 
@@ -327,7 +327,7 @@ def test_a_script_module_is_refused(change: Callable[[nn.Module], nn.Module]):
         model = change(parts(width)[0])
         return model, torch.optim.SGD(model.parameters(), lr=0.1)
 
-    assert "is a ScriptModule, whose calls cannot be hooked" in refusal(make)
+    assert "is or holds a ScriptModule, whose calls cannot be hooked" in refusal(make)
 
 
 # ---- batch and loss

@@ -30,7 +30,7 @@ HOSTILE = [r"$\frac{1}$", "<script>alert(1)</script>", "[/]", "[bold]x[/]", "a\n
 
 
 def synthetic(exponents: dict[str, dict[str, float]], **options: object) -> Report:
-    return Report(power_law_records(exponents, **options))
+    return Report(power_law_records(exponents, **{"steps": 1, **options}))
 
 
 def zeroed(report: Report, layer: str) -> Report:
@@ -148,9 +148,8 @@ def test_a_line_per_layer_is_the_geometric_mean_over_the_seeds(report, quantity)
 def test_bands_hold_the_range_of_the_seeds():
     levels = {0: -1.0, 1: 0.0, 2: 3.0}
     report = synthetic({"fc": FLAT}, noise=lambda width, seed, layer: levels[seed])
-    bands = [axis.collections for axis in divergence(report).axes[1:]]
-    assert [len(found) for found in bands] == [1, 1]
-    corners = bands[0][0].get_paths()[0].vertices
+    [band] = divergence(report).axes[1].collections
+    corners = band.get_paths()[0].vertices
     assert set(corners[:, 0]) == set(report.widths)
     assert set(corners[:, 1]) == {0.5, 8.0}
 
@@ -166,7 +165,7 @@ def test_the_worst_violated_layers_are_named_with_their_line():
     slopes = {"a": 0.5, "b": 2.0, "c": 0.0, "d": -1.0, "e": 1.5, "f": 0.7, "g": 1.2}
     report = synthetic({layer: {"activation": slope, "change": 0.0} for layer, slope in slopes.items()})
     [row] = panels(divergence(report), 1)
-    assert [len(names(axis)) for axis in row] == [0, 0, 5]
+    assert [len(names(axis)) for axis in row] == [0, 5]
     found = names(row[-1])
     assert [name.get_text() for name in found] == ["d", "f", "g", "e", "b"]
     for name in found:
@@ -275,7 +274,7 @@ def test_finite_runs_are_not_marked(drawn):
 
 def test_a_readout_initialised_at_zero_is_drawn_from_its_first_step():
     figure = divergence(zeroed(synthetic({"fc": FLAT, "out": FLAT}), "out"))
-    start, after, _ = figure.axes
+    start, after = figure.axes
     assert "out" not in lines(start) or np.isnan(lines(start)["out"].get_ydata()).all()
     assert list(lines(after)["out"].get_ydata()) == [1.0, 1.0, 1.0]
 
@@ -288,17 +287,15 @@ def test_scales_that_are_all_zero_are_drawn_as_empty_panels():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_any_name_is_drawn_as_it_is(tmp_path, name, suffix):
+def test_any_name_is_drawn_as_it_is(tmp_path, name):
     figure = divergence(synthetic({name: GROWING, "fc": FLAT}))
     for axis in figure.axes:
         assert set(lines(axis)) == {name, "fc"}
     assert [text.get_text() for text in names(figure.axes[-1])] == [name]
-    save(figure, tmp_path / f"figure.{suffix}")
-    if suffix == "svg":
-        svg = ElementTree.parse(tmp_path / "figure.svg")
-        assert not [element for element in svg.iter() if element.tag.endswith("script")]
-        assert name.split("\n")[-1] in [text for element in svg.iter() for text in element.itertext()]
+    save(figure, tmp_path / "figure.svg")
+    svg = list(ElementTree.parse(tmp_path / "figure.svg").iter())
+    assert not [element for element in svg if element.tag.endswith("script")]
+    assert name.split("\n")[-1] in [text for element in svg for text in element.itertext()]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -361,7 +358,7 @@ def marked(axis: Axes) -> set[tuple[int, int]]:
 
 def test_only_violated_cells_are_marked():
     exponents = {"flat": 0.0, "small": 0.2, "grows": 0.5, "shrinks": -0.5}
-    figure = slope_map(synthetic({layer: {"change": exponent} for layer, exponent in exponents.items()}))
+    figure = slope_map(synthetic({layer: {"change": exponent} for layer, exponent in exponents.items()}, steps=2))
     assert marked(figure.axes[0]) == {(2, 0), (2, 1), (3, 0), (3, 1)}
 
 
@@ -374,7 +371,7 @@ def test_an_undecided_cell_is_not_marked():
 
 @pytest.mark.parametrize(("exponent", "cells"), [(-0.5, set()), (-1.0, {(0, 0)}), (0.5, {(0, 0)})])
 def test_a_readout_is_marked_as_it_is_judged(exponent, cells):
-    report = synthetic({"out": {"change": exponent}}, steps=1, shape=lambda layer, width: (4, 10))
+    report = synthetic({"out": {"change": exponent}}, shape=lambda layer, width: (4, 10))
     assert marked(slope_map(report).axes[0]) == cells
 
 

@@ -616,4 +616,4 @@ def test_outputs_that_are_not_measured_are_counted():
 
     x, y = pair_batch()
     record = finished(run(build, {"inputs": x, "labels": y}, loss=None, steps=2))
-    assert record.notes == ["3 SimpleNamespace outputs were not measured"]
+    assert record.notes == ["an output of type SimpleNamespace was not measured (3 times)"]

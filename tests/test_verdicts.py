@@ -231,6 +231,22 @@ def test_shrinking_at_a_later_step_is_no_violation():
     assert verdict_by_step({4: -0.5})["verdict"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("exponents", "word"),
+    [
+        ({1: -0.5, 3: 0.0}, "ok"),
+        ({1: -0.5, 2: -0.5, 3: 0.0}, "ok"),
+        ({1: -0.5, 2: -0.5, 3: -0.5}, "vanishes"),
+        ({1: -0.5, 2: 0.0, 3: -0.5}, "vanishes"),
+        ({1: -0.5, 2: 0.0, 3: 0.5}, "blows up"),
+    ],
+)
+def test_shrinking_that_fades_by_the_last_step_is_transient(exponents, word):
+    found = verdict_by_step(exponents)
+    assert found["verdict"] == word
+    assert ("(transient)" in found["explanation"]) is (word == "ok")
+
+
 def test_the_first_violated_step_is_the_evidence():
     assert verdict_by_step({2: 0.5, 3: 1.0})["step"] == 2
 
@@ -338,19 +354,17 @@ def test_a_cell_is_violated_when_its_interval_is_beyond_the_tolerance(low, high,
     assert is_violated_cell(low, high, "fc", expect, 0.25) is violated
 
 
-def many_checks(exponents: dict[str, dict[str, float]], sd: float = 0.1, checks: int = 200) -> pd.DataFrame:
-    """The verdicts of many independent checks with the same exponents, one label each."""
-    noise = normal_noise(sd)
-    records = [
-        record
-        for number in range(checks)
-        for record in power_law_records(exponents, label=f"{number}", widths=WIDTHS, steps=1, noise=noise)
-    ]
+def noisy_layers(exponents: dict[str, float], layers: int, sd: float = 0.1) -> pd.DataFrame:
+    """The verdicts of many layers with the same exponents and independent noise."""
+    records = power_law_records(
+        {f"layer {number:04d}": exponents for number in range(layers)}, widths=WIDTHS, steps=1, noise=normal_noise(sd)
+    )
     return judge(fit_slopes(measurements(records)), growing_outputs(records))
 
 
-def test_healthy_checks_raise_at_most_one_false_alarm_in_100():
-    verdicts = many_checks({f"layer {number}": {"activation": 0.0, "change": 0.0} for number in range(20)})
+def test_healthy_checks_of_20_layers_raise_at_most_one_false_alarm_in_100():
+    verdicts = noisy_layers({"activation": 0.0, "change": 0.0}, layers=200 * 20)
+    verdicts["label"] = np.repeat(np.arange(200), 20)
     alarms = [status.violated for status in label_status(verdicts).values()]
     assert len(alarms) == 200
     assert np.mean(alarms) <= 0.01
@@ -365,12 +379,12 @@ def test_healthy_checks_raise_at_most_one_false_alarm_in_100():
     ],
 )
 def test_a_slope_of_one_half_is_flagged_99_times_in_100(faulty, word):
-    verdicts = many_checks({"fc": faulty})
+    verdicts = noisy_layers(faulty, layers=200)
     assert len(verdicts) == 200
     assert (verdicts["verdict"] == word).mean() >= 0.99
 
 
 def test_noise_too_large_to_tell_is_undecided_and_no_alarm():
-    verdicts = many_checks({"fc": {"activation": 0.0, "change": 0.0}}, sd=0.7)
+    verdicts = noisy_layers({"activation": 0.0, "change": 0.0}, layers=200, sd=0.7)
     assert (verdicts["verdict"] == "undecided").mean() > 0.5
     assert verdicts["verdict"].isin(["ok", "undecided"]).mean() >= 0.99
