@@ -91,6 +91,15 @@ def same_label(label: str) -> str:
     return unicodedata.normalize("NFKC", label)
 
 
+def printable(text: str) -> str:
+    r"""The text with control characters written out, fit for a terminal, a table or a figure.
+
+    >>> printable("a\nb")
+    'a\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @dataclass(frozen=True)
 class RunKey:
     """Names one run of a sweep."""

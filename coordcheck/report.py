@@ -70,7 +70,9 @@ class Report:
     @cached_property
     def status(self) -> dict[str, Verdict]:
         """Each label's verdict: its first violated layer's, else undecided, else ok."""
-        return label_status(self.verdicts)
+        found = label_status(self.verdicts)
+        known = {label: found.get(label, Verdict.UNDECIDED) for label in self.labels}
+        return {label: Verdict.UNDECIDED if label in self.too_few_widths else known[label] for label in known}
 
     @property
     def labels(self) -> list[str]:
@@ -78,7 +80,8 @@ class Report:
 
     @property
     def widths(self) -> list[int]:
-        return sorted({record.key.width for record in self.records})
+        """The widths at which a run finished."""
+        return sorted({record.key.width for record in self.records if record.finished})
 
     @property
     def missing(self) -> list[RunRecord]:
@@ -86,17 +89,18 @@ class Report:
         return [record for record in self.records if not record.finished]
 
     @cached_property
-    def too_few_widths(self) -> str:
-        """The reason why there is no verdict at all, or an empty text."""
+    def too_few_widths(self) -> dict[str, str]:
+        """The labels that can have no verdict at all, each with the reason."""
+        reasons = {}
         for label in self.labels:
             widths = sorted({r.key.width for r in self.records if r.key.label == label and r.finished})
             if len(widths) < MIN_WIDTHS:
                 found = ", ".join(map(str, widths)) or "none"
-                return (
+                reasons[label] = (
                     f"a verdict needs at least {MIN_WIDTHS} distinct widths with finished runs; "
                     f"{label!r} has {len(widths)} ({found}). Add widths: a range of 8 or more times is best."
                 )
-        return ""
+        return reasons
 
     @cached_property
     def notes(self) -> list[str]:
@@ -123,13 +127,13 @@ class Report:
     @property
     def exit_code(self) -> int:
         """0 invariant, 1 violated, 2 too few widths, 3 runs missing or undecided."""
-        if self.too_few_widths:
-            return IncompleteCheck.exit_code if self.missing else CoordCheckError.exit_code
         if any(verdict.violated for verdict in self.status.values()):
             return NotWidthInvariant.exit_code
-        if self.missing or any(verdict is not Verdict.OK for verdict in self.status.values()):
+        if self.missing:
             return IncompleteCheck.exit_code
-        return 0
+        if self.too_few_widths:
+            return CoordCheckError.exit_code
+        return 0 if all(verdict is Verdict.OK for verdict in self.status.values()) else IncompleteCheck.exit_code
 
     def raise_for_status(self) -> None:
         """Raise when the check did not pass; the message is the report on one screen.
@@ -146,7 +150,9 @@ class Report:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=StringIO(), width=TEXT_WIDTH, force_terminal=False, color_system=None)
+        console = Console(
+            file=StringIO(), width=TEXT_WIDTH, force_terminal=False, force_jupyter=False, color_system=None
+        )
         console.print(self)
         text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO given above
         return "\n".join(line.rstrip() for line in text.splitlines())
@@ -178,8 +184,8 @@ class Report:
         from coordcheck import figures
 
         drawers = {
-            "divergence": (figures.divergence, Quantity.ACTIVATION),
-            "slopes": (figures.slope_map, Quantity.CHANGE),
+            "divergence": (figures.draw_divergence, Quantity.ACTIVATION),
+            "slopes": (figures.draw_slope_map, Quantity.CHANGE),
         }
         if kind not in drawers:
             raise CoordCheckError(f"there is no figure {kind!r}; known are {', '.join(map(repr, drawers))}.")
@@ -187,9 +193,14 @@ class Report:
         known = [q.value for q in Quantity]
         if quantity is not None and quantity not in known:
             raise CoordCheckError(f"there is no quantity {quantity!r}; known are {', '.join(map(repr, known))}.")
-        figure = draw(self, usual if quantity is None else Quantity(quantity))
+        chosen = usual if quantity is None else Quantity(quantity)
+        if chosen.value not in set(self.measurements["quantity"]):
+            raise CoordCheckError(
+                f"{chosen.value} was not measured, so there is nothing to draw (it needs steps >= 1)."
+            )
+        figure = draw(self, chosen)
         if path is not None:
-            figures.save(figure, path)
+            figures.save_figure(figure, path)
         return figure
 
     def save(self, folder: str | PathLike[str]) -> None:

@@ -41,7 +41,7 @@ def measurable(tensor: Tensor) -> Tensor:
     if tensor.device.type == "meta" or type(tensor).__name__ == "FakeTensor":
         raise NotMeasurable(Status.UNSUPPORTED)
     tensor = tensor.detach()
-    if tensor.dtype is not torch.float32 or tensor.layout is not torch.strided or tensor.is_quantized:
+    if tensor.dtype is not torch.float32 or tensor.layout is not torch.strided or tensor.is_nested:
         tensor = _converted(tensor)
     if tensor.numel() == 0:
         raise NotMeasurable(Status.EMPTY)
@@ -52,8 +52,8 @@ def _converted(tensor: Tensor) -> Tensor:
     try:
         if tensor.is_quantized:
             return tensor.dequantize()
-        if tensor.layout is torch.jagged:
-            tensor = tensor.values()
+        if tensor.is_nested:
+            tensor = torch.cat([part.reshape(-1) for part in tensor.unbind()])
         elif tensor.layout is not torch.strided:
             tensor = tensor.to_dense()
         if tensor.is_complex():
@@ -111,7 +111,7 @@ def row_index(shape: tuple[int, ...], device: torch.device) -> Tensor | None:
     all channels of a channels-first tensor included.
 
     >>> row_index((2, 1000, 64), torch.device("cpu"))[:4]
-    tensor([   0, 1015,   31, 1046])
+    tensor([   0, 1015, 1031,   46])
     """
     *leading, size = shape or (1,)
     keep = max(SAMPLED_ROWS, SAMPLED_COORDINATES // size)

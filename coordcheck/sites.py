@@ -204,11 +204,11 @@ class SiteRecorder:
             if isinstance(output, Tensor):
                 self._record(layer, output)
             else:
-                self._recordleaves(layer, output)
+                self._record_leaves(layer, output)
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the output of {layer} ({type(error).__name__})"] += 1
 
-    def _recordleaves(self, layer: str, output: Any) -> None:
+    def _record_leaves(self, layer: str, output: Any) -> None:
         for path, leaf in leaves(output):
             if isinstance(leaf, Tensor):
                 self._record(f"{layer}:out{path}", leaf)
@@ -278,11 +278,18 @@ class SiteRecorder:
         fetched = _fetch(list(tables.values()))
         values = dict(zip((call for key in tables for call in alike[key]), fetched, strict=True))
         for window in closed:
-            moved = any(bool(flag) for flag in window.moved)
+            moved = _any(window.moved)
             for site, call in window.calls:
                 self._rows.extend(_rows(site.order, window.step, call, values.get(call, ()), moved))
             for site in window.missed:
                 self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
+
+
+def _any(flags: Sequence[Tensor | bool]) -> bool:
+    try:
+        return any(bool(flag) for flag in flags)
+    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
+        return False
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

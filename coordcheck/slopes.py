@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,7 +40,7 @@ class SlopeFit:
     @property
     def power_law(self) -> bool:
         """Whether the two widest widths agree with the fit; if not, the slope is no exponent."""
-        return abs(self.last_pair - self.slope) <= POWER_LAW_TOLERANCE
+        return not abs(self.last_pair - self.slope) > POWER_LAW_TOLERANCE
 
 
 def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequence[float]]) -> SlopeFit:
@@ -76,6 +75,8 @@ def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequen
         )
     if len(distinct) < x.size:
         raise CoordCheckError("a width is given twice; give each width once, and one row of scales per seed.")
+    if not (x > 0).all():
+        raise CoordCheckError(f"widths must be positive, got {x.min():g}.")
     bad = ~((y > 0) & np.isfinite(y))
     if bad.any():
         seed, index = np.argwhere(bad)[0]
@@ -101,7 +102,18 @@ def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
         at the narrowest width (geometric mean over seeds); `not_finite` counts NaN and Inf; `status` is "ok",
         "zero", "nan", "too few widths", ....
     """
-    table = judged(table)
+    parts = [_fit_label(part) for _, part in judged(table).groupby("label", sort=False)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+COLUMNS = [
+    *("label", "layer", "quantity", "step", "order", "slope", "stderr", "low", "high", "last_pair", "power_law"),
+    *("seeds", "widths", "growth", "not_finite", "status"),
+]
+
+
+def _fit_label(table: pd.DataFrame) -> pd.DataFrame:
+    """The slopes of one label, whose widths are its own."""
     logs = np.log2(table["value"].where(table["status"] == Status.OK.value))
     indexed = table[["width", "seed", *GROUP]].assign(log=logs).set_index([*GROUP, "seed", "width"])["log"]
     wide = indexed.unstack(["seed", "width"])  # one row per group; (seed, width) columns
@@ -111,18 +123,24 @@ def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
     result = wide.index.to_frame(index=False)
     for name, column in _fit(np.log2(widths.to_numpy(dtype=float)), values).items():
         result[name] = column
-    result["power_law"] = (result["last_pair"] - result["slope"]).abs() <= POWER_LAW_TOLERANCE
-    with np.errstate(over="ignore"):
-        result["growth"] = np.exp2((values[:, :, -1] - values[:, :, 0]).mean(axis=1))
-    lost = table["status"].isin([Status.NAN.value, Status.INF.value]).groupby([table[name] for name in GROUP]).sum()
+    bend = (result["last_pair"] - result["slope"]).abs()
+    result["power_law"] = result["slope"].notna() & ~(bend > POWER_LAW_TOLERANCE)
+    result["growth"] = _growth(values)
+    groups = [table[name] for name in GROUP]
+    lost = table["status"].isin([Status.NAN.value, Status.INF.value]).groupby(groups).sum()
     result["not_finite"] = lost.reindex(wide.index).to_numpy()
     result["status"] = _statuses(table, wide.index, result["slope"])
-    order = table.groupby(["label", "layer"], sort=False, as_index=False)["order"].first()
-    labels = table["label"].unique().tolist()
-    result = result.merge(order, on=["label", "layer"])
-    return result.sort_values(
-        ["label", "quantity", "order", "step"], key=lambda c: c.map(labels.index) if c.name == "label" else c
-    ).reset_index(drop=True)
+    order = table.groupby("layer", as_index=False)["order"].first()
+    return result.merge(order, on="layer").sort_values(["quantity", "order", "step"])[COLUMNS]
+
+
+def _growth(values: Array) -> Array:
+    """Widest over narrowest scale of (group, seed, width) logs: geometric mean over the seeds that have both."""
+    rise = values[:, :, -1] - values[:, :, 0]
+    both = np.isfinite(rise)
+    with np.errstate(over="ignore", invalid="ignore"):
+        growth: Array = np.exp2(np.where(both, rise, 0).sum(axis=1) / both.sum(axis=1))
+    return growth
 
 
 def _fit(x: Array, y: Array) -> dict[str, Array]:
@@ -176,10 +194,12 @@ def _last_pair(x: Array, y: Array, have: NDArray[np.bool_]) -> Array:
 
 
 def _statuses(table: pd.DataFrame, groups: pd.MultiIndex, slopes: pd.Series) -> list[str]:
-    """Why a group has no slope: its most frequent status other than "ok", or too few widths."""
-    bad = table[table["status"] != Status.OK.value]
-    reasons = bad.groupby(GROUP, sort=False)["status"].agg(lambda found: found.mode().iat[0]).reindex(groups)
-    return [
-        Status.OK.value if math.isfinite(slope) else (reason if isinstance(reason, str) else "too few widths")
-        for slope, reason in zip(slopes, reasons, strict=True)
-    ]
+    """Why a group has no slope: what its scales are instead, most often; "zero" only when they all are."""
+    counts = table.groupby([*GROUP, "status"]).size().unstack("status", fill_value=0).reindex(groups)
+    others = counts.drop(columns=[Status.OK.value, Status.ZERO.value], errors="ignore")
+    zeros = counts.get(Status.ZERO.value, pd.Series(0, counts.index))
+    reasons = pd.Series("too few widths", counts.index).where(zeros < counts.sum(axis=1), Status.ZERO.value)
+    if len(others.columns):
+        reasons = reasons.where(others.sum(axis=1) == 0, others.idxmax(axis=1))
+    fitted = slopes.notna().to_numpy()
+    return [Status.OK.value if fit else str(reason) for fit, reason in zip(fitted, reasons, strict=True)]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordcheck.measurements import judged
-from coordcheck.records import Quantity
+from coordcheck.records import Quantity, printable
 from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
@@ -24,25 +24,26 @@ NOTES = 8  # notes shown
 def render(report: Report) -> Group:
     """The report on one screen: a verdict line and the worst layers per label, then the notes."""
     parts: list[Any] = []
-    if report.too_few_widths:
-        parts += [Text(report.too_few_widths), scale_table(report)]
-    else:
-        for label in report.labels:
-            table = report.verdicts[report.verdicts["label"] == label]
-            parts.append(_headline(label, report.status[label], table, report))
-            shown = _worst(table)
-            if len(shown):
-                parts.append(_verdict_table(shown, report))
+    for label in report.labels:
+        if label in report.too_few_widths:
+            parts += [Text(report.too_few_widths[label]), scale_table(report, label)]
+            continue
+        table = report.verdicts[report.verdicts["label"] == label]
+        parts.append(_headline(label, table, report))
+        shown = _worst(table)
+        if len(shown):
+            parts.append(_verdict_table(shown, report))
     notes = report.notes
-    parts += [Text(f"note: {note}") for note in notes[:NOTES]]
+    parts += [Text(printable(f"note: {note}")) for note in notes[:NOTES]]
     if len(notes) > NOTES:
         parts.append(Text(f"note: and {len(notes) - NOTES} more (report.notes)"))
     return Group(*parts)
 
 
-def _headline(label: str, status: Verdict, table: pd.DataFrame, report: Report) -> Text:
+def _headline(label: str, table: pd.DataFrame, report: Report) -> Text:
+    status = report.status[label]
     words = [Verdict(word) for word in table["verdict"]]
-    text = Text.assemble((f"{label}: ", "bold"))
+    text = Text.assemble((f"{printable(label)}: ", "bold"))
     if status.violated:
         text.append("VIOLATED", "bold red")
     else:
@@ -50,7 +51,7 @@ def _headline(label: str, status: Verdict, table: pd.DataFrame, report: Report) 
     text.append(f"  {summary(words)} from {report.criteria.axis} {report.widths[0]} to {report.widths[-1]}")
     if status.violated:
         first = next(layer for layer, word in zip(table["layer"], words, strict=True) if word.violated)
-        text.append(f"; first {first}")
+        text.append(f"; first {printable(first)}")
     elif Verdict.UNDECIDED in words:
         text.append("; add seeds, or a wider range of widths")
     return text
@@ -60,6 +61,8 @@ def _worst(table: pd.DataFrame) -> pd.DataFrame:
     """The violated and undecided layers, farthest from their expected exponent first."""
     words = table["verdict"].map(Verdict)
     shown = table[words.map(lambda verdict: verdict.violated or verdict is Verdict.UNDECIDED)]
+    if shown.empty:
+        return shown
     distance = (shown["slope"] - shown["expected"]).abs().fillna(math.inf)
     return shown.loc[distance.sort_values(ascending=False, kind="stable").index]
 
@@ -67,15 +70,17 @@ def _worst(table: pd.DataFrame) -> pd.DataFrame:
 def _verdict_table(shown: pd.DataFrame, report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     first, last = report.widths[0], report.widths[-1]
-    for name, side in (("  layer", "left"), ("verdict", "left"), ("measured", "left"), ("slope", "right")):
-        table.add_column(name, justify=side, no_wrap=name != "  layer", overflow="fold")  # type: ignore[arg-type]  # a literal
+    table.add_column("  layer", overflow="fold", min_width=7)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("measured")
+    table.add_column("slope", justify="right", no_wrap=True)
     table.add_column(f"{first} → {last}", justify="right", no_wrap=True)
     for row in shown.head(WORST).itertuples():
         values: Any = row
         table.add_row(
-            Text(f"  {values.layer}"),
+            Text(f"  {printable(values.layer)}"),
             Text(values.verdict, style="red" if Verdict(values.verdict).violated else "yellow"),
-            Text(f"{values.quantity} at t={values.step}" if values.quantity else values.explanation),
+            Text(f"{values.quantity} at t={values.step}" if values.step >= 0 else values.explanation),
             Text("" if math.isnan(values.slope) else f"{values.slope:+.2f} ± {(values.high - values.low) / 2:.2f}"),
             Text("" if math.isnan(values.growth) else f"×{values.growth:.3g}"),
         )
@@ -84,16 +89,15 @@ def _verdict_table(shown: pd.DataFrame, report: Report) -> Table:
     return table
 
 
-def scale_table(report: Report) -> Table:
+def scale_table(report: Report, label: str) -> Table:
     """The scales themselves: what is shown when there are too few widths for a verdict."""
     rows = judged(report.measurements)
-    rows = rows[rows["quantity"] == Quantity.ACTIVATION.value]
-    means = rows.groupby(["label", "layer", "order", "width", "step"], sort=False)["value"].mean().unstack("step")
+    rows = rows[(rows["label"] == label) & (rows["quantity"] == Quantity.ACTIVATION.value)]
+    means = rows.groupby(["layer", "order", "width", "step"], sort=False)["value"].mean().unstack("step")
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-    for name in ("label", "layer"):
-        table.add_column(name, overflow="fold")
+    table.add_column("  layer", overflow="fold")
     for name in (report.criteria.axis, *(f"t={step}" for step in means.columns)):
         table.add_column(name, justify="right")
-    for (label, layer, _, width), values in means.iterrows():
-        table.add_row(Text(label), Text(layer), Text(str(width)), *(Text(f"{value:.3g}") for value in values))
+    for (layer, _, width), values in means.sort_index(level=["order", "width"]).iterrows():
+        table.add_row(Text(f"  {printable(layer)}"), Text(str(width)), *(Text(f"{value:.3g}") for value in values))
     return table

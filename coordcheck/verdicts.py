@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -119,28 +119,21 @@ def judge(
         Columns `label, layer, order, verdict, quantity, step, expected, slope, stderr, low, high, growth,
         power_law, explanation`, in data-flow order.
     """
+    layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in slopes.to_dict("records"):
+        layers.setdefault((row["label"], row["layer"]), []).append({str(key): value for key, value in row.items()})
     rows = []
-    for (label, layer), group in slopes.groupby(["label", "layer"], sort=False):
-        expected = _expected(str(layer), expect or {})
-        judgement = _judge_layer(group, expected, tolerance, growing.get((str(label), str(layer)), True))
-        evidence = judgement.evidence
-        rows.append(
-            {
-                "label": label,
-                "layer": layer,
-                "order": group["order"].iat[0],
-                "verdict": judgement.verdict.value,
-                "quantity": evidence.quantity.value if evidence else None,
-                "step": evidence.step if evidence else -1,
-                "expected": expected,
-                **{
-                    name: getattr(evidence, name) if evidence else math.nan
-                    for name in ("slope", "stderr", "low", "high", "growth")
-                },
-                "power_law": bool(evidence and evidence.power_law),
-                "explanation": judgement.explanation,
-            }
-        )
+    for (label, layer), fits in layers.items():
+        expected = _expected(layer, expect or {})
+        found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True))
+        evidence: dict[str, Any] = dict.fromkeys(Evidence._fields, math.nan)
+        if found.evidence is not None:
+            evidence = found.evidence._asdict()
+        head = {"label": label, "layer": layer, "order": fits[0]["order"], "verdict": found.verdict.value}
+        if found.evidence is None:
+            evidence |= {"step": -1, "power_law": False}
+        evidence["quantity"] = found.evidence.quantity.value if found.evidence else None
+        rows.append({**head, "expected": expected, **evidence, "explanation": found.explanation})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -156,21 +149,15 @@ def _expected(layer: str, expect: Expectation) -> float:
     return found[-1] if found else 0.0
 
 
-def is_violated_cell(low: float, high: float, layer: str, expect: Expectation | None, tolerance: float) -> bool:
-    """Whether one slope's 95 % interval lies wholly beyond the tolerance."""
-    expected = _expected(layer, expect or {})
-    return low - expected > tolerance or high - expected < -tolerance
-
-
-def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: bool) -> Judgement:
-    lost = group[group["not_finite"] > 0]
-    if len(lost):
-        step = int(lost["step"].min())
-        return Judgement(Verdict.NOT_FINITE, None, f"NaN or Inf from t={step} on: lower the learning rate, or fix it")
-    initial = next(_evidence(group, Quantity.ACTIVATION), None)
-    moved = list(_evidence(group, Quantity.CHANGE))
+def _judge_layer(fits: Sequence[Mapping[str, Any]], expected: float, tolerance: float, grows: bool) -> Judgement:
+    lost = [fit["step"] for fit in fits if fit["not_finite"]]
+    if lost:
+        why = f"NaN or Inf from t={min(lost)} on: lower the learning rate, or fix it"
+        return Judgement(Verdict.NOT_FINITE, None, why)
+    initial = next((e for e in _evidence(fits, Quantity.ACTIVATION) if e.step == 0), None)
+    moved = _evidence(fits, Quantity.CHANGE)
     findings = []
-    if initial is not None and initial.step == 0:
+    if initial is not None:
         findings.append((initial, compare(initial, expected, tolerance, 0.0 if grows else math.inf)))
     if moved:
         allowed = 0.0 if grows else TRANSIENT
@@ -184,41 +171,30 @@ def _judge_layer(group: pd.DataFrame, expected: float, tolerance: float, grows: 
     for evidence, found in findings:
         if found is Answer.UNDECIDED:
             return Judgement(Verdict.UNDECIDED, evidence, _undecided(evidence, expected, tolerance))
-    if not findings:
-        return Judgement(
-            Verdict.UNDECIDED, None, "no scale could be fitted: " + ", ".join(sorted(set(group["status"])))
-        )
     if not moved:
-        return _unmoved(group, initial)
+        return _unmoved(fits, initial)
     shrinks = any(e.high - expected < -tolerance for e, _ in findings)
     return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + ("; shrinks at first (transient)" if shrinks else ""))
 
 
-def _evidence(group: pd.DataFrame, quantity: Quantity) -> Iterator[Evidence]:
+def _evidence(fits: Sequence[Mapping[str, Any]], quantity: Quantity) -> list[Evidence]:
     """The fitted slopes of one quantity, by step."""
-    rows = group[(group["quantity"] == quantity.value) & (group["status"] == Status.OK.value)].sort_values("step")
-    for row in rows.itertuples():
-        values: Any = row
-        yield Evidence(
-            quantity,
-            int(values.step),
-            values.slope,
-            values.stderr,
-            values.low,
-            values.high,
-            values.growth,
-            bool(values.power_law),
-        )
+    fitted = [fit for fit in fits if fit["quantity"] == quantity.value and fit["status"] == Status.OK.value]
+    names = ("step", "slope", "stderr", "low", "high", "growth", "power_law")
+    return sorted((Evidence(quantity, *(fit[name] for name in names)) for fit in fitted), key=lambda e: e.step)
 
 
-def _unmoved(group: pd.DataFrame, initial: Evidence | None) -> Judgement:
-    changes = set(group.loc[group["quantity"] == Quantity.CHANGE.value, "status"])
-    if changes == {Status.ZERO.value}:
+def _unmoved(fits: Sequence[Mapping[str, Any]], initial: Evidence | None) -> Judgement:
+    """The verdict of a layer none of whose changes has a slope."""
+    reasons = {fit["status"] for fit in fits if fit["quantity"] == Quantity.CHANGE.value}
+    if reasons == {Status.ZERO.value}:
         return Judgement(Verdict.FROZEN, initial, "its output never changed")
-    if not changes:
-        return Judgement(Verdict.OK, initial, _seen(initial) if initial else "")
-    reasons = ", ".join(sorted(changes))
-    return Judgement(Verdict.UNDECIDED, initial, f"its change in training was not measured: {reasons}")
+    if reasons:
+        why = ", ".join(sorted(reasons))
+        return Judgement(Verdict.UNDECIDED, initial, f"its change in training has no slope: {why}")
+    if initial is None:
+        return Judgement(Verdict.UNDECIDED, None, "no slope: " + ", ".join(sorted({fit["status"] for fit in fits})))
+    return Judgement(Verdict.OK, initial, _seen(initial))
 
 
 def _symptom(evidence: Evidence, answer: Answer, expected: float) -> Judgement:
@@ -256,10 +232,12 @@ def summary(words: Sequence[Verdict]) -> str:
         (first, count), *rest = violated.most_common()
         text = f"{count} of {total} layers {_PLURALS.get(first, first.value) if count > 1 else first.value}"
         return text + "".join(f", {n} {_PLURALS.get(word, word.value) if n > 1 else word.value}" for word, n in rest)
+    undecided = words.count(Verdict.UNDECIDED)
+    if undecided:
+        return f"{undecided} of {total} layers undecided"
     if Verdict.OK not in words:
         return f"nothing to judge: none of {total} layers moved"
-    undecided = words.count(Verdict.UNDECIDED)
-    return f"{undecided} of {total} layers undecided" if undecided else f"all {total} layers keep their scale"
+    return f"all {total} layers keep their scale"
 
 
 _PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from coordcheck import CoordCheckError, Report, figures
-from coordcheck.figures import divergence, save, slope_map
-from coordcheck.records import Quantity, Status
+from coordcheck import CoordCheckError, Report
+from coordcheck.figures import draw_divergence, draw_slope_map, save_figure
+from coordcheck.records import Quantity, Status, printable
 from coordcheck.report import Criteria
 
 FLAT = {"activation": 0.0, "change": 0.0}
@@ -86,7 +86,7 @@ def luminance(colour: tuple[float, ...]) -> float:
 
 @pytest.fixture(scope="module")
 def drawn(report) -> Figure:
-    return divergence(report)
+    return draw_divergence(report)
 
 
 def test_a_row_per_label_and_a_column_per_step(report, drawn):
@@ -122,7 +122,7 @@ def test_the_axes_are_named(report, drawn):
         assert row[0].get_ylabel() == "RMS activation"
     assert {axis.get_xlabel() for axis in panels(drawn, 2)[-1]} == {"width"}
     records = power_law_records({"fc": FLAT})
-    assert divergence(Report(records, Criteria(axis="depth"))).axes[0].get_xlabel() == "depth"
+    assert draw_divergence(Report(records, Criteria(axis="depth"))).axes[0].get_xlabel() == "depth"
 
 
 def test_the_ticks_are_the_widths(report, drawn):
@@ -136,7 +136,7 @@ def test_a_line_per_layer_is_the_geometric_mean_over_the_seeds(report, quantity)
     steps = sorted(table["step"].unique())
     found = {
         (label, step, layer, width): value
-        for label, row in zip(report.labels, panels(divergence(report, quantity), 2), strict=True)
+        for label, row in zip(report.labels, panels(draw_divergence(report, quantity), 2), strict=True)
         for step, axis in zip(steps, row, strict=True)
         for layer, line in lines(axis).items()
         for width, value in zip(line.get_xdata(), line.get_ydata(), strict=True)
@@ -148,7 +148,7 @@ def test_a_line_per_layer_is_the_geometric_mean_over_the_seeds(report, quantity)
 def test_bands_hold_the_range_of_the_seeds():
     levels = {0: -1.0, 1: 0.0, 2: 3.0}
     report = synthetic({"fc": FLAT}, noise=lambda width, seed, layer: levels[seed])
-    [band] = divergence(report).axes[1].collections
+    [band] = draw_divergence(report).axes[1].collections
     corners = band.get_paths()[0].vertices
     assert set(corners[:, 0]) == set(report.widths)
     assert set(corners[:, 1]) == {0.5, 8.0}
@@ -156,7 +156,7 @@ def test_bands_hold_the_range_of_the_seeds():
 
 def test_violated_lines_are_heavier():
     report = synthetic({"bad": GROWING, "good": FLAT, "small": {"activation": -0.5, "change": 0.0}})
-    for axis in divergence(report).axes:
+    for axis in draw_divergence(report).axes:
         weights = {layer: line.get_linewidth() for layer, line in lines(axis).items()}
         assert weights["bad"] == weights["small"] > weights["good"]
 
@@ -164,7 +164,7 @@ def test_violated_lines_are_heavier():
 def test_the_worst_violated_layers_are_named_with_their_line():
     slopes = {"a": 0.5, "b": 2.0, "c": 0.0, "d": -1.0, "e": 1.5, "f": 0.7, "g": 1.2}
     report = synthetic({layer: {"activation": slope, "change": 0.0} for layer, slope in slopes.items()})
-    [row] = panels(divergence(report), 1)
+    [row] = panels(draw_divergence(report), 1)
     assert [len(names(axis)) for axis in row] == [0, 5]
     found = names(row[-1])
     assert [name.get_text() for name in found] == ["d", "f", "g", "e", "b"]
@@ -177,7 +177,7 @@ def test_the_worst_violated_layers_are_named_with_their_line():
 def test_names_do_not_touch_and_stay_on_the_page(levels):
     layers = {f"transformer.blocks.{n}.attention.query_projection": level for n, level in enumerate(levels)}
     report = synthetic(dict.fromkeys(layers, GROWING), noise=lambda width, seed, layer: layers[layer])
-    figure = divergence(report)
+    figure = draw_divergence(report)
     boxes = list(extents(figure, names(figure.axes[-1])))
     assert len(boxes) == 5
     for below, above in pairwise(boxes):
@@ -190,23 +190,23 @@ def test_names_do_not_touch_and_stay_on_the_page(levels):
 )
 def test_names_tell_repeated_layers_apart(layer):
     report = synthetic({layer.format(n): GROWING for n in (0, 1, 10, 11)})
-    assert len({name.get_text() for name in names(divergence(report).axes[-1])}) == 4
+    assert len({name.get_text() for name in names(draw_divergence(report).axes[-1])}) == 4
 
 
 def test_the_longest_title_stays_on_the_page():
-    figure = divergence(repeated({7: 0.6, 30: -1.0}, steps=4))
+    figure = draw_divergence(repeated({7: 0.6, 30: -1.0}, steps=4))
     [title] = [text for text in figure.findobj(Text) if "repeated layer" in text.get_text()]
     assert all(on_page(figure, box) for box in extents(figure, [title]))
 
 
 def test_the_title_of_a_row_is_its_label_and_verdict():
     records = power_law_records({"fc": GROWING, "out": FLAT}, label="SP") + power_law_records({"fc": FLAT}, label="µP")
-    found = words(divergence(Report(records)))
+    found = words(draw_divergence(Report(records)))
     assert {"SP", "1 of 2 layers initialised too large", "µP", "all 1 layers keep their scale"} <= set(found)
 
 
 def test_a_wedge_shows_slopes_one_half_and_one():
-    first, *others = divergence(synthetic({"fc": FLAT})).axes
+    first, *others = draw_divergence(synthetic({"fc": FLAT})).axes
     wedge = [line for line in first.lines if line not in lines(first).values()]
     slopes = [np.diff(np.log2(line.get_ydata())) / np.diff(np.log2(line.get_xdata())) for line in wedge]
     assert np.ravel(slopes) == pytest.approx([0.5, 1.0])
@@ -216,7 +216,7 @@ def test_a_wedge_shows_slopes_one_half_and_one():
 
 @pytest.mark.parametrize("level", [0.0, 20.0, -20.0])
 def test_flat_lines_look_flat(level):
-    low, high = divergence(synthetic({"fc": FLAT}, noise=lambda width, seed, layer: level)).axes[0].get_ylim()
+    low, high = draw_divergence(synthetic({"fc": FLAT}, noise=lambda width, seed, layer: level)).axes[0].get_ylim()
     assert math.log2(high / low) >= 4
     assert low < 2.0**level < high
 
@@ -228,13 +228,13 @@ def repeated(exceptions: dict[int, float], **options: object) -> Report:
 
 
 def test_of_many_repeated_layers_the_worst_is_drawn_and_the_title_says_so():
-    figure = divergence(repeated({7: 0.6, 30: -1.0, 31: 0.9}))
+    figure = draw_divergence(repeated({7: 0.6, 30: -1.0, 31: 0.9}))
     assert list(lines(figure.axes[0])) == ["blocks.30.fc", "out"]
     assert any("the worst of each repeated layer is drawn: 2 lines" in text for text in words(figure))
 
 
 def test_few_repeated_layers_are_all_drawn():
-    figure = divergence(synthetic({f"blocks.{n}.fc": FLAT for n in range(28)}))
+    figure = draw_divergence(synthetic({f"blocks.{n}.fc": FLAT for n in range(28)}))
     assert len(lines(figure.axes[0])) == 28
     assert not any("repeated" in text for text in words(figure))
 
@@ -243,12 +243,12 @@ def test_a_layer_that_left_the_numbers_is_the_worst_of_its_repeats():
     report = repeated(
         {3: 0.2}, noise=lambda width, seed, layer: math.nan if (layer, width) == ("blocks.7.fc", 256) else 0.0
     )
-    assert list(lines(divergence(report).axes[0])) == ["blocks.7.fc", "out"]
+    assert list(lines(draw_divergence(report).axes[0])) == ["blocks.7.fc", "out"]
 
 
 def test_colours_follow_the_depth_and_read_in_grey():
     layers = [f"layer {chr(ord('a') + n)}" for n in range(12)]
-    drawn = lines(divergence(synthetic(dict.fromkeys(reversed(layers), FLAT))).axes[0])
+    drawn = lines(draw_divergence(synthetic(dict.fromkeys(reversed(layers), FLAT))).axes[0])
     shades = [luminance(line.get_color()) for line in drawn.values()]
     assert list(drawn) == layers[::-1]
     assert all(later > earlier + 0.005 for earlier, later in pairwise(shades))
@@ -260,7 +260,7 @@ def test_runs_that_left_the_numbers_are_marked(lost):
     report = synthetic(
         {"a": FLAT, "b": FLAT}, noise=lambda width, seed, layer: lost if (width, seed) == (128, 1) else 0.0
     )
-    for axis in divergence(report).axes:
+    for axis in draw_divergence(report).axes:
         marks = [line for line in axis.lines if line.get_marker() == "x"]
         assert [list(mark.get_xdata()) for mark in marks] == [[128]]
         [[_, height]] = axis.transAxes.inverted().transform(marks[0].get_transform().transform(marks[0].get_xydata()))
@@ -273,14 +273,14 @@ def test_finite_runs_are_not_marked(drawn):
 
 
 def test_a_readout_initialised_at_zero_is_drawn_from_its_first_step():
-    figure = divergence(zeroed(synthetic({"fc": FLAT, "out": FLAT}), "out"))
+    figure = draw_divergence(zeroed(synthetic({"fc": FLAT, "out": FLAT}), "out"))
     start, after = figure.axes
     assert "out" not in lines(start) or np.isnan(lines(start)["out"].get_ydata()).all()
     assert list(lines(after)["out"].get_ydata()) == [1.0, 1.0, 1.0]
 
 
 def test_scales_that_are_all_zero_are_drawn_as_empty_panels():
-    figure = divergence(synthetic({"fc": {"activation": -math.inf}}))
+    figure = draw_divergence(synthetic({"fc": {"activation": -math.inf}}))
     figure.draw_without_rendering()
     low, high = figure.axes[0].get_ylim()
     assert 0 < low < high
@@ -288,26 +288,26 @@ def test_scales_that_are_all_zero_are_drawn_as_empty_panels():
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_name_is_drawn_as_it_is(tmp_path, name):
-    figure = divergence(synthetic({name: GROWING, "fc": FLAT}))
+    figure = draw_divergence(synthetic({name: GROWING, "fc": FLAT}))
     for axis in figure.axes:
         assert set(lines(axis)) == {name, "fc"}
-    assert [text.get_text() for text in names(figure.axes[-1])] == [name]
-    save(figure, tmp_path / "figure.svg")
+    assert [text.get_text() for text in names(figure.axes[-1])] == [printable(name)]
+    save_figure(figure, tmp_path / "figure.svg")
     svg = list(ElementTree.parse(tmp_path / "figure.svg").iter())
     assert not [element for element in svg if element.tag.endswith("script")]
-    assert name.split("\n")[-1] in [text for element in svg for text in element.itertext()]
+    assert printable(name) in [text for element in svg for text in element.itertext()]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_name_is_mapped_as_it_is(name):
-    figure = slope_map(synthetic({name: GROWING, "fc": FLAT}, label=name))
+    figure = draw_slope_map(synthetic({name: GROWING, "fc": FLAT}, label=name))
     figure.draw_without_rendering()
-    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [name, "fc"]
-    assert figure.axes[0].get_title() == name
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [printable(name), "fc"]
+    assert figure.axes[0].get_title() == printable(name)
 
 
 def test_a_layer_that_is_called_as_the_wedge_is_named_at_its_own_line():
-    [axis] = divergence(synthetic({"_reference": GROWING}, steps=0)).axes
+    [axis] = draw_divergence(synthetic({"_reference": GROWING}, steps=0)).axes
     assert [name.xy for name in names(axis)] == [(256, pytest.approx(16.0))]
 
 
@@ -322,18 +322,20 @@ def test_a_layer_that_is_called_as_the_wedge_is_named_at_its_own_line():
 )
 def test_small_checks_are_drawn(options, title):
     report = synthetic({"fc": GROWING}, **options)
-    figure = divergence(report)
+    figure = draw_divergence(report)
     figure.draw_without_rendering()
     assert title in words(figure)
     assert list(lines(figure.axes[0])["fc"].get_xdata()) == report.widths
-    slope_map(report).draw_without_rendering()
+    draw_slope_map(report).draw_without_rendering()
 
 
 def test_a_check_without_updates_is_drawn_without_warning():
-    assert len(divergence(synthetic({"fc": FLAT}, steps=0)).axes) == 1
+    assert len(draw_divergence(synthetic({"fc": FLAT}, steps=0)).axes) == 1
 
 
-@pytest.mark.parametrize("draw", [slope_map, lambda report: divergence(report, Quantity.CHANGE)], ids=["map", "lines"])
+@pytest.mark.parametrize(
+    "draw", [draw_slope_map, lambda report: draw_divergence(report, Quantity.CHANGE)], ids=["map", "lines"]
+)
 def test_a_quantity_that_was_not_measured_is_refused(draw):
     with pytest.raises(CoordCheckError, match="change"):
         draw(synthetic({"fc": FLAT}, steps=0))
@@ -341,7 +343,7 @@ def test_a_quantity_that_was_not_measured_is_refused(draw):
 
 @pytest.mark.parametrize("quantity", [Quantity.CHANGE, Quantity.ACTIVATION])
 def test_the_cells_of_the_map_are_the_slopes(report, quantity):
-    figure = slope_map(report, quantity)
+    figure = draw_slope_map(report, quantity)
     slopes = report.slopes[report.slopes["quantity"] == quantity.value]
     for axis, label in zip(figure.axes, report.labels, strict=False):
         rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
@@ -353,12 +355,12 @@ def test_the_cells_of_the_map_are_the_slopes(report, quantity):
 
 def marked(axis: Axes) -> set[tuple[int, int]]:
     """The cells (row, column) of a map that bear a dot."""
-    return {(round(line.get_ydata()[0]), round(line.get_xdata()[0] - 0.4)) for line in axis.lines}
+    return {(round(y), round(x - 0.4)) for line in axis.lines for x, y in line.get_xydata()}
 
 
 def test_only_violated_cells_are_marked():
     exponents = {"flat": 0.0, "small": 0.2, "grows": 0.5, "shrinks": -0.5}
-    figure = slope_map(synthetic({layer: {"change": exponent} for layer, exponent in exponents.items()}, steps=2))
+    figure = draw_slope_map(synthetic({layer: {"change": exponent} for layer, exponent in exponents.items()}, steps=2))
     assert marked(figure.axes[0]) == {(2, 0), (2, 1), (3, 0), (3, 1)}
 
 
@@ -366,24 +368,24 @@ def test_an_undecided_cell_is_not_marked():
     noise = np.random.default_rng(0)
     report = synthetic({"fc": {"change": 0.5}}, noise=lambda width, seed, layer: noise.normal(scale=2))
     assert report.verdicts["verdict"].tolist() == ["undecided"]
-    assert marked(slope_map(report).axes[0]) == set()
+    assert marked(draw_slope_map(report).axes[0]) == set()
 
 
 @pytest.mark.parametrize(("exponent", "cells"), [(-0.5, set()), (-1.0, {(0, 0)}), (0.5, {(0, 0)})])
 def test_a_readout_is_marked_as_it_is_judged(exponent, cells):
     report = synthetic({"out": {"change": exponent}}, shape=lambda layer, width: (4, 10))
-    assert marked(slope_map(report).axes[0]) == cells
+    assert marked(draw_slope_map(report).axes[0]) == cells
 
 
 @pytest.mark.parametrize("layers", [1, 2, 30])
 def test_everything_on_the_map_stays_on_the_page(layers):
-    figure = slope_map(synthetic({f"blocks.{n}.fc": FLAT for n in range(layers)}))
+    figure = draw_slope_map(synthetic({f"blocks.{n}.fc": FLAT for n in range(layers)}))
     bar = figure.axes[-1].yaxis.label
     [box] = extents(figure, [bar])
     assert on_page(figure, box)
 
 
-@pytest.mark.parametrize("draw", [divergence, slope_map])
+@pytest.mark.parametrize("draw", [draw_divergence, draw_slope_map])
 def test_drawing_changes_no_setting(report, draw):
     with mpl.rc_context({"font.size": 23, "lines.linewidth": 7, "axes.grid": False}):
         before = dict(mpl.rcParams)
@@ -391,12 +393,14 @@ def test_drawing_changes_no_setting(report, draw):
         assert dict(mpl.rcParams) == before
 
 
-@pytest.mark.parametrize(("draw", "part"), [(divergence, "_finish_axes"), (slope_map, "_map_panel")])
+@pytest.mark.parametrize(
+    ("draw", "part"), [(draw_divergence, "divergence._finish_axes"), (draw_slope_map, "slope_map._mark")]
+)
 def test_a_drawing_that_fails_changes_no_setting(monkeypatch, report, draw, part):
     def fail(*_: object) -> None:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(figures, part, fail)
+    monkeypatch.setattr(f"coordcheck.figures.{part}", fail)
     before = dict(mpl.rcParams)
     with pytest.raises(RuntimeError, match="stop"):
         draw(report)
@@ -405,7 +409,7 @@ def test_a_drawing_that_fails_changes_no_setting(monkeypatch, report, draw, part
 
 def test_saving_changes_no_setting(tmp_path, drawn):
     before = dict(mpl.rcParams)
-    save(drawn, tmp_path / "figure.png")
+    save_figure(drawn, tmp_path / "figure.png")
     assert dict(mpl.rcParams) == before
 
 
@@ -425,12 +429,12 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-@pytest.mark.parametrize("draw", [divergence, slope_map])
+@pytest.mark.parametrize("draw", [draw_divergence, draw_slope_map])
 def test_the_same_data_give_the_same_file(monkeypatch, tmp_path, draw, suffix):
     report = synthetic({"fc": GROWING, "out": FLAT})
     for day in (1, 2):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", str(day * 86_400))
-        save(draw(report), tmp_path / f"{day}.{suffix}")
+        save_figure(draw(report), tmp_path / f"{day}.{suffix}")
     assert (tmp_path / f"1.{suffix}").read_bytes() == (tmp_path / f"2.{suffix}").read_bytes()
 
 
@@ -445,9 +449,9 @@ def test_the_same_data_give_the_same_file(monkeypatch, tmp_path, draw, suffix):
 )
 def test_the_style_of_the_user_does_not_mix_in(tmp_path, style):
     report = synthetic({"fc": GROWING, "out": FLAT})
-    save(divergence(report), tmp_path / "plain.png")
+    save_figure(draw_divergence(report), tmp_path / "plain.png")
     with mpl.rc_context(style):
-        save(divergence(report), tmp_path / "styled.png")
+        save_figure(draw_divergence(report), tmp_path / "styled.png")
     assert (tmp_path / "styled.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
 
 
@@ -456,13 +460,13 @@ def test_the_style_of_the_user_does_not_mix_in(tmp_path, style):
     [("a.png", b"\x89PNG"), ("a.PNG", b"\x89PNG"), ("a", b"\x89PNG"), ("a.svg", b"<?xml"), ("new/a.pdf", b"%PDF")],
 )
 def test_a_figure_is_saved_as_its_suffix_says(tmp_path, drawn, name, start):
-    save(drawn, tmp_path / name)
+    save_figure(drawn, tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
 def test_an_unknown_suffix_is_refused(tmp_path, drawn):
-    with pytest.raises(CoordCheckError, match=r"cannot save a figure as \.xyz; known are .*pdf.*png.*svg"):
-        save(drawn, tmp_path / "a.xyz")
+    with pytest.raises(CoordCheckError, match=r"cannot save a figure as 'a.xyz'; known suffixes are .png, .svg, .pdf"):
+        save_figure(drawn, tmp_path / "a.xyz")
     assert not list(tmp_path.iterdir())
 
 
@@ -477,11 +481,11 @@ def test_a_save_that_fails_keeps_the_old_file(monkeypatch, tmp_path, drawn, targ
     old.write_bytes(b"old")
     monkeypatch.setattr(target, fail)
     with pytest.raises((CoordCheckError, error), match="the disk is full"):
-        save(drawn, old)
+        save_figure(drawn, old)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"old"}
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, drawn):
     (tmp_path / "file").write_text("")
     with pytest.raises(CoordCheckError, match=r"cannot write .*file.a\.png: .*Give a folder that can be written"):
-        save(drawn, tmp_path / "file" / "a.png")
+        save_figure(drawn, tmp_path / "file" / "a.png")

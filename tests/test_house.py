@@ -16,7 +16,18 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "sites", "recorder", "training", "sweep"),
-    *("measurements", "slopes", "verdicts", "text", "figures", "report", "checks"),
+    *(
+        "measurements",
+        "slopes",
+        "verdicts",
+        "text",
+        "figures.style",
+        "figures.divergence",
+        "figures.slope_map",
+        "figures",
+        "report",
+        "checks",
+    ),
     *(
         "models.parametrizations",
         "models.builders",

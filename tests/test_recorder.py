@@ -716,7 +716,7 @@ def test_verdicts_of_own_loops_are_those_of_check(checked, merged):
         (scales, "rms"),
         (scales, "measurable"),
         (scales, "sample_rows"),
-        (sites_module, "_leaves"),
+        (sites_module, "leaves"),
         (sites_module, "_fetch"),
         (recorder_module, "parameter_infos"),
     ],

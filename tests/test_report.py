@@ -47,9 +47,9 @@ SP: VIOLATED  2 of 4 layers blow up, 1 initialised too large from width 64 to 25
 TOO_FEW = """\
 a verdict needs at least 3 distinct widths with finished runs; 'model' has 2 (64, 128). Add widths:
 a range of 8 or more times is best.
-label    layer    width     t=0     t=1
-model    fc          64       8       8
-model    fc         128    11.3    11.3"""
+  layer    width     t=0     t=1
+  fc          64       8       8
+  fc         128    11.3    11.3"""
 
 
 def synthetic(exponents: dict[str, dict[str, float]], **options: Any) -> Report:
@@ -213,8 +213,8 @@ def test_a_violated_check_is_an_assertion_error():
 
 def test_too_few_widths_names_the_label_and_its_widths():
     records = power_law_records({"fc": FLAT}, label="a") + power_law_records({"fc": FLAT}, label="b", widths=(64, 128))
-    assert "'b' has 2 (64, 128)" in Report(records).too_few_widths
-    assert "'model' has 0 (none)" in Report([lost()]).too_few_widths
+    assert "'b' has 2 (64, 128)" in Report(records).too_few_widths["b"]
+    assert "'model' has 0 (none)" in Report([lost()]).too_few_widths["model"]
 
 
 def test_a_check_whose_runs_all_failed_can_still_be_told():
@@ -440,8 +440,8 @@ def test_figure_refuses_what_it_does_not_know(arguments, message):
         ({}, "RMS activation"),
         ({"quantity": "change"}, "RMS change from t = 0"),
         ({"quantity": Quantity.CHANGE}, "RMS change from t = 0"),
-        ({"kind": "slopes"}, "slope of RMS change from t = 0"),
-        ({"kind": "slopes", "quantity": "activation"}, "slope of RMS activation"),
+        ({"kind": "slopes"}, "slope of\nRMS change from t = 0"),
+        ({"kind": "slopes", "quantity": "activation"}, "slope of\nRMS activation"),
     ],
 )
 def test_figure_draws_the_quantity_it_is_asked_for(arguments, shown):

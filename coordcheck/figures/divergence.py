@@ -1,16 +1,8 @@
-"""Figures of a report, as `matplotlib.figure.Figure`; nothing global is touched, no backend is chosen.
-
-Sizes are for print: the text width of a paper, read at 1:1.
-"""
+"""Figure 1: scale against width, the SP-versus-µP figure."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -18,108 +10,49 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from coordcheck.errors import CoordCheckError
+from coordcheck.figures.style import QUANTITY_NAMES, own_style, rows_of
 from coordcheck.measurements import judged
-from coordcheck.records import Quantity, Status
-from coordcheck.runfiles import replace_file
-from coordcheck.verdicts import Verdict, is_violated_cell, summary
+from coordcheck.records import Quantity, Status, printable
+from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
     from coordcheck.report import Report
 
-STYLE: dict[Any, Any] = {
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "lines.solid_capstyle": "round",
-    "figure.dpi": 100,
-    "savefig.dpi": 300,
-    "savefig.bbox": None,
-    "text.parse_math": False,  # a layer's name may hold a dollar sign
-    "svg.hashsalt": "coordcheck",  # the same data give the same file
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
-PANEL = (1.12, 1.25)  # inches
-LEFT, RIGHT, TOP, BOTTOM, HEADER = 0.5, 1.42, 0.2, 0.36, 0.26  # inches: margins, and the title above each row
+PANEL = (1.08, 1.22)  # inches
+LEFT, RIGHT, TOP, BOTTOM, HEADER = 0.5, 1.6, 0.2, 0.36, 0.26  # inches: margins, and the title above each row
 MIN_OCTAVES = 4.0  # of the vertical axis
 MAX_LINES = 28  # per panel; beyond it, only the worst of each group of repeated layers is drawn
 NAMED = 5  # lines named at the right edge of a row
 COLOURS = "viridis"
 DARKEST, LIGHTEST = 0.0, 0.82  # the part of the map that is readable on white, also in grey
-QUANTITY_NAMES = {
-    Quantity.ACTIVATION: "RMS activation",
-    Quantity.MEAN_ABS: "mean |activation|",
-    Quantity.CHANGE: "RMS change from t = 0",
-}
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with mpl.rc_context():
-        mpl.rcdefaults()  # the user's own style must not mix with this one
-        mpl.rcParams.update(STYLE)
-        yield
-
-
-def save(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write the figure as its suffix says; the same data give the same bytes, and a failed write keeps the old file.
-
-    Raises:
-        CoordCheckError: a suffix that matplotlib does not know, or a path that cannot be written.
-    """
-    target = Path(path)
-    suffix = target.suffix.lstrip(".").lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise CoordCheckError(f"cannot save a figure as .{suffix}; known are {', '.join(sorted(known))}.")
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    buffer = io.BytesIO()
-    with mpl.rc_context(
-        {name: STYLE[name] for name in ("svg.hashsalt", "svg.fonttype", "pdf.fonttype", "savefig.dpi")}
-    ):
-        figure.savefig(buffer, format=suffix, metadata=metadata)
-    replace_file(target, buffer.getvalue())
-
-
-def divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) -> Figure:
+def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) -> Figure:
     """Scale against width: a row per label, a column per step, a line per layer with the range of its seeds.
 
     All panels share their log2 axes. Layers are coloured by depth; violated ones are heavy, and the worst are
     named at the end of their line. The grey wedge shows slopes 1/2 and 1.
     """
-    table = judged(report.measurements)
-    table = table[table["quantity"] == quantity.value]
+    table = rows_of(judged(report.measurements), quantity)
     steps = sorted(table["step"].unique())
-    with _style():
+    with own_style():
         figure, axes = _grid(len(report.labels), len(steps))
+        last_lines = []
         for row, label in zip(axes, report.labels, strict=True):
             verdicts = report.verdicts[report.verdicts["label"] == label]
             drawn = _drawn_layers(verdicts)
             rows = table[(table["label"] == label) & table["layer"].isin(drawn["layer"])]
-            for axis, step in zip(row, steps, strict=True):
-                _panel(axis, rows[rows["step"] == step], drawn)
+            panels = [_panel(axis, rows[rows["step"] == step], drawn) for axis, step in zip(row, steps, strict=True)]
+            last_lines.append(panels[-1])
             _row_title(row[0], label, report, verdicts, len(drawn))
         _finish_axes(figure, axes, report, steps, QUANTITY_NAMES[quantity])
-        for row, label in zip(axes, report.labels, strict=True):
-            _name_lines(row[-1], report.verdicts[report.verdicts["label"] == label])
+        for row, label, lines in zip(axes, report.labels, last_lines, strict=True):
+            _name_lines(row[-1], lines, report.verdicts[report.verdicts["label"] == label])
     return figure
 
 
@@ -150,14 +83,18 @@ def _drawn_layers(verdicts: pd.DataFrame) -> pd.DataFrame:
     layers = verdicts.sort_values("order")
     if len(layers) > MAX_LINES:
         groups = layers["layer"].str.replace(r"\d+", "*", regex=True)
-        badness = (layers["slope"] - layers["expected"]).abs().fillna(-1.0)
+        # what left the numbers is worst of all, then what is violated, then the distance from the expected slope
+        words = layers["verdict"].map(Verdict)
+        badness = (layers["slope"] - layers["expected"]).abs().fillna(0.0).clip(upper=10.0)
+        badness += 100.0 * words.map(lambda word: word.violated) + 1000.0 * (words == Verdict.NOT_FINITE)
         layers = layers.loc[badness.groupby(groups, sort=False).idxmax()].sort_values("order")
     shades = np.linspace(DARKEST, LIGHTEST, max(len(layers), 2))[: len(layers)]
     return layers.assign(colour=list(mpl.colormaps[COLOURS](shades)))
 
 
-def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
-    """One step of one label: a line and a band per layer."""
+def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> dict[str, Line2D]:
+    """One step of one label: a line and a band per layer; returns the lines by layer."""
+    lines = {}
     logs = np.log2(rows["value"].where(rows["status"] == Status.OK.value))
     seeds = rows.assign(log=logs).groupby(["layer", "width"])["log"]
     statistics = pd.DataFrame({"mean": seeds.mean(), "low": seeds.min(), "high": seeds.max()})
@@ -167,7 +104,7 @@ def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
             continue
         line = np.exp2(statistics.loc[layer])
         violated = Verdict(word).violated
-        axis.plot(
+        (lines[layer],) = axis.plot(
             line.index,
             line["mean"],
             color=colour,
@@ -178,16 +115,17 @@ def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> None:
         axis.fill_between(line.index, line["low"], line["high"], color=colour, alpha=0.15, linewidth=0)
     for width in lost["width"].unique():  # at the upper edge: where a run left the numbers
         axis.plot(width, 0.96, "x", color="black", markersize=4, transform=axis.get_xaxis_transform(), zorder=4)
+    return lines
 
 
 def _row_title(axis: Axes, label: str, report: Report, verdicts: pd.DataFrame, drawn: int) -> None:
     """The label and its verdict above the first panel of a row."""
     words = [Verdict(word) for word in verdicts["verdict"]]
-    verdict = "no verdict: too few widths" if report.too_few_widths else summary(words)
+    verdict = "no verdict: too few widths" if label in report.too_few_widths else summary(words)
     if drawn < len(words):
         verdict += f" (the worst of each repeated layer is drawn: {drawn} lines)"
     texts: list[Any] = [
-        TextArea(label, textprops={"fontsize": 9, "fontweight": "bold"}),
+        TextArea(printable(label), textprops={"fontsize": 9, "fontweight": "bold"}),
         TextArea(verdict, textprops={"color": "0.25"}),
     ]
     title = HPacker(children=texts, align="baseline", pad=0, sep=6)
@@ -202,7 +140,7 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
     first.set_yscale("log", base=2)
     widths = report.widths
     first.set_xlim(widths[0] / 1.2, widths[-1] * 1.2)
-    low, high = np.log2(first.get_ylim())
+    low, high = np.log2(first.get_ylim()) if first.get_ylim()[0] > 0 else (0.0, 0.0)  # nothing but zeros to draw
     missing = max(0.0, MIN_OCTAVES - (high - low)) / 2  # a flat line must look flat: never zoom in on noise
     first.set_ylim(2 ** (low - missing), 2 ** (high + missing))
     shown = widths if len(widths) <= 4 else widths[:: -(-len(widths) // 4)]
@@ -257,13 +195,12 @@ def _wedge(axis: Axes, widths: Sequence[int]) -> None:
     )
     for exponent, text in ((0.5, "√n"), (1.0, "n")):
         tip = base * 2 ** (rise * exponent)
-        axis.plot([start, end], [base, tip], color="0.6", linewidth=0.7, zorder=1, label="_reference")
+        axis.plot([start, end], [base, tip], color="0.6", linewidth=0.7, zorder=1)
         axis.annotate(text, (end, tip), (2, 0), textcoords="offset points", va="center", color="0.45", fontsize=6.5)
 
 
-def _name_lines(axis: Axes, verdicts: pd.DataFrame) -> None:
+def _name_lines(axis: Axes, lines: Mapping[str, Line2D], verdicts: pd.DataFrame) -> None:
     """Name the worst violated layers at the end of their line, spread so that no two names touch."""
-    lines = {str(line.get_label()): line for line in axis.lines}
     violated = verdicts[
         verdicts["verdict"].map(lambda word: Verdict(word).violated) & verdicts["layer"].isin(list(lines))
     ]
@@ -314,56 +251,18 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _short(layer: str, limit: int = 26) -> str:
-    """A layer's name, cut in the middle when it is too long for the margin."""
+    """A layer's name fit for the margin: its end, from the number that tells it from its repeats.
+
+    >>> _short("transformer.blocks.3.attention.query_projection")
+    '…3.…ntion.query_projection'
+    """
+    layer = printable(layer)
     if len(layer) <= limit:
         return layer
-    head = re.match(r"[^.]*\.\d+\.", layer)
-    start = head[0] if head and len(head[0]) < limit // 2 else layer[:6]
-    return f"{start}…{layer[len(start) - limit + 1 :]}"
-
-
-def slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figure:
-    """The slopes as a map, layers by steps, a panel per label; a dot marks the violated cells."""
-    slopes = report.slopes[report.slopes["quantity"] == quantity.value]
-    steps = sorted(slopes["step"].unique())
-    layers = list(dict.fromkeys(slopes.sort_values("order")["layer"]))
-    with _style(), mpl.rc_context({"axes.grid": False}):
-        rows, labels = len(layers), report.labels
-        cell, left = 0.155, 0.075 * max(map(len, layers), default=1) + 0.3
-        width = left + len(labels) * (len(steps) * 0.42 + 0.15) + 0.75
-        height = 0.75 + max(rows, 6) * cell
-        figure = Figure(figsize=(width, height))
-        axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
-        figure.subplots_adjust(
-            left=left / width, right=1 - 0.75 / width, bottom=0.4 / height, top=1 - 0.35 / height, wspace=0.08
-        )
-        for axis, label in zip(axes, labels, strict=True):
-            image = _map_panel(axis, slopes[slopes["label"] == label], layers, steps, report)
-            axis.set_title(label, fontweight="bold", fontsize=9)
-        axes[0].set_yticks(range(rows), layers)
-        box = axes[-1].get_position()
-        bar = figure.colorbar(image, cax=figure.add_axes((box.x1 + 0.12 / width, box.y0, 0.09 / width, box.height)))
-        bar.set_label(f"slope of {QUANTITY_NAMES[quantity]}")
-        bar.outline.set_visible(False)
-    return figure
-
-
-def _map_panel(axis: Axes, slopes: pd.DataFrame, layers: list[str], steps: list[int], report: Report) -> Any:
-    grid = slopes.pivot(index="layer", columns="step", values="slope").reindex(index=layers, columns=steps)
-    image = axis.imshow(
-        grid.to_numpy(dtype=float), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest"
-    )
-    numbers = len(layers) <= 60
-    for values in slopes.itertuples():
-        cell: Any = values
-        row, column = layers.index(cell.layer), steps.index(cell.step)
-        if np.isfinite(cell.slope) and numbers:
-            shade = "white" if abs(cell.slope) > 0.65 else "0.15"
-            axis.text(column - 0.06, row, f"{cell.slope:+.2f}", ha="center", va="center", fontsize=5.5, color=shade)
-        if is_violated_cell(cell.low, cell.high, cell.layer, report.criteria.expect, report.criteria.tolerance):
-            axis.plot(column + 0.4, row - 0.28, "o", color="black", markersize=1.8)
-    axis.set_xticks(range(len(steps)), [f"t={step}" for step in steps])
-    axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    return image
+    parts = layer.split(".")
+    numbered = [index for index, part in enumerate(parts) if part.isdecimal()]
+    tail = ".".join(parts[numbered[-1] :]) if numbered else layer
+    if len(tail) < limit:
+        return f"…{tail}"
+    head = f"…{parts[numbered[-1]]}." if numbered else ""
+    return f"{head}…{tail[len(head) - limit + 1 :]}"

@@ -1,0 +1,7 @@
+"""Figures of a report, as `matplotlib.figure.Figure`."""
+
+from coordcheck.figures.divergence import draw_divergence
+from coordcheck.figures.slope_map import draw_slope_map
+from coordcheck.figures.style import save_figure
+
+__all__ = ["draw_divergence", "draw_slope_map", "save_figure"]
