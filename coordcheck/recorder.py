@@ -28,28 +28,25 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
     groups = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     seen = {
         id(parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if _owner(model, name) not in never_called
+        for name, module in model.named_modules()
+        if _user(model, name, module) not in never_called
+        for parameter in module._parameters.values()
     }
-    return [
-        ParameterInfo(
-            name=name,
-            shape=tuple(parameter.shape),
-            learning_rate=_optional_float(groups.get(id(parameter), {}).get("lr")),
-            weight_decay=_optional_float(groups.get(id(parameter), {}).get("weight_decay")),
-            visible=parameter.grad is None or id(parameter) in seen,
-        )
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    ]
+    infos = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = groups.get(id(parameter), {})
+            rate, decay = _optional_float(group.get("lr")), _optional_float(group.get("weight_decay"))
+            visible = parameter.grad is None or id(parameter) in seen
+            infos.append(ParameterInfo(name, tuple(parameter.shape), rate, decay, visible))
+    return infos
 
 
-def _owner(model: nn.Module, parameter: str) -> str:
-    """The path of the module whose call uses a parameter: its own, or the one that holds its container."""
-    path = parameter.rpartition(".")[0]
-    containers = (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)
-    while path and isinstance(model.get_submodule(path), containers):
+def _user(model: nn.Module, path: str, module: nn.Module) -> str:
+    """The path of the module whose call uses a module's parameters: its own, or a container's owner."""
+    while path and isinstance(module, (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)):
         path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
     return path or ROOT
 
 

@@ -21,14 +21,15 @@ ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""
 
 MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
-WHOLE_COORDINATES = 2**15  # outputs up to this size are copied in the hook and reduced later, many at once
+IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
+WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
 WINDOWS_KEPT = 8  # windows whose copies are held before they are reduced
 
 
 class _Call:
     """One output tensor of one call: what was kept of it, still on its device."""
 
-    __slots__ = ("change_status", "kept", "scales", "shape", "site", "status")
+    __slots__ = ("change_status", "kept", "scales", "shape", "site", "status", "values")
 
     def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
         self.site = site
@@ -36,9 +37,11 @@ class _Call:
         self.status = Status.OK
         self.change_status = Status.OK
         self.kept: Tensor | None = None
-        """The whole output when it is small, else its sampled rows."""
+        """The sampled rows; on a device, the whole output when it is small."""
+        self.values: tuple[float, ...] | None = None
+        """activation, mean_abs and, where there is one, change: of a tensor in memory."""
         self.scales: tuple[Tensor, Tensor] | None = None
-        """rms and mean_abs, of an output that was not kept whole."""
+        """activation and mean_abs of a large tensor that is on a device."""
 
     def kept_as(self) -> tuple[object, ...]:
         """What must agree for two calls to be compared coordinate by coordinate."""
@@ -86,7 +89,7 @@ class SiteRecorder:
                 "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
                 "from."
             )
-        if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+        if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
             raise CoordCheckError(
                 "the model is compiled, and hooks on a compiled model silently do not fire. Check the eager model: "
                 "its scales are the same."
@@ -237,19 +240,27 @@ class SiteRecorder:
 
     def _keep(self, call: _Call, tensor: Tensor) -> None:
         values = scales.measurable(tensor)
-        if values.numel() <= WHOLE_COORDINATES:
-            call.kept = values.clone()
-        else:
-            call.scales = scales.rms_and_mean_abs(values)
-            call.kept = scales.sample_rows(values)
+        in_memory = values.device.type in IN_MEMORY
+        call.kept = values if not in_memory and values.numel() <= WHOLE_COORDINATES else scales.sample_rows(values)
+        initial = self._initial.get(call.site.layer)
         if self._step == 0:
             self._initial[call.site.layer] = call
-            return
-        initial = self._initial.get(call.site.layer)
-        if initial is None or initial.kept is None:
+        elif initial is None or initial.kept is None:
             call.change_status = Status.NOT_CALLED
         elif initial.kept_as() != call.kept_as():
             call.change_status = Status.SHAPE_CHANGED
+        if in_memory:
+            call.values = scales.rms_and_mean_abs(values)
+            if self._step and initial is not None and initial.kept is not None and call.change_status is Status.OK:
+                change, _ = scales.rms_and_mean_abs(call.kept - initial.kept)
+                call.values = (*call.values, change)
+        elif call.kept is not values:
+            call.scales = scales.rms(values), scales.mean_abs(values)
+        # what is needed later must be a copy: operations in place may follow
+        if self._step and in_memory:
+            call.kept = None
+        elif call.kept is values or call.kept.data_ptr() == values.data_ptr():
+            call.kept = call.kept.clone()
 
     def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
         site = self.sites.get(layer)
@@ -264,7 +275,7 @@ class SiteRecorder:
         alike: dict[tuple[str, Any], list[_Call]] = {}  # the steps of one site, which are stacked
         for window in closed:
             for site, call in window.calls:
-                if call.kept is not None and call.site is site:
+                if call.values is None and call.kept is not None and call.site is site:
                     alike.setdefault((site.layer, call.kept_as()), []).append(call)
         tables = {}
         for (layer, shapes), calls in alike.items():
@@ -280,7 +291,7 @@ class SiteRecorder:
         for window in closed:
             moved = _any(window.moved)
             for site, call in window.calls:
-                self._rows.extend(_rows(site.order, window.step, call, values.get(call, ()), moved))
+                self._rows.extend(_rows(site.order, window.step, call, call.values or values.get(call, ()), moved))
             for site in window.missed:
                 self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
 
@@ -346,13 +357,14 @@ def _rows(order: int, step: int, call: _Call, values: Sequence[float], moved: bo
     """The rows of one call: its values with their status, or the reason why there is none."""
     if call.status is not Status.OK:
         return [Row(order, step, Quantity.ACTIVATION, None, call.status)]
+    reason = Status.MOVED_INPUT if moved and call.change_status is Status.OK else call.change_status
+    known = _QUANTITIES if step and reason is Status.OK else _QUANTITIES[:2]
     rows = []
-    for quantity, value in zip(_QUANTITIES if step else _QUANTITIES[:2], values, strict=False):
+    for quantity, value in zip(known, values, strict=False):
         status = status_of(value)
         rows.append(Row(order, step, quantity, None if status.not_finite else value, status))
-    reason = Status.MOVED_INPUT if moved and call.change_status is Status.OK else call.change_status
     if step and reason is not Status.OK:
-        rows[-1] = Row(order, step, Quantity.CHANGE, None, reason)
+        rows.append(Row(order, step, Quantity.CHANGE, None, reason))
     return rows
 
 

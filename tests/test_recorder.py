@@ -477,13 +477,39 @@ def test_hooks_are_gone_after_an_exception_in_forward():
     assert hook_count(model) == 0
 
 
-@pytest.mark.parametrize("broken", ["rms", "mean_abs", "measurable", "sample_rows"])
+@pytest.mark.parametrize("broken", ["rms_and_mean_abs", "rms", "mean_abs", "measurable", "sample_rows"])
 def test_a_statistic_that_fails_is_a_status(monkeypatch, broken):
+    if broken in ("rms", "mean_abs"):  # these work on devices, from copies that are reduced later
+        monkeypatch.setattr(sites_module, "IN_MEMORY", set())
     monkeypatch.setattr(scales, broken, raising(RuntimeError("broken")))
     sites = recorded(nn.Linear(4, 4), tensor(2, 4), tensor(2, 4))
     rows = rows_of(sites)
     assert {row.status for row in rows.values()} == {Status.UNSUPPORTED}
     assert [step for _, step, _ in rows] == [0, 1]
+
+
+@pytest.mark.parametrize("whole", [0, 2**15])
+def test_reducing_later_as_on_a_device_gives_the_same_scales(monkeypatch, whole):
+    def rows():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(inplace=True), nn.Linear(300, 10), nn.Identity())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with SiteRecorder(model) as sites:
+            for step in range(10):  # more windows than are kept
+                with sites.window(step):
+                    loss = model(normal).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return sites.rows
+
+    normal = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    at_once = rows()
+    monkeypatch.setattr(sites_module, "IN_MEMORY", set())
+    monkeypatch.setattr(sites_module, "WHOLE_COORDINATES", whole)
+    later = rows()
+    assert [row._replace(value=None) for row in later] == [row._replace(value=None) for row in at_once]
+    assert [row.value for row in later] == pytest.approx([row.value for row in at_once], rel=1e-5)
 
 
 @dataclass

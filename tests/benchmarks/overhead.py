@@ -6,25 +6,25 @@ Every subject trains the same models with the same data: 5 forward passes and 4 
 forward without an update, so it is given 5 steps and its extra update is counted as its own). The subjects
 take turns within a repetition, so that a machine that slows down slows all of them; what is printed is the
 median of the ratios to bare training of the same repetition, and the median seconds of the bare run. The last
-column is the peak of Python-side and tensor memory over bare training, from a run of its own in a new process.
+columns are peak resident megabytes above the process before the run, each from a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import default_collate
 
 from coordcheck.models import mlp, transformer
 from coordcheck.records import RunKey
@@ -59,12 +59,12 @@ def _flat_transformer(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def cases() -> list[Case]:
-    """The MLP on 256 examples and the 2-block Transformer on 8 x 64 tokens, both with Adam."""
+    """The MLP on 256 CIFAR-shaped examples, the 2-block Transformer on 8 x 64 tokens, both with Adam."""
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(256, 64, generator=generator), torch.randint(10, (256,), generator=generator)
+    x, y = torch.randn(256, 3072, generator=generator), torch.randint(10, (256,), generator=generator)
     tokens = torch.randint(256, (8, 65), generator=generator)
     return [
-        Case("MLP", mlp("SP (PyTorch)", "adam"), (x, y), (64, 256, 1024)),
+        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), (x, y), (64, 256, 1024)),
         Case("Transformer", _flat_transformer, (tokens[:, :-1], tokens[:, 1:].flatten()), (64, 256, 512)),
     ]
 
@@ -122,20 +122,28 @@ def ratios(case: Case, width: int, repetitions: int) -> tuple[float, dict[str, f
 
 
 def peak_memory(name: str, case_index: int, width: int) -> float:
-    """Peak resident MB that one subject adds to an idle process, measured in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
+    """Peak resident MB of one subject above the process before it, in a process of its own (Linux)."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, case_index, width))
 
 
 def _peak(name: str, case_index: int, width: int) -> float:
     torch.set_num_threads(1)
-    case = cases()[case_index]
-    if name == "mup":
-        import mup.coord_check  # noqa: F401  # its imports are not its recording
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    {"bare": bare, "coordcheck": ours, "mup": peer}[name](case, width)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    case, subject = cases()[case_index], {"bare": bare, "coordcheck": ours, "mup": peer}[name]
+    subject(case, 64)  # imports and caches are not recording
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    subject(case, width)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    """A line of /proc/self/status, in kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise RuntimeError(f"no {name} in /proc/self/status: memory is only measured on Linux")
 
 
 def has_mup() -> bool:
@@ -174,5 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    assert default_collate  # imported first, as training scripts do
     sys.exit(main())
