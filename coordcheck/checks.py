@@ -27,7 +27,7 @@ from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
 from coordcheck.runfiles import RunFolder, versions
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.training import Build, Run, as_loss, cached_batches, preserved_state
+from coordcheck.training import Batches, Build, Run, as_loss, cached_batches, preserved_state
 from coordcheck.verdicts import TOLERANCE, Expectation
 
 WIDTHS = (64, 128, 256, 512)
@@ -110,7 +110,7 @@ class _Plan:
         self._loss, self._steps, self._device, self._threads = as_loss(loss), steps, device, threads
         self._settings = {
             "steps": str(steps),
-            "batch": describe_callable(self._batches) if callable(self._batches) else fingerprint(self._batches),
+            "batch": fingerprint(self._batches.values if isinstance(self._batches, Batches) else self._batches),
             "loss": describe_callable(loss),
             "device": device or "as built",
             "threads": str(threads),

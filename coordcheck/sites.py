@@ -49,11 +49,10 @@ class _Call:
 
 
 class _Input(NamedTuple):
-    """One input tensor of the model at t=0, with a copy of its values and how often it had been written to."""
+    """One input tensor of the model at t=0, and how often it had been written to."""
 
     tensor: Tensor
     version: int
-    copy: Tensor
 
 
 class _Window(NamedTuple):
@@ -79,11 +78,15 @@ class SiteRecorder:
     Source: the quantities are those of Yang et al. 2022 (arXiv:2203.03466), appendix D.1, and their
     change from initialisation.
 
+    Args:
+        model: the model; it is not changed.
+        fixed_batch: the caller gives the same batch at every step, also after the model wrote into a copy of it.
+
     Raises:
         CoordCheckError: a model whose calls cannot be hooked (a ScriptModule, a compiled model).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, fixed_batch: bool = False) -> None:
         if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
             raise CoordCheckError(
                 "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
@@ -97,6 +100,7 @@ class SiteRecorder:
         self.sites: dict[str, Site] = {}
         self.skipped: Counter[str] = Counter()
         self._model = model
+        self._fixed_batch = fixed_batch
         self._initial: dict[str, _Call] = {}
         self._initial_inputs: list[_Input] | None = None
         self._step: int | None = None
@@ -185,16 +189,17 @@ class SiteRecorder:
     def _compare_inputs(self, inputs: list[Tensor]) -> None:
         """Note whether the model's input is the one of t=0."""
         if self._initial_inputs is None:
-            self._initial_inputs = [_Input(t, _version(t), t.detach().clone()) for t in inputs]
+            self._initial_inputs = [_Input(tensor, version(tensor)) for tensor in inputs]
             return
         initial = self._initial_inputs
-        if [now.shape for now in inputs] != [then.copy.shape for then in initial]:
+        if [now.shape for now in inputs] != [then.tensor.shape for then in initial]:
             self._moved.append(True)
             return
         for now, then in zip(inputs, initial, strict=True):
-            # the same tensor, not written to since t=0, needs no comparison
-            if now is not then.tensor or _version(now) != then.version:
-                self._moved.append((now != then.copy).any())
+            if version(then.tensor) != then.version:  # what it was at t=0 is gone
+                self._moved.append(not self._fixed_batch or now is then.tensor)
+            elif now is not then.tensor:
+                self._moved.append((now != then.tensor).any())
 
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         # a call during the backward pass is activation checkpointing computing the same call again
@@ -221,7 +226,7 @@ class SiteRecorder:
     def _record(self, layer: str, tensor: Tensor) -> None:
         returned = self._returned.get(id(tensor))
         # the version tells an Identity from an in-place ReLU, which returns the same object, changed
-        if returned is not None and returned[0]() is tensor and returned[1] == _version(tensor):
+        if returned is not None and returned[0]() is tensor and returned[1] == version(tensor):
             call = returned[2]
             self._calls.append((self._site(layer, tensor, Kind.PASSTHROUGH), call))
             if self._step == 0:
@@ -236,7 +241,7 @@ class SiteRecorder:
         except Exception:  # likewise: a tensor that cannot be read is a status
             call.status = Status.UNSUPPORTED
         self._calls.append((site, call))
-        self._returned[id(tensor)] = (weakref.ref(tensor), _version(tensor), call)
+        self._returned[id(tensor)] = (weakref.ref(tensor), version(tensor), call)
 
     def _keep(self, call: _Call, tensor: Tensor) -> None:
         values = scales.measurable(tensor)
@@ -311,7 +316,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
         return ()
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
     """How often the tensor was written to; inference tensors do not count."""
     return 0 if tensor.is_inference() else tensor._version
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from coordcheck.errors import CoordCheckError
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunKey, RunRecord
-from coordcheck.sites import SiteRecorder, leaves
+from coordcheck.sites import SiteRecorder, leaves, version
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Build = Callable[[int], Any]
@@ -100,8 +100,8 @@ def describe(value: object) -> str:
     return type(value).__name__
 
 
-def cached_batches(batch: Any, steps: int) -> Any:
-    """The user's `batch` argument as a list of batches, or as the function of the seed that it is.
+def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | None:
+    """The user's `batch` argument as batches, or as the function of the seed that it is.
 
     A tensor, a mapping, or a list or tuple that starts with a tensor is one batch, used at every step.
     Any other iterable, such as a data loader, is a sequence of batches: step t uses the t-th, and only the
@@ -113,16 +113,16 @@ def cached_batches(batch: Any, steps: int) -> Any:
     if batch is None or callable(batch):
         return batch
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
-        return [batch]
+        return Batches([batch])
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        return [batch]
-    batches = list(islice(batch, steps + 1))
-    if len(batches) not in (1, steps + 1):
+        return Batches([batch])
+    several = list(islice(batch, steps + 1))
+    if len(several) not in (1, steps + 1):
         raise CoordCheckError(
-            f"{len(batches)} batches are too few for {steps} steps: give one fixed batch, or {steps + 1} "
+            f"{len(several)} batches are too few for {steps} steps: give one fixed batch, or {steps + 1} "
             "(t = 0 to the last step)."
         )
-    return batches
+    return Batches(several)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -140,26 +140,32 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-class _Copies:
-    """The batches of a run on its device, copied once, and again only after something has written into them."""
+class Batches:
+    """The batches of a check: step t sees the t-th, or the only one, always with the values the user gave.
 
-    def __init__(self, batches: Sequence[Any], device: torch.device) -> None:
-        self._batches, self._device = batches, device
-        self._copies: dict[int, tuple[Any, list[int]]] = {}
+    Runs work on copies, one per device for all runs of a process; a copy that a run has written into is made anew.
+    """
 
-    def at(self, step: int) -> Any:
-        """The batch of a step, with the values the user gave it."""
-        index = step % len(self._batches)
-        copy, versions = self._copies.get(index, (None, []))
-        if index not in self._copies or versions != _versions(copy):
-            copy = to_device(self._batches[index], self._device)
-            self._copies[index] = copy, _versions(copy)
+    def __init__(self, values: Sequence[Any]) -> None:
+        self.values = values
+        self._copies: dict[tuple[int, torch.device], tuple[Any, list[int]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"values": self.values, "_copies": {}}
+
+    def at(self, step: int, device: torch.device) -> Any:
+        """The batch of a step, on `device`."""
+        place = step % len(self.values), device
+        copy, versions = self._copies.get(place, (None, []))
+        if place not in self._copies or versions != _versions(copy):
+            copy = to_device(self.values[place[0]], device)
+            self._copies[place] = copy, _versions(copy)
         return copy
 
 
 def _versions(batch: Any) -> list[int]:
     """How often each tensor of a batch was written to."""
-    return [leaf._version for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    return [version(leaf) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -206,8 +212,8 @@ class Run:
 
     key: RunKey
     build: Build
-    batches: Any
-    """A list of batches, or a function of the seed that gives a batch or several."""
+    batches: Batches | Callable[[int], Any] | None
+    """The batches, or a function of the seed that gives a batch or several."""
     loss: Loss
     steps: int
     device: str | None
@@ -254,16 +260,15 @@ def _train(run: Run, record: RunRecord) -> None:
     model, loss_function = trial.model, as_loss(trial.loss) if trial.loss else run.loss
     if trial.batch is not None:
         batches = cached_batches(trial.batch, run.steps)
-    if batches is None:
+    if not isinstance(batches, Batches):
         raise CoordCheckError("there is no batch: pass batch=, or let build return a Trial with one.")
     if run.device is not None:
         model.to(run.device)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     losses: list[Tensor] = []
-    copies = _Copies(batches, device)
-    with SiteRecorder(model) as recorder:
+    with SiteRecorder(model, fixed_batch=len(batches.values) == 1) as recorder:
         for step in range(run.steps + 1):
-            batch = copies.at(step)
+            batch = batches.at(step, device)
             with recorder.window(step):
                 loss = loss_function(model, batch)
             _check_scalar(loss)

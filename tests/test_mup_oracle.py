@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from coordcheck.models import transformer
 from coordcheck.recorder import ROOT
 from coordcheck.records import Quantity, RunKey
-from coordcheck.training import Run, execute
+from coordcheck.training import Batches, Run, execute
 
 mup = pytest.importorskip("mup.coord_check", reason="mup, the oracle, is not installed")
 
@@ -73,7 +73,7 @@ def of_coordcheck(
         model = make(width)
         return model, OPTIMIZERS[optimizer](model.parameters(), lr=lr or LR[optimizer])
 
-    record = execute(Run(RunKey("model", width, 0), build, [batch], flat_cross_entropy, STEPS, None, 1, {}))
+    record = execute(Run(RunKey("model", width, 0), build, Batches([batch]), flat_cross_entropy, STEPS, None, 1, {}))
     assert record.finished, record.reason
     rows = [row for row in record.rows if row.quantity is Quantity.MEAN_ABS]
     return {(record.sites[row.site].layer, row.step): row.value for row in rows}

@@ -28,7 +28,7 @@ from torch import nn
 
 from coordcheck.models import mlp, transformer
 from coordcheck.records import RunKey
-from coordcheck.training import Run, as_loss, execute
+from coordcheck.training import Batches, Run, as_loss, execute
 
 STEPS = 4
 
@@ -39,6 +39,7 @@ class Case(NamedTuple):
     name: str
     build: Callable[[int], Any]
     batch: tuple[torch.Tensor, torch.Tensor]
+    batches: Batches
     widths: tuple[int, ...]
 
 
@@ -63,9 +64,10 @@ def cases() -> list[Case]:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(256, 3072, generator=generator), torch.randint(10, (256,), generator=generator)
     tokens = torch.randint(256, (8, 65), generator=generator)
+    images, text = (x, y), (tokens[:, :-1], tokens[:, 1:].flatten())
     return [
-        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), (x, y), (64, 256, 1024)),
-        Case("Transformer", _flat_transformer, (tokens[:, :-1], tokens[:, 1:].flatten()), (64, 256, 512)),
+        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (64, 256, 1024)),
+        Case("Transformer", _flat_transformer, text, Batches([text]), (64, 256, 512)),
     ]
 
 
@@ -85,7 +87,7 @@ def bare(case: Case, width: int) -> None:
 def ours(case: Case, width: int) -> None:
     """One recorded run."""
     key = RunKey("model", width, 0)
-    execute(Run(key, case.build, [case.batch], as_loss(F.cross_entropy), STEPS, None, torch.get_num_threads(), {}))
+    execute(Run(key, case.build, case.batches, as_loss(F.cross_entropy), STEPS, None, torch.get_num_threads(), {}))
 
 
 def peer(case: Case, width: int) -> None:
