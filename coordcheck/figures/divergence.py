@@ -200,17 +200,17 @@ def _wedge(axis: Axes, widths: Sequence[int]) -> None:
 
 
 def _name_lines(axis: Axes, lines: Mapping[str, Line2D], verdicts: pd.DataFrame) -> None:
-    """Name the worst violated layers at the end of their line, spread so that no two names touch."""
-    violated = verdicts[
-        verdicts["verdict"].map(lambda word: Verdict(word).violated) & verdicts["layer"].isin(list(lines))
-    ]
-    order = (violated["slope"] - violated["expected"]).abs().sort_values(ascending=False, kind="stable").index
-    named = violated.loc[order].head(NAMED)
-    if named.empty:
-        return
+    """Name the violated layers whose lines rise or fall most, at their end, spread so that no two names touch."""
+    violated = {
+        layer for layer, word in zip(verdicts["layer"], verdicts["verdict"], strict=True) if Verdict(word).violated
+    }
+    curves = {
+        layer: np.log2(np.asarray(line.get_ydata(), dtype=float)) for layer, line in lines.items() if layer in violated
+    }
+    rises = {layer: abs(curve[-1] - curve[0]) for layer, curve in curves.items() if np.isfinite(curve[[0, -1]]).all()}
+    named = sorted(rises, key=lambda layer: -rises[layer])[:NAMED]
     low, high = np.log2(axis.get_ylim())
-    ends = [(float(np.log2(np.asarray(lines[layer].get_ydata(), dtype=float)[-1])), layer) for layer in named["layer"]]
-    ends = sorted((end, layer) for end, layer in ends if np.isfinite(end))
+    ends = sorted((float(curves[layer][-1]), layer) for layer in named)
     heights = _spread([(end - low) / (high - low) for end, _ in ends], gap=0.095)
     for (end, layer), height in zip(ends, heights, strict=True):
         line = lines[layer]

@@ -1,0 +1,203 @@
+"""The command line, in process and as a program: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import coordcheck
+from coordcheck.cli import main
+
+USER_FILE = """
+import torch
+import torch.nn.functional as F
+from coordcheck.models import mlp
+
+build_sp = mlp("SP", lr=3e-3)
+build_mup = mlp("µP", lr=3e-3)
+batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+
+def loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+def broken(width):
+    raise ValueError("no such width")
+
+def fails_at_128(width):
+    if width == 128:
+        raise ValueError("128 is not supported")
+    return build_mup(width)
+"""
+WIDTHS = ["--widths", "64", "128", "256"]
+
+
+@pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """A folder with the user's file, as the current one; its module is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "train.py").write_text(USER_FILE, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("train", None)
+
+
+def run(*targets: str, options: tuple[str, ...] = ()) -> int:
+    return main(["run", *targets, "--batch", "train.py:batch", "--loss", "train.py:loss", *WIDTHS, *options])
+
+
+@pytest.mark.parametrize(
+    ("targets", "code", "text"),
+    [
+        (["train.py:build_sp"], 1, "build_sp: VIOLATED"),
+        (["train.py:build_mup"], 0, "build_mup: OK"),
+        (["SP=train.py:build_sp", "µP=train:build_mup"], 1, "µP: OK"),
+        (["train.py:fails_at_128"], 3, "128 is not supported"),
+    ],
+)
+def test_run_says_the_verdict_and_exits_with_its_code(user_folder, capsys, targets, code, text):
+    assert run(*targets) == code
+    assert text in capsys.readouterr().out
+
+
+def test_a_criterion_of_torch_is_a_loss(user_folder, capsys):
+    options = ["--batch", "train.py:batch", "--loss", "torch.nn.functional:cross_entropy", *WIDTHS]
+    assert main(["run", "train.py:build_mup", *options]) == 0
+
+
+def test_run_files_are_shown_and_drawn_without_the_model(user_folder, capsys):
+    assert run("SP=train.py:build_sp", options=("--save-to", "runs", "--figure", "a.svg")) == 1
+    told = capsys.readouterr().out
+    (user_folder / "train.py").unlink()
+    assert main(["show", "runs"]) == 1
+    assert capsys.readouterr().out == told
+    assert main(["figure", "runs", "b.png", "--kind", "slopes"]) == 0
+    assert (user_folder / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (user_folder / "a.svg").read_text(encoding="utf-8")
+
+
+def test_json_is_strict_and_complete(user_folder, capsys):
+    assert run("train.py:build_sp", options=("--format", "json")) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["exit_code"], report["status"]) == (1, {"build_sp": "blows up"})
+    assert {row["layer"] for row in report["verdicts"]} == {"input", "hidden.0", "hidden.1", "readout"}
+
+
+def test_jobs_find_the_users_file(user_folder, capsys):
+    assert run("train.py:build_mup", options=("--jobs", "2", "--seeds", "1")) in (0, 3)
+    assert "layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "train.py:nothing"], 2, "'train.py' has no 'nothing'"),
+        (["run", "missing.py:build"], 2, "there is no file 'missing.py'"),
+        (["run", "no_such_module:build"], 2, "cannot import 'no_such_module'"),
+        (["run", "train.py"], 2, "must be MODULE:NAME or FILE.py:NAME"),
+        (["run", "train.py:build_mup"], 2, "there is no batch"),
+        (["run", "train.py:broken", "--batch", "train.py:batch"], 2, "every run failed"),
+        (["run", "train.py:build_mup", "--widths", "64", "x"], 2, "widths must be positive integers, got 'x'"),
+        (["run", "train.py:build_mup", "--batch", "train.py:batch"], 2, "no loss= was given"),
+        (["show", "nowhere"], 2, "there is no folder nowhere"),
+        (["show", "."], 2, "no run files in"),
+    ],
+)
+def test_bad_input_is_told_on_stderr(user_folder, capsys, arguments, code, message):
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_two_widths_show_their_scales_and_exit_2(user_folder, capsys):
+    options = ["--batch", "train.py:batch", "--loss", "train.py:loss", "--widths", "64", "128"]
+    assert main(["run", "train.py:build_mup", *options]) == 2
+    printed = capsys.readouterr().out
+    assert "a verdict needs at least 3 distinct widths" in printed
+    assert "readout" in printed
+
+
+def test_a_damaged_run_file_exits_4(user_folder, capsys):
+    assert run("train.py:build_mup", options=("--save-to", "runs")) == 0
+    path = next(Path("runs/runs").rglob("64-0.json"))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert main(["show", "runs"]) == 4
+    assert "is truncated" in capsys.readouterr().err
+
+
+def test_a_module_that_raises_is_told(user_folder, capsys):
+    (user_folder / "bad_module.py").write_text("1 / 0\n")
+    assert main(["run", "bad_module.py:build"]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_usage_errors_exit_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run"])
+    assert stop.value.code == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "show", "figure"])
+def test_help_shows_an_example(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  coordcheck {command}" in capsys.readouterr().out
+
+
+def program(*arguments: str, **options) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "coordcheck", *arguments], capture_output=True, timeout=240, check=False, **options
+    )
+
+
+def test_the_version_is_the_packages():
+    assert program("--version").stdout.decode().strip() == f"coordcheck {coordcheck.__version__}"
+
+
+def test_output_that_cannot_hold_a_mu_is_no_error(tmp_path, report):
+    report.save(tmp_path)
+    done = program("show", str(tmp_path), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 1, done.stderr
+    assert b"?P: OK" in done.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path, report):
+    report.save(tmp_path)
+    command = f"{sys.executable} -m coordcheck show {tmp_path} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
+    assert done.stdout.startswith(b"SP: VIOLATED")
+    assert done.stderr == b""
+
+
+def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
+    done = program("demo", "--out", str(tmp_path / "demo"))
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.decode()
+    assert "SP: VIOLATED" in printed
+    assert "first blocks.0.attention.query" in printed
+    assert "µP: OK" in printed
+    made = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert made == {"coordinate_check.png", "slopes.png", "verdicts.csv", "experiment.json", "runs"}
+    assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
+
+
+def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path):
+    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--save-to", str(tmp_path)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert b"the same call resumes" in told
+    assert coordcheck.load(tmp_path).records

@@ -1,0 +1,60 @@
+"""Every Python block of the README runs, in order, in an empty folder; its commands are those of the command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+from conftest import pair_batch
+
+from coordcheck.cli import _parser
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"batch_for_mlp": pair_batch()}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    names["test_width_invariance"]()
+    assert matplotlib.image.imread(tmp_path / "check.png").shape[2] == 4
+    printed = capsys.readouterr().out
+    assert "build: VIOLATED" in printed
+    assert "mine: VIOLATED" in printed
+
+
+def test_the_check_of_ones_own_model_is_twelve_lines():
+    first = [line for line in blocks("python")[0].splitlines() if line.strip()]
+    assert len(first) <= 12
+
+
+def test_the_printed_report_is_what_the_block_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    shown = blocks("text")[0].splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    assert shown[0].split(",")[0] == printed[0].split(",")[0]
+    assert shown[1].split() == printed[1].split()
+    assert [line.split()[:3] for line in shown[2:5]] == [line.split()[:3] for line in printed[2:5]]
+
+
+@pytest.mark.parametrize(
+    "command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("coordcheck ")]
+)
+def test_the_commands_parse(command):
+    assert _parser().parse_args(shlex.split(command, comments=True)[1:]).command
+
+
+def test_the_images_exist():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (Path(__file__).parent.parent / path).is_file(), path
