@@ -36,16 +36,12 @@ class _Call:
         self.shape = shape
         self.status = Status.OK
         self.change_status = Status.OK
-        self.kept: Tensor | None = None
-        """The sampled rows; on a device, the whole output when it is small."""
+        self.kept: Any = None
+        """The sampled rows: an array in memory, at t=0 only; a tensor on a device, the whole output when small."""
         self.values: tuple[float, ...] | None = None
         """activation, mean_abs and, where there is one, change: of a tensor in memory."""
         self.scales: tuple[Tensor, Tensor] | None = None
         """activation and mean_abs of a large tensor that is on a device."""
-
-    def kept_as(self) -> tuple[object, ...]:
-        """What must agree for two calls to be compared coordinate by coordinate."""
-        return self.shape, None if self.kept is None else self.kept.shape
 
 
 class _Input(NamedTuple):
@@ -245,27 +241,41 @@ class SiteRecorder:
 
     def _keep(self, call: _Call, tensor: Tensor) -> None:
         values = scales.measurable(tensor)
-        in_memory = values.device.type in IN_MEMORY
-        call.kept = values if not in_memory and values.numel() <= WHOLE_COORDINATES else scales.sample_rows(values)
-        initial = self._initial.get(call.site.layer)
-        if self._step == 0:
-            self._initial[call.site.layer] = call
-        elif initial is None or initial.kept is None:
-            call.change_status = Status.NOT_CALLED
-        elif initial.kept_as() != call.kept_as():
-            call.change_status = Status.SHAPE_CHANGED
-        if in_memory:
-            call.values = scales.rms_and_mean_abs(values)
-            if self._step and initial is not None and initial.kept is not None and call.change_status is Status.OK:
-                change, _ = scales.rms_and_mean_abs(call.kept - initial.kept)
-                call.values = (*call.values, change)
-        elif call.kept is not values:
+        if values.device.type in IN_MEMORY:
+            self._measure(call, values.numpy())
+        else:
+            self._hold(call, values)
+
+    def _measure(self, call: _Call, values: scales.Array) -> None:
+        """Compute the scales of an array in memory; only t=0 leaves a copy, of its sampled rows."""
+        call.values = scales.rms_and_mean_abs(values)
+        rows = scales.sampled_copy(values)
+        initial = self._compared(call, rows)
+        if initial is not None:
+            rows -= initial
+            call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
+
+    def _hold(self, call: _Call, values: Tensor) -> None:
+        """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""
+        if values.numel() <= WHOLE_COORDINATES:
+            call.kept = values.clone()
+        else:
             call.scales = scales.rms(values), scales.mean_abs(values)
-        # what is needed later must be a copy: operations in place may follow
-        if self._step and in_memory:
-            call.kept = None
-        elif call.kept is values or call.kept.data_ptr() == values.data_ptr():
-            call.kept = call.kept.clone()
+            call.kept = scales.sample_rows(values)
+        self._compared(call, call.kept)
+
+    def _compared(self, call: _Call, rows: Any) -> Any:
+        """What a call is compared with: its site's rows at t=0; None at t=0, or when the call's status says why."""
+        if self._step == 0:
+            call.kept = rows
+            self._initial[call.site.layer] = call
+            return None
+        initial = self._initial.get(call.site.layer)
+        if initial is None or initial.kept is None:
+            call.change_status = Status.NOT_CALLED
+        elif (initial.shape, initial.kept.shape) != (call.shape, rows.shape):
+            call.change_status = Status.SHAPE_CHANGED
+        return initial.kept if initial is not None and call.change_status is Status.OK else None
 
     def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
         site = self.sites.get(layer)
@@ -277,17 +287,18 @@ class SiteRecorder:
     def _reduce(self) -> None:
         """Turn the closed windows into rows: one reduction per site, one transfer per device."""
         closed, self._closed = self._closed, []
-        alike: dict[tuple[str, Any], list[_Call]] = {}  # the steps of one site, which are stacked
+        alike: dict[tuple[Any, ...], list[_Call]] = {}  # the steps of one site, which are stacked
         for window in closed:
             for site, call in window.calls:
                 if call.values is None and call.kept is not None and call.site is site:
-                    alike.setdefault((site.layer, call.kept_as()), []).append(call)
+                    alike.setdefault((site.layer, call.shape, call.kept.shape), []).append(call)
         tables = {}
-        for (layer, shapes), calls in alike.items():
-            initial = self._initial.get(layer)
-            start = initial.kept if initial is not None and initial.kept_as() == shapes else None
+        for key, calls in alike.items():
+            first = self._initial.get(key[0])
+            same = first is not None and first.kept is not None and (first.shape, first.kept.shape) == key[1:]
+            initial = first.kept if first is not None and same else None
             try:
-                tables[layer, shapes] = _reduced(calls, start)
+                tables[key] = _reduced(calls, initial)
             except Exception:  # tensors that cannot be stacked or reduced outside their own context
                 for call in calls:
                     call.status = Status.UNSUPPORTED

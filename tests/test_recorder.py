@@ -477,7 +477,7 @@ def test_hooks_are_gone_after_an_exception_in_forward():
     assert hook_count(model) == 0
 
 
-@pytest.mark.parametrize("broken", ["rms_and_mean_abs", "rms", "mean_abs", "measurable", "sample_rows"])
+@pytest.mark.parametrize("broken", ["rms_and_mean_abs", "sampled_copy", "rms", "mean_abs", "measurable"])
 def test_a_statistic_that_fails_is_a_status(monkeypatch, broken):
     if broken in ("rms", "mean_abs"):  # these work on devices, from copies that are reduced later
         monkeypatch.setattr(sites_module, "IN_MEMORY", set())

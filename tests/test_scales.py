@@ -84,13 +84,15 @@ def test_the_rms_of_a_difference_is_the_closed_form():
 def test_a_large_tensor_loses_no_accuracy():
     values = torch.full((2**14, 256), 0.1)
     exact = float(values[0, 0])
-    assert [float(scale) for scale in scales.rms_and_mean_abs(values)] == pytest.approx([exact, exact], rel=1e-5)
+    assert [float(scale) for scale in scales.rms_and_mean_abs(values.numpy())] == pytest.approx(
+        [exact, exact], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(3,), (70_001,), (300, 257), (2, 3, 40_000)])
 def test_both_scales_together_are_each_alone(shape):
     values = normal(*shape)
-    both = [float(scale) for scale in scales.rms_and_mean_abs(values)]
+    both = [float(scale) for scale in scales.rms_and_mean_abs(values.numpy())]
     assert both == pytest.approx([float(scales.rms(values)), float(scales.mean_abs(values))], rel=1e-6)
 
 
@@ -236,3 +238,12 @@ def test_the_sample_of_unequal_channels_is_close_to_the_whole(shape):
     gains = torch.arange(1.0, shape[1] + 1).view(1, -1, 1, 1)
     values = normal(*shape) * gains
     assert scales.rms(scales.sample_rows(values)).item() == pytest.approx(float(scales.rms(values)), rel=0.06)
+
+
+@pytest.mark.parametrize("shape", [(300, 64), (16, 10), (7,), (), (8, 96, 28, 28)])
+def test_an_array_in_memory_is_sampled_as_a_tensor_is(shape):
+    values = normal(*shape)
+    copied = scales.sampled_copy(values.numpy())
+    assert torch.equal(torch.from_numpy(copied), scales.sample_rows(values))
+    copied += 1
+    assert torch.equal(values, normal(*shape))
