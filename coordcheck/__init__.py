@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from coordcheck import models
     from coordcheck.checks import assert_width_invariant, check
     from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
+    from coordcheck.losses import model_loss, output_loss
     from coordcheck.recorder import Recorder
     from coordcheck.report import Report, load
     from coordcheck.slopes import SlopeFit, fit_slope
-    from coordcheck.training import Trial, model_loss, output_loss
+    from coordcheck.training import Trial
 
 _HOMES = {
     "assert_width_invariant": "checks",
@@ -37,8 +38,8 @@ _HOMES = {
     "SlopeFit": "slopes",
     "fit_slope": "slopes",
     "Trial": "training",
-    "model_loss": "training",
-    "output_loss": "training",
+    "model_loss": "losses",
+    "output_loss": "losses",
 }
 
 __all__ = [

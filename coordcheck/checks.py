@@ -21,13 +21,15 @@ from coordcheck.arguments import (
     seed_numbers,
     whole_number,
 )
+from coordcheck.batches import Batches, cached_batches
 from coordcheck.errors import CoordCheckError, SweepInterrupted
 from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.losses import as_loss
 from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
 from coordcheck.runfiles import RunFolder, versions
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.training import Batches, Build, Run, as_loss, cached_batches, preserved_state
+from coordcheck.training import Build, Run, preserved_state
 from coordcheck.verdicts import TOLERANCE, Expectation
 
 WIDTHS = (64, 128, 256, 512)

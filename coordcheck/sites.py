@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,34 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
+from coordcheck.calls import Call, fetched, leaves, reduced, rows_of, shape_of, version
 from coordcheck.errors import CoordCheckError
-from coordcheck.records import Kind, Quantity, Row, Site, Status, status_of
+from coordcheck.records import Kind, Quantity, Row, Site, Status
 
 ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""
 
-MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
 IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
 WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
 WINDOWS_KEPT = 8  # windows whose copies are held before they are reduced
-
-
-class _Call:
-    """One output tensor of one call: what was kept of it, still on its device."""
-
-    __slots__ = ("change_status", "kept", "scales", "shape", "site", "status", "values")
-
-    def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
-        self.site = site
-        self.shape = shape
-        self.status = Status.OK
-        self.change_status = Status.OK
-        self.kept: Any = None
-        """The sampled rows: an array in memory, at t=0 only; a tensor on a device, the whole output when small."""
-        self.values: tuple[float, ...] | None = None
-        """activation, mean_abs and, where there is one, change: of a tensor in memory."""
-        self.scales: tuple[Tensor, Tensor] | None = None
-        """activation and mean_abs of a large tensor that is on a device."""
 
 
 class _Input(NamedTuple):
@@ -55,7 +36,7 @@ class _Window(NamedTuple):
     """What one closed window saw."""
 
     step: int
-    calls: list[tuple[Site, _Call]]
+    calls: list[tuple[Site, Call]]
     """Each site with the call that computed its output: another site's for a passthrough."""
     missed: list[Site]
     moved: list[Tensor | bool]
@@ -97,13 +78,13 @@ class SiteRecorder:
         self.skipped: Counter[str] = Counter()
         self._model = model
         self._fixed_batch = fixed_batch
-        self._initial: dict[str, _Call] = {}
+        self._initial: dict[str, Call] = {}
         self._initial_inputs: list[_Input] | None = None
         self._step: int | None = None
-        self._calls: list[tuple[Site, _Call]] = []
+        self._calls: list[tuple[Site, Call]] = []
         self._moved: list[Tensor | bool] = []
         self._counts: Counter[str] = Counter()
-        self._returned: dict[int, tuple[weakref.ref[Tensor], int, _Call]] = {}
+        self._returned: dict[int, tuple[weakref.ref[Tensor], int, Call]] = {}
         self._closed: list[_Window] = []
         self._rows: list[Row] = []
         self._ever_called: set[str] = set()
@@ -229,7 +210,7 @@ class SiteRecorder:
                 self._initial[layer] = call
             return
         site = self._site(layer, tensor, Kind.MODULE)
-        call = _Call(site, _shape(tensor))
+        call = Call(site, shape_of(tensor))
         try:
             self._keep(call, tensor)
         except scales.NotMeasurable as reason:
@@ -239,14 +220,14 @@ class SiteRecorder:
         self._calls.append((site, call))
         self._returned[id(tensor)] = (weakref.ref(tensor), version(tensor), call)
 
-    def _keep(self, call: _Call, tensor: Tensor) -> None:
+    def _keep(self, call: Call, tensor: Tensor) -> None:
         values = scales.measurable(tensor)
         if values.device.type in IN_MEMORY:
             self._measure(call, values.numpy())
         else:
             self._hold(call, values)
 
-    def _measure(self, call: _Call, values: scales.Array) -> None:
+    def _measure(self, call: Call, values: scales.Array) -> None:
         """Compute the scales of an array in memory; only t=0 leaves a copy, of its sampled rows."""
         call.values = scales.rms_and_mean_abs(values)
         rows = scales.sampled_copy(values)
@@ -255,7 +236,7 @@ class SiteRecorder:
             rows -= initial
             call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
 
-    def _hold(self, call: _Call, values: Tensor) -> None:
+    def _hold(self, call: Call, values: Tensor) -> None:
         """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""
         if values.numel() <= WHOLE_COORDINATES:
             call.kept = values.clone()
@@ -264,7 +245,7 @@ class SiteRecorder:
             call.kept = scales.sample_rows(values)
         self._compared(call, call.kept)
 
-    def _compared(self, call: _Call, rows: Any) -> Any:
+    def _compared(self, call: Call, rows: Any) -> Any:
         """What a call is compared with: its site's rows at t=0; None at t=0, or when the call's status says why."""
         if self._step == 0:
             call.kept = rows
@@ -281,13 +262,13 @@ class SiteRecorder:
         site = self.sites.get(layer)
         if site is None:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            site = self.sites[layer] = Site(layer, len(self.sites), kind, _shape(tensor), dtype)
+            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape_of(tensor), dtype)
         return site
 
     def _reduce(self) -> None:
         """Turn the closed windows into rows: one reduction per site, one transfer per device."""
         closed, self._closed = self._closed, []
-        alike: dict[tuple[Any, ...], list[_Call]] = {}  # the steps of one site, which are stacked
+        alike: dict[tuple[Any, ...], list[Call]] = {}  # the steps of one site, which are stacked
         for window in closed:
             for site, call in window.calls:
                 if call.values is None and call.kept is not None and call.site is site:
@@ -298,38 +279,18 @@ class SiteRecorder:
             same = first is not None and first.kept is not None and (first.shape, first.kept.shape) == key[1:]
             initial = first.kept if first is not None and same else None
             try:
-                tables[key] = _reduced(calls, initial)
+                tables[key] = reduced(calls, initial)
             except Exception:  # tensors that cannot be stacked or reduced outside their own context
                 for call in calls:
                     call.status = Status.UNSUPPORTED
-        fetched = _fetch(list(tables.values()))
-        values = dict(zip((call for key in tables for call in alike[key]), fetched, strict=True))
+        reduced_calls = (call for key in tables for call in alike[key])
+        values = dict(zip(reduced_calls, fetched(list(tables.values())), strict=True))
         for window in closed:
             moved = _any(window.moved)
             for site, call in window.calls:
-                self._rows.extend(_rows(site.order, window.step, call, call.values or values.get(call, ()), moved))
+                self._rows.extend(rows_of(site.order, window.step, call, call.values or values.get(call, ()), moved))
             for site in window.missed:
                 self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
-
-
-def _any(flags: Sequence[Tensor | bool]) -> bool:
-    try:
-        return any(bool(flag) for flag in flags)
-    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
-        return False
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """The sizes of a tensor, -1 for a ragged axis; nothing for a tensor that cannot tell its shape."""
-    try:
-        return tuple(size if type(size) is int else -1 for size in tensor.shape)
-    except RuntimeError:
-        return ()
-
-
-def version(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def in_backward() -> bool:
@@ -339,69 +300,8 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _reduced(calls: Sequence[_Call], initial: Tensor | None) -> Tensor:
-    """activation, mean_abs and change of one site at several steps: (step, 3), on the site's device."""
-    stack = torch.stack([call.kept for call in calls if call.kept is not None])  # (step, *kept)
-    scaled = [torch.stack(call.scales) for call in calls if call.scales is not None]
-    if scaled:  # large: reduced in the hook, and `kept` are its sampled rows
-        columns = torch.stack(scaled, dim=1)  # (2, step)
-    else:
-        flat = stack.flatten(1) if stack.dim() > 1 else stack[:, None]  # (step, coordinate)
-        columns = torch.stack([scales.rms(flat, 1), scales.mean_abs(flat, 1)])
-    change = columns[:1]  # a place for the value; never read where there is no initial output to compare with
-    if initial is not None:
-        if not scaled and stack.dim() > 1:
-            stack, initial = scales.sample_rows(stack, stacked=True), scales.sample_rows(initial)
-        change = scales.rms((stack - initial).reshape(len(stack), -1), 1)[None]
-    return torch.cat([columns, change]).T
-
-
-def _fetch(tables: Sequence[Tensor]) -> list[Sequence[float]]:
-    """The rows of (n, 3) tables, in order, with one transfer per device."""
-    by_device: dict[torch.device, list[int]] = {}
-    for index, table in enumerate(tables):
-        by_device.setdefault(table.device, []).append(index)
-    fetched: dict[int, list[list[float]]] = {}
-    for indices in by_device.values():
-        rows = iter(torch.cat([tables[index] for index in indices]).tolist())
-        for index in indices:
-            fetched[index] = [next(rows) for _ in range(len(tables[index]))]
-    return [row for index in range(len(tables)) for row in fetched[index]]
-
-
-def _rows(order: int, step: int, call: _Call, values: Sequence[float], moved: bool) -> list[Row]:
-    """The rows of one call: its values with their status, or the reason why there is none."""
-    if call.status is not Status.OK:
-        return [Row(order, step, Quantity.ACTIVATION, None, call.status)]
-    reason = Status.MOVED_INPUT if moved and call.change_status is Status.OK else call.change_status
-    known = _QUANTITIES if step and reason is Status.OK else _QUANTITIES[:2]
-    rows = []
-    for quantity, value in zip(known, values, strict=False):
-        status = status_of(value)
-        rows.append(Row(order, step, quantity, None if status.not_finite else value, status))
-    if step and reason is not Status.OK:
-        rows.append(Row(order, step, Quantity.CHANGE, None, reason))
-    return rows
-
-
-_QUANTITIES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)  # the columns of a site's table
-
-
-def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Everything inside nested tuples, lists, mappings and dataclasses, with its path: `[0]`, `.logits`."""
-    children: Iterable[tuple[str, Any]]
-    if isinstance(value, Tensor) or depth == MAX_DEPTH:
-        yield path, value
-        return
-    if is_dataclass(value) and not isinstance(value, type):
-        children = ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
-    elif isinstance(value, Mapping):
-        children = ((f"[{key!r}]", item) for key, item in value.items())
-    elif isinstance(value, (tuple, list)):
-        names = getattr(value, "_fields", None)
-        children = ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(value))
-    else:
-        yield path, value
-        return
-    for suffix, item in children:
-        yield from leaves(item, path + suffix, depth + 1)
+def _any(flags: Sequence[Tensor | bool]) -> bool:
+    try:
+        return any(bool(flag) for flag in flags)
+    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
+        return False

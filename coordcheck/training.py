@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from coordcheck.batches import Batches, cached_batches, describe
 from coordcheck.errors import CoordCheckError
+from coordcheck.losses import Loss, as_loss
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunKey, RunRecord
-from coordcheck.sites import SiteRecorder, leaves, version
+from coordcheck.sites import SiteRecorder
 
-Loss = Callable[[nn.Module, Any], Tensor]
 Build = Callable[[int], Any]
 
 TRACEBACK_LINES = 6  # of a failed run's traceback kept in its record
@@ -40,132 +40,6 @@ class Trial:
     optimizer: Optimizer | Sequence[Optimizer]
     batch: Any = None
     loss: Loss | None = None
-
-
-def output_loss(criterion: Callable[[Any, Any], Tensor]) -> Loss:
-    """A loss for pair batches: `criterion(model(x), y)`, such as `torch.nn.functional.cross_entropy`."""
-
-    def loss(model: nn.Module, batch: Any) -> Tensor:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise CoordCheckError(f"a loss of (output, target) needs a batch (x, y), got {describe(batch)}.")
-        x, y = batch
-        return criterion(model(x), y)
-
-    return loss
-
-
-def model_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The default loss: `model(**batch)` for a mapping batch, whose output holds its loss.
-
-    The loss is the output's `.loss`, its `["loss"]`, or its first element, as Hugging Face models return it.
-    """
-    if not isinstance(batch, Mapping):
-        raise CoordCheckError(
-            f"no loss= was given and the batch is {describe(batch)}. For a pair (x, y) pass "
-            "loss=torch.nn.functional.cross_entropy (or any function of (output, target) through "
-            "coordcheck.output_loss), or a function of (model, batch)."
-        )
-    output = model(**batch)
-    if isinstance(output, Mapping):
-        return output["loss"]
-    found = getattr(output, "loss", None)
-    return output[0] if found is None else found
-
-
-def as_loss(loss: Callable[..., Tensor] | None) -> Loss:
-    """The loss as a function of (model, batch).
-
-    A function of `torch.nn.functional` or a loss module of `torch.nn` is one of (output, target), which is
-    certain from where it comes from; anything else is called as `loss(model, batch)`.
-    """
-    if loss is None:
-        return model_loss
-    if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
-        return output_loss(loss)
-    return loss
-
-
-def describe(value: object) -> str:
-    """A batch in a few words, for messages: types and shapes.
-
-    >>> describe((torch.zeros(2, 3), {"y": None}))
-    "(Tensor[2, 3], {'y': NoneType})"
-    """
-    if isinstance(value, Tensor):
-        return f"Tensor{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {describe(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(describe(item) for item in value) + ")"
-    return type(value).__name__
-
-
-def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | None:
-    """The user's `batch` argument as batches, or as the function of the seed that it is.
-
-    A tensor, a mapping, or a list or tuple that starts with a tensor is one batch, used at every step.
-    Any other iterable, such as a data loader, is a sequence of batches: step t uses the t-th, and only the
-    first `steps` + 1 are taken, once, so every width sees the same data.
-
-    Raises:
-        CoordCheckError: an empty sequence, or one too short for the steps.
-    """
-    if batch is None or callable(batch):
-        return batch
-    if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
-        return Batches([batch])
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
-        return Batches([batch])
-    several = list(islice(batch, steps + 1))
-    if len(several) not in (1, steps + 1):
-        raise CoordCheckError(
-            f"{len(several)} batches are too few for {steps} steps: give one fixed batch, or {steps + 1} "
-            "(t = 0 to the last step)."
-        )
-    return Batches(several)
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """A copy of a batch on `device`; tensors are cloned, so that no run sees another's in-place changes."""
-    if isinstance(value, Tensor):
-        return value.detach().clone().to(device)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value) if f.init})
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(to_device(item, device) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(to_device(item, device) for item in value)
-    return value
-
-
-class Batches:
-    """The batches of a check: step t sees the t-th, or the only one, always with the values the user gave.
-
-    Runs work on copies, one per device for all runs of a process; a copy that a run has written into is made anew.
-    """
-
-    def __init__(self, values: Sequence[Any]) -> None:
-        self.values = values
-        self._copies: dict[tuple[int, torch.device], tuple[Any, list[int]]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"values": self.values, "_copies": {}}
-
-    def at(self, step: int, device: torch.device) -> Any:
-        """The batch of a step, on `device`."""
-        place = step % len(self.values), device
-        copy, versions = self._copies.get(place, (None, []))
-        if place not in self._copies or versions != _versions(copy):
-            copy = to_device(self.values[place[0]], device)
-            self._copies[place] = copy, _versions(copy)
-        return copy
-
-
-def _versions(batch: Any) -> list[int]:
-    """How often each tensor of a batch was written to."""
-    return [version(leaf) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
 @contextmanager

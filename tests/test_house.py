@@ -15,7 +15,8 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "sites", "recorder", "training", "sweep"),
+    *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
+    *("batches", "losses", "training", "sweep"),
     *(
         "measurements",
         "slopes",

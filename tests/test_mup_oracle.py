@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from conftest import pair_batch
 from torch import Tensor, nn
 
+from coordcheck.batches import Batches
 from coordcheck.models import transformer
 from coordcheck.recorder import ROOT
 from coordcheck.records import Quantity, RunKey
-from coordcheck.training import Batches, Run, execute
+from coordcheck.training import Run, execute
 
 mup = pytest.importorskip("mup.coord_check", reason="mup, the oracle, is not installed")
 

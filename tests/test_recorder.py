@@ -743,7 +743,7 @@ def test_verdicts_of_own_loops_are_those_of_check(checked, merged):
         (scales, "measurable"),
         (scales, "sample_rows"),
         (sites_module, "leaves"),
-        (sites_module, "_fetch"),
+        (sites_module, "fetched"),
         (recorder_module, "parameter_infos"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

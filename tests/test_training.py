@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import coordcheck
 from coordcheck import CoordCheckError, Trial, output_loss
+from coordcheck.batches import cached_batches
+from coordcheck.losses import as_loss, model_loss
 from coordcheck.models import mlp
 from coordcheck.records import Outcome, RunKey, RunRecord, Status
-from coordcheck.training import Run, as_loss, cached_batches, execute, model_loss
+from coordcheck.training import Run, execute
 
 WIDTH = 16
 

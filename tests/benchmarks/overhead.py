@@ -26,9 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from coordcheck.batches import Batches
+from coordcheck.losses import as_loss
 from coordcheck.models import mlp, transformer
 from coordcheck.records import RunKey
-from coordcheck.training import Batches, Run, as_loss, execute
+from coordcheck.training import Run, execute
 
 STEPS = 4
 
