@@ -79,9 +79,8 @@ SUBJECTS = {"coordcheck": with_coordcheck, "mup": with_mup}
 def seconds(subject: str, model: str, path: Path) -> float:
     """Wall-clock seconds of one process."""
     started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, __file__, "--subject", subject, "--out", str(path)], check=True, capture_output=True
-    )
+    command = [sys.executable, __file__, "--subject", subject, "--model", model, "--out", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
 
 
