@@ -54,6 +54,8 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
     """
     if batch is None or callable(batch):
         return batch
+    if isinstance(batch, (str, bytes)):
+        raise CoordCheckError(f"a batch must be a tensor, a mapping or a tuple of tensors, got {batch!r:.40}.")
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
         return Batches([batch])
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
@@ -61,8 +63,8 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
     several = list(islice(batch, steps + 1))
     if len(several) not in (1, steps + 1):
         raise CoordCheckError(
-            f"{len(several)} batches are too few for {steps} steps: give one fixed batch, or {steps + 1} "
-            "(t = 0 to the last step)."
+            f"{len(several)} batches are too few for {steps} steps: give {steps + 1} (t = 0 to the last step), or one "
+            "fixed batch. A tuple that does not start with a tensor is read as several batches: pass [batch]."
         )
     return Batches(several)
 

@@ -16,7 +16,7 @@ MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not 
 
 
 class Call:
-    """One output tensor of one call: what was kept of it, still on its device."""
+    """One output tensor of one call, and what was kept of it."""
 
     __slots__ = ("change_status", "kept", "scales", "shape", "site", "status", "values")
 

@@ -58,11 +58,12 @@ def check(
     Args:
         build: `build(width) -> (model, optimizer)` or a `Trial`; or several by label: {"SP": ..., "µP": ...}.
         batch: one fixed batch (a tensor, a mapping, or a tuple such as (x, y)), an iterable of batches (step t
-            uses the t-th), or a function of the seed that gives either.
+            uses the t-th: scales are shown, but h_t - h_0 is then no effect of training alone, and layers stay
+            undecided), or a function of the seed that gives either.
         loss: a function of (model, batch), a criterion of `torch.nn.functional` or `torch.nn` for pairs (x, y),
             or None for mapping batches whose model returns its own loss.
         widths: at least 3 distinct positive integers; a range of 8 or more times says most.
-        seeds: how many, or which.
+        seeds: how many, or which; one seed rarely decides.
         steps: optimizer updates; t = 0 is initialisation.
         expect: layer glob -> exponent for layers that should scale with the width; all others: 0.
         tolerance: slopes within this of the expected exponent are that exponent.
@@ -101,6 +102,8 @@ def check(
             raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None
     if not any(record.finished for record in records):
         raise CoordCheckError(f"every run failed; the first one, {records[0].key}:\n{records[0].reason}")
+    if folder is not None:
+        folder.save_experiment(criteria.to_json(), {run.key.label: run.settings for run in runs})
     return Report(records, criteria)
 
 
@@ -136,6 +139,7 @@ def assert_width_invariant(build: Build | Mapping[str, Build], batch: Any = None
         IncompleteCheck: runs are missing, or the evidence does not decide.
         CoordCheckError: input that cannot be checked.
     """
+    __tracebackhide__ = True  # pytest shows the report, not this function
     report = check(build, batch, **options)
     report.raise_for_status()
     return report

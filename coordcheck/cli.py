@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:  # of the user's own code; Python's exit code for it, 1, means "violated" here
+        traceback.print_exc()
+        return CoordCheckError.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _command(commands, "show", _show, "print the report of a folder of run files", "coordcheck show runs/")
     show.add_argument("runs", type=Path, help="folder that save_to, --save-to or a Recorder wrote")
-    show.add_argument("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    show.add_argument("--tolerance", type=float, help="of a slope (default: the check's own)")
     show.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: %(default)s)")
 
     figure = _command(commands, "figure", _figure, "draw a folder of run files", "coordcheck figure runs/ check.svg")
@@ -132,8 +135,17 @@ def _demo(options: Any) -> int:
 def _run(options: Any) -> int:
     from coordcheck.checks import WIDTHS, check
 
+    builds: dict[str, Any] = {}
+    for label, build in map(_labelled, options.build):
+        if label in builds:
+            raise CoordCheckError(
+                f"two factories are labelled {label!r}; write LABEL=MODULE:FUNCTION to tell them apart."
+            )
+        builds[label] = build
+    if options.figure is not None:
+        _check_suffix(options.figure)
     report = check(
-        dict(_labelled(target) for target in options.build),
+        builds,
         _resolve(options.batch) if options.batch else None,
         loss=_resolve(options.loss) if options.loss else None,
         widths=options.widths or WIDTHS,
@@ -163,14 +175,21 @@ def _figure(options: Any) -> int:
 
 
 def _finish(report: Any, options: Any) -> int:
-    if getattr(options, "figure", None):
-        report.figure(path=options.figure)
     if options.format == "json":
         print(report.to_json())
     else:
         _print(report)
+    if getattr(options, "figure", None):
+        report.figure(path=options.figure)
     code: int = report.exit_code
     return code
+
+
+def _check_suffix(path: Path) -> None:
+    """Refuse a figure's file name before the training rather than after it."""
+    from coordcheck.figures.style import check_suffix
+
+    check_suffix(path)
 
 
 def _print(report: Any) -> None:
@@ -231,7 +250,3 @@ def _module(place: str) -> Any:
 
         cloudpickle.register_pickle_by_value(module)  # workers need not find the user's file
     return module
-
-
-if __name__ == "__main__":
-    sys.exit(main())

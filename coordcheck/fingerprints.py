@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ SHORT = 12  # hexadecimal digits of a hash in a description
 def fingerprint(value: Any) -> str:
     """A hash of a value's data: tensors and arrays by their coordinates, containers and objects by their parts."""
     digest = hashlib.sha256()
-    for piece in _pieces(value, 0, ()):
+    for piece in _pieces(value, 0, set()):
         digest.update(piece)
     return digest.hexdigest()[:SHORT]
 
@@ -33,7 +33,7 @@ def fingerprint(value: Any) -> str:
 def describe_callable(function: Any) -> str:
     """A function in one line, which changes when its source, or a value bound to it, does.
 
-    What it calls is not followed: editing another module does not change the description.
+    Functions, classes and constants of its own module that it names are part of it; other modules are not followed.
     """
     if function is None:
         return "default"
@@ -42,12 +42,14 @@ def describe_callable(function: Any) -> str:
     return f"{getattr(target, '__module__', '?')}.{name} {fingerprint(function)}"
 
 
-def _pieces(value: Any, depth: int, inside: tuple[int, ...]) -> Iterator[bytes]:
+def _pieces(value: Any, depth: int, seen: set[int]) -> Iterator[bytes]:
     """The bytes that tell a value from others, part by part."""
     yield type(value).__qualname__.encode()
-    if depth > MAX_DEPTH or id(value) in inside:  # a value that holds itself, such as a recursive function
+    if depth > MAX_DEPTH:
         return
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            value = value.to_dense()
         flat = value.detach().cpu().contiguous().reshape(-1)
         yield f"{value.dtype}{tuple(value.shape)}".encode()
         yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
@@ -58,8 +60,12 @@ def _pieces(value: Any, depth: int, inside: tuple[int, ...]) -> Iterator[bytes]:
     if value is None or isinstance(value, (str, bytes, int, float, complex)):
         yield repr(value).encode()
         return
+    if isinstance(value, (FunctionType, type)) or hasattr(value, "__dict__"):
+        if id(value) in seen:  # told once: objects are shared, and some hold themselves
+            return
+        seen.add(id(value))
     for part in _parts(value):
-        yield from _pieces(part, depth + 1, (*inside, id(value)))
+        yield from _pieces(part, depth + 1, seen)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -79,6 +85,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, FunctionType):
         yield from (value.__module__, value.__qualname__, _source(value), value.__defaults__, value.__kwdefaults__)
         yield from _closure(value)
+        yield from _globals(value)
     elif isinstance(value, (type, BuiltinFunctionType)):
         yield from (value.__module__, value.__qualname__, _source(value))
     elif is_dataclass(value):
@@ -89,6 +96,19 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (type(value), _plain(getattr(value, "__dict__", {})))
         if not hasattr(value, "__dict__"):
             yield re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+def _globals(function: FunctionType) -> Iterator[Any]:
+    """The constants of its module that a function names, and the functions and classes defined beside it."""
+    codes = [function.__code__]
+    for code in codes:  # grows while it is walked: functions inside the function
+        codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+    for name in sorted({name for code in codes for name in code.co_names}):
+        value = function.__globals__.get(name)
+        constant = isinstance(value, (bool, int, float, str, bytes, tuple))
+        own = isinstance(value, (FunctionType, type)) and value.__module__ == function.__module__
+        if constant or own:
+            yield from (name, value)
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:

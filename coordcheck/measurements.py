@@ -57,13 +57,17 @@ def growing_outputs(records: Sequence[RunRecord]) -> dict[tuple[str, str], bool]
     """Whether a layer's output has an axis that grows with the width, per (label, layer).
 
     A readout's does not, and neither do attention logits of a fixed head size: their scales may shrink at
-    initialisation without harm.
+    initialisation without harm. Where no output of a label grows at all, as along a depth axis, none is taken
+    for a readout.
     """
-    shapes: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    shapes: dict[tuple[str, str], dict[int, set[tuple[int, ...]]]] = {}
     for record in records:
         for site in record.sites:
-            shapes.setdefault((record.key.label, site.layer), set()).add(site.shape)
-    return {key: len(found) > 1 for key, found in shapes.items()}
+            by_seed = shapes.setdefault((record.key.label, site.layer), {})
+            by_seed.setdefault(record.key.seed, set()).add(site.shape)
+    grows = {key: any(len(found) > 1 for found in by_seed.values()) for key, by_seed in shapes.items()}
+    labels = {label for (label, _), growing in grows.items() if growing}
+    return {(label, layer): growing or label not in labels for (label, layer), growing in grows.items()}
 
 
 def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
@@ -78,6 +82,8 @@ def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
 
 
 def not_finite(table: pd.DataFrame) -> pd.DataFrame:
-    """The first not-finite value of each label, width and seed: where a run left the numbers."""
+    """Where runs first left the numbers: one row per label, layer, step and status, with the widths and runs."""
     bad = table[table["status"].isin([Status.NAN.value, Status.INF.value])]
-    return bad.sort_values(["step", "order"]).groupby(["label", "width", "seed"], sort=False).head(1)
+    first = bad.sort_values(["step", "order"]).groupby(["label", "width", "seed"], sort=False).head(1)
+    places = first.groupby(["label", "layer", "step", "status"], sort=False)["width"]
+    return places.agg(widths=lambda found: sorted(set(found)), runs="size").reset_index()

@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from coordcheck.arguments import labelled, whole_number
 from coordcheck.errors import CoordCheckError
 from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
-from coordcheck.runfiles import RunFolder
+from coordcheck.runfiles import RunFolder, versions
 from coordcheck.sites import ROOT, SiteRecorder, in_backward
 
 
@@ -91,12 +92,15 @@ class Recorder:
         steps: int = 4,
         save_to: str | PathLike[str] | None = None,
     ) -> None:
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise CoordCheckError(f"width must be a positive integer, got {width!r}.")
+        width, seed = whole_number("width", width, 1), whole_number("seed", seed, 0)
+        steps = whole_number("steps", steps, 0)
+        labelled({label: Recorder})
         optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
         if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
             raise CoordCheckError(f"optimizer must be a torch.optim.Optimizer or several, got {optimizer!r}.")
-        self.record = RunRecord(RunKey(label, width, seed), settings={"steps": str(steps)})
+        names = ", ".join(type(one).__name__ for one in optimizers)
+        settings = {"steps": str(steps), "optimizer": names, "torch": versions()["torch"]}
+        self.record = RunRecord(RunKey(label, width, seed), settings=settings)
         self._model = model
         self._optimizers = optimizers
         self._steps = steps
@@ -131,7 +135,11 @@ class Recorder:
         record.seconds = time.perf_counter() - self._started
         if kind is not None and self._t < self._steps:
             record.outcome, record.reason = Outcome.FAILED, f"{kind.__name__}: {error}"
-        if self._folder is not None and record.rows:
+        elif self._t < self._steps:
+            record.notes.append(
+                f"width {record.key.width}, seed {record.key.seed}: stopped at t={self._t} of {self._steps}"
+            )
+        if self._folder is not None:
             self._guarded(self._save)
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -148,6 +156,8 @@ class Recorder:
 
     def _save(self) -> None:
         if self._folder is not None:
+            if self._folder.run_path(self.record.key).exists():
+                logging.getLogger("coordcheck").warning("the run file of %s is replaced", self.record.key)
             self._folder.save(self.record)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:

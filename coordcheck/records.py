@@ -31,7 +31,7 @@ class Status(str, Enum):
 
     OK = "ok"
     ZERO = "zero"
-    """Exactly zero, such as a zero-initialised readout: log2 is undefined."""
+    """Exactly zero, such as a zero-initialised readout (or below float32's range): log2 is undefined."""
     NAN = "nan"
     INF = "inf"
     EMPTY = "empty"
@@ -69,6 +69,8 @@ class Outcome(str, Enum):
     FAILED = "failed"
     OUT_OF_MEMORY = "out of memory"
     CRASHED = "crashed"
+    REFUSED = "refused"
+    """What `build`, the batch or the loss gave cannot be checked."""
 
 
 def status_of(value: float) -> Status:
@@ -98,6 +100,19 @@ def printable(text: str) -> str:
     'a\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """What differs between two runs' settings, one text each.
+
+    >>> differences({"steps": "4", "loss": "mse"}, {"steps": "3", "loss": "mse"})
+    ['steps was 4, is 3']
+    """
+    return [
+        f"{name} was {before.get(name, 'not set')}, is {after.get(name, 'not set')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class Row(NamedTuple):
 
 
 class ParameterInfo(NamedTuple):
-    """One trainable parameter as the optimizer holds it before the first step."""
+    """One trainable parameter as the optimizer holds it at t=0, read after the first backward pass."""
 
     name: str
     shape: tuple[int, ...]

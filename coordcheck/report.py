@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -15,7 +15,7 @@ import pandas as pd
 
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers
-from coordcheck.records import Quantity, RunRecord
+from coordcheck.records import Quantity, RunRecord, differences
 from coordcheck.runfiles import RunFolder
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
 from coordcheck.verdicts import TOLERANCE, Expectation, Verdict, judge, label_status
@@ -34,6 +34,10 @@ class Criteria:
     expect: Expectation | None = None
     tolerance: float = TOLERANCE
     axis: str = "width"
+
+    def to_json(self) -> dict[str, Any]:
+        """The criteria as they stand in a folder's experiment.json."""
+        return {"expect": self.expect, "tolerance": self.tolerance, "axis": self.axis}
 
 
 class Report:
@@ -63,6 +67,7 @@ class Report:
         return judge(
             self.slopes,
             growing_outputs(self.records),
+            partial=partial_layers(self.measurements),
             expect=self.criteria.expect,
             tolerance=self.criteria.tolerance,
         )
@@ -83,6 +88,10 @@ class Report:
         """The widths at which a run finished."""
         return sorted({record.key.width for record in self.records if record.finished})
 
+    def widths_of(self, label: str) -> list[int]:
+        """The widths at which a run of one label finished."""
+        return sorted({r.key.width for r in self.records if r.finished and r.key.label == label})
+
     @property
     def missing(self) -> list[RunRecord]:
         """The runs that did not finish, each with its reason."""
@@ -93,35 +102,48 @@ class Report:
         """The labels that can have no verdict at all, each with the reason."""
         reasons = {}
         for label in self.labels:
-            widths = sorted({r.key.width for r in self.records if r.key.label == label and r.finished})
-            if len(widths) < MIN_WIDTHS:
-                found = ", ".join(map(str, widths)) or "none"
+            widths = self.widths_of(label)
+            if not widths:
+                first = next(record for record in self.missing if record.key.label == label)
+                reasons[label] = f"no run finished; the first one: {_last_line(first.reason)}"
+            elif len(widths) < MIN_WIDTHS:
                 reasons[label] = (
                     f"a verdict needs at least {MIN_WIDTHS} distinct widths with finished runs; "
-                    f"{label!r} has {len(widths)} ({found}). Add widths: a range of 8 or more times is best."
+                    f"{label!r} has {len(widths)} ({', '.join(map(str, widths))}). "
+                    "Add widths: a range of 8 or more times is best."
                 )
         return reasons
 
     @cached_property
     def notes(self) -> list[str]:
         """What the reader must know beside the verdicts."""
-        notes = [f"{record.key}: {record.outcome.value}: {_last_line(record.reason)}" for record in self.missing]
+        failures: dict[tuple[str, str, str], list[int]] = {}
+        for r in self.missing:
+            failures.setdefault((r.key.label, r.outcome.value, _last_line(r.reason)), []).append(r.key.width)
+        notes = [
+            f"{label}: {_runs(len(widths))} {outcome} (width {', '.join(map(str, sorted(set(widths))))}): {why}"
+            for (label, outcome, why), widths in failures.items()
+        ]
         for record in self.records:
-            notes.extend(f"{record.key.label}: {note}" for note in record.notes)
-            hidden = [p.name for p in record.parameters if not p.visible]
+            label = record.key.label
+            notes.extend(f"{label}: {note}" for note in record.notes)
+            hidden = [info.name for info in record.parameters if not info.visible]
             if hidden:
-                notes.append(
-                    f"{record.key.label}: not visible: {', '.join(hidden)} (trained, but their module is never called)"
-                )
-            idle = [p.name for p in record.parameters if p.learning_rate is None]
+                why = "trained, but not in a call of their own module"
+                notes.append(f"{label}: not visible: {', '.join(hidden)} ({why})")
+            idle = [info.name for info in record.parameters if info.learning_rate is None]
             if idle:
-                notes.append(f"{record.key.label}: no optimizer holds {', '.join(idle)}")
+                notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
+        partial: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for (label, layer), widths in partial_layers(self.measurements).items():
-            notes.append(f"{label}: {layer} was seen only at {', '.join(map(str, widths))}")
+            partial.setdefault((label, tuple(widths)), []).append(layer)
+        for (label, seen), layers in partial.items():
+            more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+            notes.append(f"{label}: seen only at {', '.join(map(str, seen))}: {', '.join(layers[:3])}{more}")
         for row in not_finite(self.measurements).itertuples():
             first: Any = row
-            run = f"{first.label}, width {first.width}, seed {first.seed}"
-            notes.append(f"{run}: first {first.status} in {first.layer} at t={first.step}")
+            where = f"width {', '.join(map(str, first.widths))}, {_runs(first.runs)}"
+            notes.append(f"{first.label}: first {first.status} in {first.layer} at t={first.step} ({where})")
         return list(dict.fromkeys(notes))
 
     @property
@@ -143,6 +165,7 @@ class Report:
             IncompleteCheck: runs are missing, or a layer is undecided.
             CoordCheckError: fewer than 3 widths.
         """
+        __tracebackhide__ = True  # pytest shows the report, not this method
         errors = {1: NotWidthInvariant, 2: CoordCheckError, 3: IncompleteCheck}
         if self.exit_code:
             raise errors[self.exit_code](str(self))
@@ -204,12 +227,11 @@ class Report:
         return figure
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write one run file per finished run into `folder`, from which `coordcheck.load` reads them."""
+        """Write one run file per run into `folder`, from which `coordcheck.load` reads them."""
         runs = RunFolder(folder)
-        runs.save_experiment({"labels": self.labels, "widths": self.widths})
+        runs.save_experiment(self.criteria.to_json(), {r.key.label: r.settings for r in self.records})
         for record in self.records:
-            if record.finished:
-                runs.save(record)
+            runs.save(record)
 
     def to_json(self) -> str:
         """The verdicts, slopes and notes as strict JSON (no NaN: null)."""
@@ -231,32 +253,43 @@ class Report:
         )
 
 
-def load(folder: str | PathLike[str], *, expect: Expectation | None = None, tolerance: float = TOLERANCE) -> Report:
+def load(
+    folder: str | PathLike[str],
+    *,
+    expect: Expectation | None = None,
+    tolerance: float | None = None,
+    axis: str | None = None,
+) -> Report:
     """The report of a folder of run files, whoever wrote them: a check, or the jobs of a cluster.
+
+    `expect`, `tolerance` and `axis` are those of the check that wrote the folder, unless they are given.
 
     Raises:
         CoordCheckError: no such folder, no runs in it, or runs of one label made with different settings.
         RunFileError: a file that is damaged, truncated, foreign or newer.
     """
-    records = list(RunFolder(folder).records())
+    runs = RunFolder(folder)
+    records = list(runs.records())
     first: dict[str, RunRecord] = {}
     for record in records:
         other = first.setdefault(record.key.label, record)
-        differing = _differing(other.settings, record.settings)
+        differing = differences(other.settings, record.settings)
         if differing:
             raise CoordCheckError(
-                f"{folder} mixes runs made with different settings: {other.key} and {record.key} differ in "
-                f"{', '.join(differing)}. Keep each setting in a folder of its own."
+                f"{folder} mixes runs made with different settings: from {other.key} to {record.key}, "
+                f"{'; '.join(differing)}. Keep each setting in a folder of its own."
             )
-    return Report(records, Criteria(expect, tolerance))
+    saved = runs.experiment().get("criteria", {})
+    criteria = Criteria(
+        saved.get("expect") if expect is None else expect,
+        saved.get("tolerance", TOLERANCE) if tolerance is None else tolerance,
+        saved.get("axis", "width") if axis is None else axis,
+    )
+    return Report(records, criteria)
 
 
-def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} ({one.get(name)}, {other.get(name)})"
-        for name in sorted({*one, *other})
-        if one.get(name) != other.get(name)
-    ]
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def _last_line(text: str) -> str:

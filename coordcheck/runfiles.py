@@ -16,11 +16,12 @@ import os
 import platform
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 from coordcheck import __version__
 from coordcheck.errors import CoordCheckError, RunFileError
@@ -51,28 +52,20 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         CoordCheckError: the folder cannot be written.
     """
-    temporary = ""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files only their owner can read
         os.replace(temporary, path)
     except OSError as error:
         why = error.strerror or error
         raise CoordCheckError(f"cannot write {path}: {why}. Give a folder that can be written.") from error
     finally:
-        if temporary and os.path.exists(temporary):  # not renamed: the write failed, or was interrupted
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+        with suppress(OSError):  # there only when the write failed, or was interrupted
+            temporary.unlink()
 
 
 def read_document(path: Path, kind: str) -> dict[str, Any]:
@@ -123,7 +116,7 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 def slug(label: str) -> str:
-    r"""The ASCII folder name of a label; labels that are not plain words get a hash, so none collide.
+    r"""The ASCII folder name of a label; labels that are not plain words get a hash, so that none collide.
 
     >>> slug("\u00b5P"), slug("SP"), slug("my run/2")
     ('muP', 'SP', 'my-run-2-6ab76af4')
@@ -166,18 +159,25 @@ class RunFolder:
         """Write one run; an earlier file of the same run is replaced."""
         write_document(self.run_path(record.key), "run", record.to_json())
 
-    def save_experiment(self, settings: Mapping[str, Any]) -> None:
-        """Write what was asked for, with versions and machine: for people, never read for numbers."""
+    def save_experiment(self, criteria: Mapping[str, Any], labels: Mapping[str, Mapping[str, str]]) -> None:
+        """Write how the runs are judged and what was asked for; labels of earlier checks stay."""
+        before = self.experiment().get("labels", {})
+        content = {"criteria": dict(criteria), "labels": {**before, **labels}}
         write_document(
             self.path / "experiment.json",
             "experiment",
-            {"settings": dict(settings), "versions": versions(), "machine": machine()},
+            content | {"versions": versions(), "machine": machine()},
         )
 
     def experiment(self) -> dict[str, Any]:
         """What `save_experiment` wrote, or an empty mapping when the runs came from elsewhere."""
         path = self.path / "experiment.json"
         return read_document(path, "experiment") if path.exists() else {}
+
+    def records_of(self, label: str) -> Iterator[RunRecord]:
+        """The runs of one label that are in the folder."""
+        for path in sorted((self.path / "runs" / slug(label)).glob("*.json")):
+            yield _read_run(path)
 
     def find(self, key: RunKey) -> RunRecord | None:
         """The saved run of this key, if there is one."""

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +49,9 @@ class SiteRecorder:
 
     Hooks are registered once, when the block is entered, and removed when it is left, also after an
     exception. They never raise into the model: what cannot be measured becomes a status. Values are
-    taken inside the hook, so that in-place operations further on do not change them: small outputs are
-    copied, large ones are reduced at once, and of those only sampled rows are kept to follow their
-    change. Everything stays on its device until `rows` is asked for.
+    taken inside the hook, so that in-place operations further on do not change them. Scales of tensors in
+    memory are computed there; of tensors on a device, small ones are copied and large ones reduced, and
+    nothing waits for the device until `rows` is asked for.
 
     Source: the quantities are those of Yang et al. 2022 (arXiv:2203.03466), appendix D.1, and their
     change from initialisation.
@@ -233,7 +234,8 @@ class SiteRecorder:
         rows = scales.sampled_copy(values)
         initial = self._compared(call, rows)
         if initial is not None:
-            rows -= initial
+            with np.errstate(all="ignore"):  # Inf - Inf is a value like another here
+                rows -= initial
             call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
 
     def _hold(self, call: Call, values: Tensor) -> None:

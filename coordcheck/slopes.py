@@ -99,8 +99,8 @@ def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `label, layer, quantity, step, order, slope, stderr, low, high, last_pair, power_law, seeds,
         widths, growth, not_finite, status`. `growth` is the measured ratio of the scale at the widest to that
-        at the narrowest width (geometric mean over seeds); `not_finite` counts NaN and Inf; `status` is "ok",
-        "zero", "nan", "too few widths", ....
+        at the narrowest width (geometric mean over seeds); `not_finite` counts NaN and Inf, `zeros` exact zeros;
+        `status` is "ok", "zero", "nan", "too few widths", ....
     """
     parts = [_fit_label(part) for _, part in judged(table).groupby("label", sort=False)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
@@ -108,7 +108,7 @@ def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
 
 COLUMNS = [
     *("label", "layer", "quantity", "step", "order", "slope", "stderr", "low", "high", "last_pair", "power_law"),
-    *("seeds", "widths", "growth", "not_finite", "status"),
+    *("seeds", "widths", "growth", "not_finite", "zeros", "status"),
 ]
 
 
@@ -127,8 +127,8 @@ def _fit_label(table: pd.DataFrame) -> pd.DataFrame:
     result["power_law"] = result["slope"].notna() & ~(bend > POWER_LAW_TOLERANCE)
     result["growth"] = _growth(values)
     groups = [table[name] for name in GROUP]
-    lost = table["status"].isin([Status.NAN.value, Status.INF.value]).groupby(groups).sum()
-    result["not_finite"] = lost.reindex(wide.index).to_numpy()
+    for name, statuses in (("not_finite", [Status.NAN.value, Status.INF.value]), ("zeros", [Status.ZERO.value])):
+        result[name] = table["status"].isin(statuses).groupby(groups).sum().reindex(wide.index).to_numpy()
     result["status"] = _statuses(table, wide.index, result["slope"])
     order = table.groupby("layer", as_index=False)["order"].first()
     return result.merge(order, on="layer").sort_values(["quantity", "order", "step"])[COLUMNS]

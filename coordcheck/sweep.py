@@ -7,7 +7,7 @@ interrupted resumes where it stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +16,7 @@ import cloudpickle
 import torch
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
-from coordcheck.records import Outcome, RunKey, RunRecord
+from coordcheck.records import Outcome, RunKey, RunRecord, differences
 from coordcheck.runfiles import RunFolder
 from coordcheck.training import Run, execute
 
@@ -50,18 +50,17 @@ def sweep(
     for record in done.values():
         _show(record, watch)
     try:
-        if folder is not None:
-            folder.save_experiment(_experiment(runs))
         with _progress(len(missing)) as advance:
             for record in _results(missing, executor, jobs):
+                if record.outcome is Outcome.REFUSED and not any(other.finished for other in done.values()):
+                    raise CoordCheckError(record.reason)  # nothing has worked yet: no need to try the rest
                 done[record.key] = record
-                if folder is not None and record.finished:
-                    folder.save(record)
+                _save(record, folder)
                 advance(record)
                 _show(record, watch)
     except KeyboardInterrupt:
         kept = [done[run.key] for run in runs if run.key in done]
-        where = "" if folder is None else f" They are saved in {folder}: the same call resumes."
+        where = f" They are saved in {folder}: the same call resumes." if folder is not None and kept else ""
         raise SweepInterrupted(f"interrupted: {len(kept)} of {len(runs)} runs are done.{where}", kept) from None
     return [done[run.key] for run in runs]
 
@@ -71,11 +70,13 @@ def _show(record: RunRecord, watch: Callable[[RunRecord], None] | None) -> None:
         watch(record)
 
 
-def _experiment(runs: Sequence[Run]) -> dict[str, Any]:
-    """What was asked for, for the reader of the folder."""
-    settings = {run.key.label: dict(run.settings) for run in runs}
-    keys = [run.key for run in runs]
-    return {"widths": sorted({k.width for k in keys}), "seeds": sorted({k.seed for k in keys}), "labels": settings}
+def _save(record: RunRecord, folder: RunFolder | None) -> None:
+    """Save a run, a failed one as well; a disk that is full must not cost what is in memory."""
+    if folder is not None:
+        try:
+            folder.save(record)
+        except CoordCheckError as error:
+            record.notes.append(f"this run was not saved: {error}")
 
 
 def _found(runs: Sequence[Run], folder: RunFolder | None) -> dict[RunKey, RunRecord]:
@@ -84,32 +85,31 @@ def _found(runs: Sequence[Run], folder: RunFolder | None) -> dict[RunKey, RunRec
         return {}
     folder.probe()
     found = {}
-    for run in runs:
-        record = folder.find(run.key)
-        if record is None or not record.finished:
-            continue
-        if record.settings != dict(run.settings):
-            raise CoordCheckError(
-                f"{folder} holds a run of {run.key} made with other settings: "
-                + "; ".join(differences(record.settings, run.settings))
-                + ". Give another folder, or remove this one."
-            )
-        found[run.key] = record
+    for label in dict.fromkeys(run.key.label for run in runs):
+        other = next((record for record in folder.records_of(label) if record.finished), None)
+        for run in runs:
+            record = folder.find(run.key) if run.key.label == label else None
+            before = record if record is not None and record.finished else other
+            if run.key.label != label or before is None:
+                continue
+            differing = differences(before.settings, run.settings)
+            if differing:
+                raise CoordCheckError(
+                    f"{folder} holds a run of {before.key} made with other settings: {'; '.join(differing)}. "
+                    f"{_hint(before.settings, run.settings)}Give another folder, or remove this one."
+                )
+            if before is record:
+                found[run.key] = record
     return found
 
 
-def differences(before: Any, after: Any) -> list[str]:
-    """What differs between two runs' settings, one text each.
-
-    >>> differences({"steps": "4", "loss": "mse"}, {"steps": "3", "loss": "mse"})
-    ['steps was 4, is 3']
-    """
-    names = sorted(set(before) | set(after))
-    return [
-        f"{name} was {before.get(name, 'not set')}, is {after.get(name, 'not set')}"
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
+def _hint(before: Mapping[str, str], after: Mapping[str, str]) -> str:
+    """Why settings differ that the user may not have changed knowingly."""
+    if before.get("batch") != after.get("batch"):
+        return "Is the batch random? Call torch.manual_seed before making it. "
+    return (
+        "jobs= and torch.set_num_threads decide the threads. " if before.get("threads") != after.get("threads") else ""
+    )
 
 
 def _results(runs: Sequence[Run], executor: Executor | None, jobs: int) -> Iterator[RunRecord]:
@@ -138,9 +138,10 @@ def _submitted(runs: Sequence[Run], executor: Executor) -> Iterator[tuple[Run, F
     try:
         for future in as_completed(futures):
             yield futures[future], future
-    finally:
+    except BaseException:
         for future in futures:
             future.cancel()
+        raise
 
 
 def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
@@ -165,8 +166,9 @@ def _collected(run: Run, future: Future[RunRecord]) -> RunRecord:
         return future.result()
     except CoordCheckError:
         raise
-    except Exception as error:  # executors have errors of their own for a worker that died
-        reason = f"the worker process ended: {type(error).__name__}: {error}"
+    except Exception as error:  # executors have errors of their own
+        what = "the worker process ended" if isinstance(error, BrokenExecutor) else "the executor failed"
+        reason = f"{what}: {type(error).__name__}: {error}"
         return RunRecord(run.key, settings=dict(run.settings), outcome=Outcome.CRASHED, reason=reason)
 
 
@@ -174,7 +176,10 @@ def _on_loky(runs: Sequence[Run], jobs: int) -> Iterator[RunRecord]:
     """A pool of our own. A worker that dies breaks the pool for all; what it had not done is run again, one by one."""
     unfinished: list[Run] = []
     with _loky_pool(min(jobs, len(runs))) as pool:
-        for run, future in _submitted(runs, pool):
+        longest_first = sorted(runs, key=lambda run: -run.key.width)
+        futures = {_submit(run, pool): run for run in longest_first}
+        for future in as_completed(futures):  # not cancelled on the way out: the pool is killed
+            run = futures[future]
             if isinstance(future.exception(), BrokenExecutor):
                 unfinished.append(run)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -26,13 +27,14 @@ def render(report: Report) -> Group:
     parts: list[Any] = []
     for label in report.labels:
         if label in report.too_few_widths:
-            parts += [Text(report.too_few_widths[label]), scale_table(report, label)]
+            parts.append(Text(printable(f"{label}: {report.too_few_widths[label]}")))
+            parts += [scale_table(report, label)] if report.widths_of(label) else []
             continue
         table = report.verdicts[report.verdicts["label"] == label]
         parts.append(_headline(label, table, report))
         shown = _worst(table)
         if len(shown):
-            parts.append(_verdict_table(shown, report))
+            parts.append(_verdict_table(shown, report.widths_of(label)))
     notes = report.notes
     parts += [Text(printable(f"note: {note}")) for note in notes[:NOTES]]
     if len(notes) > NOTES:
@@ -41,40 +43,43 @@ def render(report: Report) -> Group:
 
 
 def _headline(label: str, table: pd.DataFrame, report: Report) -> Text:
-    status = report.status[label]
+    status, widths = report.status[label], report.widths_of(label)
     words = [Verdict(word) for word in table["verdict"]]
     text = Text.assemble((f"{printable(label)}: ", "bold"))
     if status.violated:
         text.append("VIOLATED", "bold red")
     else:
         text.append(status.value.upper(), "bold green" if status is Verdict.OK else "bold yellow")
-    text.append(f"  {summary(words)} from {report.criteria.axis} {report.widths[0]} to {report.widths[-1]}")
+    text.append(f"  {summary(words)} from {report.criteria.axis} {widths[0]} to {widths[-1]}")
     if status.violated:
         first = next(layer for layer, word in zip(table["layer"], words, strict=True) if word.violated)
         text.append(f"; first {printable(first)}")
-    elif Verdict.UNDECIDED in words:
+    elif (table.loc[table["verdict"] == Verdict.UNDECIDED.value, "step"] >= 0).any():
         text.append("; add seeds, or a wider range of widths")
     return text
 
 
 def _worst(table: pd.DataFrame) -> pd.DataFrame:
-    """The violated and undecided layers, farthest from their expected exponent first."""
+    """The violated layers and then the undecided ones, farthest from their expected exponent first."""
     words = table["verdict"].map(Verdict)
     shown = table[words.map(lambda verdict: verdict.violated or verdict is Verdict.UNDECIDED)]
     if shown.empty:
         return shown
     distance = (shown["slope"] - shown["expected"]).abs().fillna(math.inf)
-    return shown.loc[distance.sort_values(ascending=False, kind="stable").index]
+    undecided = shown["verdict"] == Verdict.UNDECIDED.value
+    order = pd.DataFrame({"undecided": undecided, "nearness": -distance}).sort_values(
+        ["undecided", "nearness"], kind="stable"
+    )
+    return shown.loc[order.index]
 
 
-def _verdict_table(shown: pd.DataFrame, report: Report) -> Table:
+def _verdict_table(shown: pd.DataFrame, widths: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
-    first, last = report.widths[0], report.widths[-1]
     table.add_column("  layer", overflow="fold", min_width=7)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured")
     table.add_column("slope", justify="right", no_wrap=True)
-    table.add_column(f"{first} → {last}", justify="right", no_wrap=True)
+    table.add_column(f"{widths[0]} → {widths[-1]}", justify="right", no_wrap=True)
     for row in shown.head(WORST).itertuples():
         values: Any = row
         table.add_row(

@@ -98,18 +98,15 @@ class Run:
 def execute(run: Run) -> RunRecord:
     """Train and record one run.
 
-    Anything the user's code raises ends this run alone and is told in its record.
-
-    Raises:
-        CoordCheckError: input that no run could work with, such as a factory that does not return a model.
+    Anything that goes wrong ends this run alone and is told in its record.
     """
     record = RunRecord(run.key, settings=dict(run.settings))
     started = time.perf_counter()
     with preserved_state(run.threads):
         try:
             _train(run, record)
-        except CoordCheckError:
-            raise
+        except CoordCheckError as error:
+            record.outcome, record.reason = Outcome.REFUSED, str(error)
         except (MemoryError, torch.cuda.OutOfMemoryError) as error:
             record.outcome, record.reason = Outcome.OUT_OF_MEMORY, _tail(error)
         except Exception as error:  # one width that cannot be built or run must not stop the others
@@ -148,16 +145,19 @@ def _train(run: Run, record: RunRecord) -> None:
             _check_scalar(loss)
             losses.append(loss.detach().reshape(()))
             if step < run.steps:  # the last forward is only looked at
-                _update(loss, optimizers)
+                _backward(loss, optimizers)
             if step == 0:
                 record.parameters = parameter_infos(model, optimizers, recorder.never_called())
-                _check_reached(model, optimizers, run.steps)
+            if step < run.steps:
+                for optimizer in optimizers:
+                    optimizer.step()
     record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
     record.sites, record.rows = list(recorder.sites.values()), recorder.rows
     record.notes.extend(recorder.notes())
 
 
-def _update(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
+def _backward(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
+    """The gradients of one step, which must reach a parameter that is trained."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     if not loss.requires_grad:
@@ -166,8 +166,10 @@ def _update(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
             "model it is given and does not detach its output."
         )
     loss.backward()
-    for optimizer in optimizers:
-        optimizer.step()
+    if not any(p.grad is not None for o in optimizers for group in o.param_groups for p in group["params"]):
+        raise CoordCheckError(
+            "the loss does not depend on any parameter that the optimizer holds: none received a gradient."
+        )
 
 
 def _built(run: Run) -> tuple[Trial, list[Optimizer]]:
@@ -204,12 +206,4 @@ def _check_scalar(loss: object) -> None:
         raise CoordCheckError(
             f"the loss must be a tensor with one element, got {describe(loss)}. "
             "loss= is called as loss(model, batch) and must reduce over the batch."
-        )
-
-
-def _check_reached(model: nn.Module, optimizers: Sequence[Optimizer], steps: int) -> None:
-    reached = any(p.grad is not None for o in optimizers for group in o.param_groups for p in group["params"])
-    if steps and not reached:
-        raise CoordCheckError(
-            "the loss does not depend on any parameter that the optimizer holds: none received a gradient."
         )

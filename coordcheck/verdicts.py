@@ -43,11 +43,13 @@ class Verdict(str, Enum):
     UNDECIDED = "undecided"
     FROZEN = "frozen"
     """Its output never changed. Constant buffers and untrained layers do this by design."""
+    NOT_COMPARED = "not compared"
+    """Seen at some widths only, too few for a slope: a layer of deeper models, along a depth axis."""
     OK = "ok"
 
     @property
     def violated(self) -> bool:
-        return self not in (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.OK)
+        return self not in (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.NOT_COMPARED, Verdict.OK)
 
 
 class Answer(Enum):
@@ -104,6 +106,7 @@ def judge(
     slopes: pd.DataFrame,
     growing: Mapping[tuple[str, str], bool],
     *,
+    partial: Mapping[tuple[str, str], Sequence[int]] | None = None,
     expect: Expectation | None = None,
     tolerance: float = TOLERANCE,
 ) -> pd.DataFrame:
@@ -114,6 +117,7 @@ def judge(
     shrinks with width at first but no longer at the last step is transient: gradients that are random at
     initialisation align within a few updates. Outputs with a fixed number of coordinates (`growing` is False:
     readouts, attention logits) may shrink at initialisation without limit and in training down to n ** -1/2.
+    Layers in `partial` that were seen at too few widths are not compared, and do not keep a label from being ok.
 
     Returns:
         Columns `label, layer, order, verdict, quantity, step, expected, slope, stderr, low, high, growth,
@@ -126,6 +130,8 @@ def judge(
     for (label, layer), fits in layers.items():
         expected = _expected(layer, expect or {})
         found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True))
+        if found.verdict is Verdict.UNDECIDED and (label, layer) in (partial or {}):
+            found = Judgement(Verdict.NOT_COMPARED, None, "it was seen at too few widths")
         evidence: dict[str, Any] = dict.fromkeys(Evidence._fields, math.nan)
         if found.evidence is not None:
             evidence = found.evidence._asdict()
@@ -152,7 +158,7 @@ def _expected(layer: str, expect: Expectation) -> float:
 def _judge_layer(fits: Sequence[Mapping[str, Any]], expected: float, tolerance: float, grows: bool) -> Judgement:
     lost = [fit["step"] for fit in fits if fit["not_finite"]]
     if lost:
-        why = f"NaN or Inf from t={min(lost)} on: lower the learning rate, or fix it"
+        why = f"NaN or Inf from t={min(lost)} on" + (": lower the learning rate" if min(lost) else " (before training)")
         return Judgement(Verdict.NOT_FINITE, None, why)
     initial = next((e for e in _evidence(fits, Quantity.ACTIVATION) if e.step == 0), None)
     moved = _evidence(fits, Quantity.CHANGE)
@@ -168,6 +174,10 @@ def _judge_layer(fits: Sequence[Mapping[str, Any]], expected: float, tolerance: 
         for evidence, found in (*findings, *later):
             if found is answer:
                 return _symptom(evidence, answer, expected)
+    unmoved = [fit for fit in fits if fit["quantity"] == Quantity.CHANGE.value and fit["zeros"]]
+    if moved and any(fit["step"] == moved[0].step for fit in unmoved):
+        why = f"its change at t={moved[0].step} is exactly zero at some widths or seeds"
+        return Judgement(Verdict.UNDECIDED, None, why)
     for evidence, found in findings:
         if found is Answer.UNDECIDED:
             return Judgement(Verdict.UNDECIDED, evidence, _undecided(evidence, expected, tolerance))
@@ -191,10 +201,11 @@ def _unmoved(fits: Sequence[Mapping[str, Any]], initial: Evidence | None) -> Jud
         return Judgement(Verdict.FROZEN, initial, "its output never changed")
     if reasons:
         why = ", ".join(sorted(reasons))
-        return Judgement(Verdict.UNDECIDED, initial, f"its change in training has no slope: {why}")
+        advice = "; give one fixed batch" if Status.MOVED_INPUT.value in reasons else ""
+        return Judgement(Verdict.UNDECIDED, None, f"its change in training has no slope: {why}{advice}")
     if initial is None:
         return Judgement(Verdict.UNDECIDED, None, "no slope: " + ", ".join(sorted({fit["status"] for fit in fits})))
-    return Judgement(Verdict.OK, initial, _seen(initial))
+    return Judgement(Verdict.UNDECIDED, None, "no update was recorded, so nothing is known of its change")
 
 
 def _symptom(evidence: Evidence, answer: Answer, expected: float) -> Judgement:
@@ -232,12 +243,16 @@ def summary(words: Sequence[Verdict]) -> str:
         (first, count), *rest = violated.most_common()
         text = f"{count} of {total} layers {_PLURALS.get(first, first.value) if count > 1 else first.value}"
         return text + "".join(f", {n} {_PLURALS.get(word, word.value) if n > 1 else word.value}" for word, n in rest)
-    undecided = words.count(Verdict.UNDECIDED)
-    if undecided:
-        return f"{undecided} of {total} layers undecided"
-    if Verdict.OK not in words:
+    counts = Counter(words)
+    if counts[Verdict.UNDECIDED]:
+        return f"{counts[Verdict.UNDECIDED]} of {total} layers undecided"
+    if not counts[Verdict.OK]:
         return f"nothing to judge: none of {total} layers moved"
-    return f"all {total} layers keep their scale"
+    if counts[Verdict.OK] == total:
+        return f"all {total} layers keep their scale"
+    text = f"{counts[Verdict.OK]} of {total} layers keep their scale"
+    text += f", {counts[Verdict.FROZEN]} never moved" if counts[Verdict.FROZEN] else ""
+    return text + (f", {counts[Verdict.NOT_COMPARED]} not compared" if counts[Verdict.NOT_COMPARED] else "")
 
 
 _PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}

@@ -102,12 +102,19 @@ def test_the_first_not_finite_value_of_each_run():
     late = run(["a", "b", "c"], 128, 1)
     late.rows += [Row(2, 2, Quantity.CHANGE, None, Status.NAN), Row(0, 3, Quantity.CHANGE, None, Status.NAN)]
     found = not_finite(measurements([run(["a", "b", "c"]), lost, late]))
-    assert found[["width", "seed", "layer", "step", "status"]].to_numpy().tolist() == [
-        [128, 0, "b", 0, "nan"],
-        [128, 1, "c", 2, "nan"],
+    assert found[["layer", "step", "status", "widths", "runs"]].to_numpy().tolist() == [
+        ["b", 0, "nan", [128], 1],
+        ["c", 2, "nan", [128], 1],
     ]
 
 
 def test_a_finite_run_has_no_first_not_finite_value():
     assert isinstance(not_finite(measurements([run(["a"])])), pd.DataFrame)
     assert not_finite(measurements([run(["a"])])).empty
+
+
+def test_where_nothing_grows_nothing_is_taken_for_a_readout():
+    records = power_law_records(
+        {"a": {"activation": 0.0}, "out": {"activation": 0.0}}, shape=lambda layer, width: (4, 10)
+    )
+    assert set(growing_outputs(records).values()) == {True}

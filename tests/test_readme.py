@@ -9,7 +9,6 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from conftest import pair_batch
 
 from coordcheck.cli import _parser
 
@@ -23,7 +22,7 @@ def blocks(language: str) -> list[str]:
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    names = {"batch_for_mlp": pair_batch()}
+    names: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
     names["test_width_invariance"]()

@@ -811,7 +811,7 @@ def test_an_optimizer_that_cannot_be_followed_is_refused_and_leaves_no_hooks(opt
 @pytest.mark.parametrize("width", [0, -3, 1.5, True, "64"])
 def test_a_width_that_is_not_a_positive_integer_is_refused(width):
     model, optimizer = trained()
-    with pytest.raises(coordcheck.CoordCheckError, match="width must be a positive integer"):
+    with pytest.raises(coordcheck.CoordCheckError, match="width must be an integer of 1 or more"):
         Recorder(model, optimizer, width=width)
 
 

@@ -45,8 +45,8 @@ SP: VIOLATED  2 of 4 layers blow up, 1 initialised too large from width 64 to 25
 µP: OK  all 4 layers keep their scale from width 64 to 256"""
 
 TOO_FEW = """\
-a verdict needs at least 3 distinct widths with finished runs; 'model' has 2 (64, 128). Add widths:
-a range of 8 or more times is best.
+model: a verdict needs at least 3 distinct widths with finished runs; 'model' has 2 (64, 128). Add
+widths: a range of 8 or more times is best.
   layer    width     t=0     t=1
   fc          64       8       8
   fc         128    11.3    11.3"""
@@ -152,7 +152,7 @@ def test_hostile_names_print_literally(name):
     assert text.startswith(f"{name}: VIOLATED  ")
     assert f"; first {name}\n" in text
     assert f"\n  {name} " in text
-    assert text.endswith(f"failed: ValueError: {name}")
+    assert text.endswith(f"failed (width 512): ValueError: {name}")
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\rb", "a\x00b", "a\x9bb"])
@@ -214,12 +214,12 @@ def test_a_violated_check_is_an_assertion_error():
 def test_too_few_widths_names_the_label_and_its_widths():
     records = power_law_records({"fc": FLAT}, label="a") + power_law_records({"fc": FLAT}, label="b", widths=(64, 128))
     assert "'b' has 2 (64, 128)" in Report(records).too_few_widths["b"]
-    assert "'model' has 0 (none)" in Report([lost()]).too_few_widths["model"]
+    assert "no run finished; the first one: ValueError: no such width" in Report([lost()]).too_few_widths["model"]
 
 
 def test_a_check_whose_runs_all_failed_can_still_be_told():
     report = Report([lost(width) for width in (64, 128, 256)])
-    assert "'model' has 0 (none)" in str(report)
+    assert "no run finished; the first one: ValueError: no such width" in str(report)
     assert json.loads(report.to_json())["verdicts"] == []
 
 
@@ -253,13 +253,13 @@ def with_notes(*notes: str) -> Report:
 @pytest.mark.parametrize(
     ("report", "note"),
     [
-        (with_lost(synthetic({"fc": FLAT}), lost()), "model, width 512, seed 0: failed: ValueError: no such width"),
-        (with_lost(synthetic({"fc": FLAT}), lost(reason="")), "model, width 512, seed 0: failed: "),
-        (seen_only_at_two_widths(), "model: skip was seen only at 64, 128"),
-        (lost_at(128, 1), "model, width 128, seed 1: first nan in b at t=0"),
+        (with_lost(synthetic({"fc": FLAT}), lost()), "model: 1 run failed (width 512): ValueError: no such width"),
+        (with_lost(synthetic({"fc": FLAT}), lost(reason="")), "model: 1 run failed (width 512): "),
+        (seen_only_at_two_widths(), "model: seen only at 64, 128: skip"),
+        (lost_at(128, 1), "model: first nan in b at t=0 (width 128, 1 run)"),
         (
             with_parameters(ParameterInfo("head.weight", (4, 4), 0.1, 0.0, visible=False)),
-            "model: not visible: head.weight (trained, but their module is never called)",
+            "model: not visible: head.weight (trained, but not in a call of their own module)",
         ),
         (
             with_parameters(ParameterInfo("fc.bias", (4,), None, None, visible=True)),
@@ -339,11 +339,22 @@ def test_saved_runs_are_loaded_with_equal_tables(tmp_path, report):
     assert str(loaded) == str(report)
 
 
-def test_runs_that_failed_are_not_saved(tmp_path):
-    with_lost(synthetic({"fc": FLAT}), lost()).save(tmp_path)
+def test_runs_that_failed_are_still_missing_when_they_are_loaded(tmp_path):
+    report = with_lost(synthetic({"fc": FLAT}), lost())
+    report.save(tmp_path)
     loaded = coordcheck.load(tmp_path)
-    assert [record.key.width for record in loaded.records] == [64, 64, 64, 128, 128, 128, 256, 256, 256]
-    assert loaded.exit_code == 0
+    assert (loaded.exit_code, loaded.notes) == (3, report.notes)
+
+
+def test_a_loaded_check_is_judged_as_it_was(tmp_path):
+    report = Report(
+        synthetic({"fc": {"activation": 0.5, "change": 0.5}}).records,
+        Criteria(expect={"fc": 0.5}, tolerance=0.2, axis="experts"),
+    )
+    report.save(tmp_path)
+    loaded = coordcheck.load(tmp_path)
+    assert (loaded.exit_code, loaded.criteria) == (0, report.criteria)
+    assert coordcheck.load(tmp_path, expect={}).exit_code == 1
 
 
 def test_loaded_runs_can_be_judged_anew(tmp_path):
@@ -365,9 +376,7 @@ def test_runs_of_one_label_with_different_settings_are_not_mixed(tmp_path):
     for record in records:
         record.settings = {"steps": "4", "batch": "b" if record.key.width == 256 else "a"}
     Report(records).save(tmp_path)
-    with pytest.raises(
-        CoordCheckError, match=r"mixes runs made with different settings: .* differ in batch \(a, b\)\."
-    ):
+    with pytest.raises(CoordCheckError, match=r"mixes runs made with different settings: .* batch was a, is b\."):
         coordcheck.load(tmp_path)
 
 
@@ -375,7 +384,7 @@ def test_a_setting_that_only_one_run_has_is_a_difference(tmp_path):
     records = synthetic({"fc": FLAT}).records
     records[-1].settings = {"dtype": "bfloat16"}
     Report(records).save(tmp_path)
-    with pytest.raises(CoordCheckError, match=r"dtype \(None, bfloat16\)"):
+    with pytest.raises(CoordCheckError, match=r"dtype was not set, is bfloat16"):
         coordcheck.load(tmp_path)
 
 

@@ -256,7 +256,7 @@ def test_rows_come_by_label_quantity_data_flow_and_step():
 def test_the_columns_are_those_documented():
     assert set(fit_slopes(law()).columns) == {
         *("label", "layer", "quantity", "step", "order", "slope", "stderr", "low", "high", "last_pair", "power_law"),
-        *("seeds", "widths", "growth", "not_finite", "status"),
+        *("seeds", "widths", "growth", "not_finite", "zeros", "status"),
     }
 
 

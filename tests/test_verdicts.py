@@ -49,8 +49,12 @@ def verdict_of(activation: float, change: float | None, **options: object) -> pd
 
 
 def readout_verdict(activation: float, change: float) -> pd.Series:
-    """The verdict on a layer with a fixed number of coordinates."""
-    return verdict_of(activation, change, shape=lambda layer, width: (4, 10))
+    """The verdict on a layer with a fixed number of coordinates, behind one whose output grows."""
+    layers = {"out": {"activation": activation, "change": change}, "fc": {"activation": 0.0, "change": 0.0}}
+    records = power_law_records(
+        layers, widths=WIDTHS, shape=lambda layer, width: (4, 10) if layer == "out" else (4, width)
+    )
+    return judge(fit_slopes(measurements(records)), growing_outputs(records)).iloc[0]
 
 
 def verdict_by_step(exponents: dict[int, float]) -> pd.Series:
@@ -73,8 +77,8 @@ def evidence(slope: float, half: float = 0.0) -> Evidence:
     [
         (0.0, 0.0, {}, "ok", "change", 1),
         (0.2, -0.2, {}, "ok", "change", 1),
-        (0.0, None, {}, "ok", "activation", 0),
-        (0.0, 0.0, {"steps": 0}, "ok", "activation", 0),
+        (0.0, None, {}, "undecided", None, -1),
+        (0.0, 0.0, {"steps": 0}, "undecided", None, -1),
         (0.0, 0.5, {}, "blows up", "change", 1),
         (0.0, -0.5, {}, "vanishes", "change", 1),
         (0.5, 0.0, {}, "initialised too large", "activation", 0),
@@ -112,7 +116,7 @@ def test_every_word(activation, change, options, word, quantity, step):
         ),
         (
             {"activation": 0.0, "change": 0.0, "noise": nan_at(64)},
-            "NaN or Inf from t=0 on: lower the learning rate, or fix it",
+            "NaN or Inf from t=0 on (before training)",
         ),
         (
             {"activation": 0.5, "change": 0.0, "noise": lambda width, seed, layer: 1.0 * (width == 512)},
@@ -133,7 +137,13 @@ def test_an_undecided_layer_says_what_to_do():
 
 @pytest.mark.parametrize(
     ("widths", "word"),
-    [({64}, "ok"), ({64, 128}, "undecided"), ({256, 512}, "undecided"), ({64, 128, 256}, "undecided")],
+    [
+        (set(), "ok"),
+        ({64}, "undecided"),
+        ({64, 128}, "undecided"),
+        ({256, 512}, "undecided"),
+        ({64, 128, 256}, "undecided"),
+    ],
 )
 def test_a_layer_that_moved_at_some_widths_is_not_frozen(widths, word):
     table = measurements(power_law_records({"fc": {"activation": 0.0, "change": 0.0}}, widths=WIDTHS))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PANEL = (1.08, 1.22)  # inches
 LEFT, RIGHT, TOP, BOTTOM, HEADER = 0.5, 1.6, 0.2, 0.36, 0.26  # inches: margins, and the title above each row
+UNNAMED = 0.1  # inches: the right margin when no line is named
 MIN_OCTAVES = 4.0  # of the vertical axis
 MAX_LINES = 28  # per panel; beyond it, only the worst of each group of repeated layers is drawn
 NAMED = 5  # lines named at the right edge of a row
@@ -41,7 +42,8 @@ def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) ->
     table = rows_of(judged(report.measurements), quantity)
     steps = sorted(table["step"].unique())
     with own_style():
-        figure, axes = _grid(len(report.labels), len(steps))
+        named = any(verdict.violated for verdict in report.status.values())
+        figure, axes = _grid(len(report.labels), len(steps), RIGHT if named else UNNAMED)
         last_lines = []
         for row, label in zip(axes, report.labels, strict=True):
             verdicts = report.verdicts[report.verdicts["label"] == label]
@@ -56,8 +58,8 @@ def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) ->
     return figure
 
 
-def _grid(rows: int, columns: int) -> tuple[Figure, Any]:
-    width = LEFT + columns * PANEL[0] + RIGHT
+def _grid(rows: int, columns: int, right: float) -> tuple[Figure, Any]:
+    width = LEFT + columns * PANEL[0] + right
     height = TOP + rows * (PANEL[1] + HEADER) + BOTTOM
     figure = Figure(figsize=(width, height))
     axes = figure.subplots(
@@ -68,7 +70,7 @@ def _grid(rows: int, columns: int) -> tuple[Figure, Any]:
         squeeze=False,
         gridspec_kw={
             "left": LEFT / width,
-            "right": 1 - RIGHT / width,
+            "right": 1 - right / width,
             "bottom": BOTTOM / height,
             "top": 1 - (TOP + HEADER) / height,
             "wspace": 0.08,
@@ -87,7 +89,8 @@ def _drawn_layers(verdicts: pd.DataFrame) -> pd.DataFrame:
         words = layers["verdict"].map(Verdict)
         badness = (layers["slope"] - layers["expected"]).abs().fillna(0.0).clip(upper=10.0)
         badness += 100.0 * words.map(lambda word: word.violated) + 1000.0 * (words == Verdict.NOT_FINITE)
-        layers = layers.loc[badness.groupby(groups, sort=False).idxmax()].sort_values("order")
+        ranks = badness.groupby(groups, sort=False).rank(ascending=False, method="first")
+        layers = layers[ranks <= max(1, MAX_LINES // groups.nunique())]
     shades = np.linspace(DARKEST, LIGHTEST, max(len(layers), 2))[: len(layers)]
     return layers.assign(colour=list(mpl.colormaps[COLOURS](shades)))
 
@@ -123,7 +126,7 @@ def _row_title(axis: Axes, label: str, report: Report, verdicts: pd.DataFrame, d
     words = [Verdict(word) for word in verdicts["verdict"]]
     verdict = "no verdict: too few widths" if label in report.too_few_widths else summary(words)
     if drawn < len(words):
-        verdict += f" (the worst of each repeated layer is drawn: {drawn} lines)"
+        verdict += f" ({drawn} lines: the worst of repeated layers)"
     texts: list[Any] = [
         TextArea(printable(label), textprops={"fontsize": 9, "fontweight": "bold"}),
         TextArea(verdict, textprops={"color": "0.25"}),
@@ -143,7 +146,8 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
     low, high = np.log2(first.get_ylim()) if first.get_ylim()[0] > 0 else (0.0, 0.0)  # nothing but zeros to draw
     missing = max(0.0, MIN_OCTAVES - (high - low)) / 2  # a flat line must look flat: never zoom in on noise
     first.set_ylim(2 ** (low - missing), 2 ** (high + missing))
-    shown = widths if len(widths) <= 4 else widths[:: -(-len(widths) // 4)]
+    spread = np.linspace(0, len(widths) - 1, min(len(widths), 4)).round().astype(int)
+    shown = [widths[index] for index in spread]  # both ends, and what fits between
     for axis in axes.flat:
         axis.xaxis.set_major_locator(FixedLocator(shown))
         axis.xaxis.set_minor_locator(NullLocator())

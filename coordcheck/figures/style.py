@@ -81,13 +81,23 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
         CoordCheckError: a suffix other than .png, .svg and .pdf, or a path that cannot be written.
     """
     target = Path(path)
-    suffix = target.suffix.lower() or ".png"
-    if suffix not in NO_DATE:
-        raise CoordCheckError(f"cannot save a figure as {target.name!r}; known suffixes are {', '.join(NO_DATE)}.")
+    suffix = check_suffix(target)
     buffer = io.BytesIO()
     with own_style():
         figure.savefig(buffer, format=suffix[1:], metadata=NO_DATE[suffix])
     replace_file(target, buffer.getvalue())
+
+
+def check_suffix(path: Path) -> str:
+    """How a figure of this name is written: its suffix, .png when it has none.
+
+    Raises:
+        CoordCheckError: a suffix other than .png, .svg and .pdf.
+    """
+    suffix = path.suffix.lower() or ".png"
+    if suffix not in NO_DATE:
+        raise CoordCheckError(f"cannot save a figure as {path.name!r}; known suffixes are {', '.join(NO_DATE)}.")
+    return suffix
 
 
 NO_DATE: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

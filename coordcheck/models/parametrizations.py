@@ -38,7 +38,7 @@ class Parametrization(NamedTuple):
 
     name: str
     rules: Mapping[str, Rule]
-    """By role: the keys of `MLP_ROLES` or `TRANSFORMER_ROLES`."""
+    """By role, such as "input", "hidden", "readout" for an MLP."""
     attention: float = -0.5
     """Exponent of the head size D in the attention scale: 1/sqrt(D) or 1/D."""
     torch_init: bool = False
@@ -163,7 +163,7 @@ def parametrization(family: str, name: str, optimizer: str) -> Parametrization:
     """
     table = FAMILIES[family]
     wanted = same_label(name).lower().replace("\u03bc", "mu")
-    wanted = {"sp (pytorch)": "torch", "mup": "mup"}.get(wanted, wanted)
+    wanted = {"sp (pytorch)": "torch"}.get(wanted, wanted)
     if wanted not in table:
         known = ", ".join(rules["sgd"].name for rules in table.values())
         raise CoordCheckError(f"there is no parametrization {name!r}; known are {known}.")
