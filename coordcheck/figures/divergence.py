@@ -179,7 +179,7 @@ def _power_of_two(value: float, _: object) -> str:
 def _wedge(axis: Axes, widths: Sequence[int]) -> None:
     """A reference wedge of slopes 1/2 and 1 at the panel's left edge, above or below, where fewer lines run."""
     low, high = np.log2(axis.get_ylim())
-    start, end = widths[0], widths[0] * (widths[-1] / widths[0]) ** 0.45
+    start, end = widths[0], widths[0] * (widths[-1] / widths[0]) ** 0.36
     rise, margin = np.log2(end / start), 0.06 * (high - low)
     if rise == 0 or rise + 2 * margin > high - low:  # one width, or a panel too low for a slope of 1
         return
