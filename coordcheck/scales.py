@@ -1,7 +1,7 @@
-"""Tensor -> scale: the statistics, as tensors that stay on the tensor's device.
+"""Tensor -> scale: one number in the tensor's own units.
 
-A scale is one number in the tensor's own units. Like torch's own reductions, each function takes the `dim` to
-reduce over, all by default: many recorded tensors of one shape are stacked and reduced together.
+Of arrays in memory the statistics are computed at once, by BLAS. Of tensors on a device they are tensors that stay
+there; like torch's own reductions, those functions take the `dim` to reduce over, so that stacks are reduced together.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class SiteRecorder:
         self._step = step
 
     def close(self) -> None:
-        """Stop recording; nothing is waited for."""
+        """Stop recording. On a device nothing is waited for, but every `WINDOWS_KEPT` windows."""
         step, self._step = self._step, None
         if step is None:
             return

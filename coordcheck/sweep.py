@@ -132,9 +132,8 @@ def execute_pickled(payload: bytes) -> RunRecord:
 
 
 def _submitted(runs: Sequence[Run], executor: Executor) -> Iterator[tuple[Run, Future[RunRecord]]]:
-    """Submit the widest runs first, so that none of the long ones starts last; yield as they end."""
-    longest_first = sorted(runs, key=lambda run: -run.key.width)
-    futures = {_submit(run, executor): run for run in longest_first}
+    """Submit the runs, and yield them as they end."""
+    futures = _futures(runs, executor)
     try:
         for future in as_completed(futures):
             yield futures[future], future
@@ -142,6 +141,11 @@ def _submitted(runs: Sequence[Run], executor: Executor) -> Iterator[tuple[Run, F
         for future in futures:
             future.cancel()
         raise
+
+
+def _futures(runs: Sequence[Run], executor: Executor) -> dict[Future[RunRecord], Run]:
+    """Every run, submitted: the widest first, so that none of the long ones starts last."""
+    return {_submit(run, executor): run for run in sorted(runs, key=lambda run: -run.key.width)}
 
 
 def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
@@ -176,8 +180,7 @@ def _on_loky(runs: Sequence[Run], jobs: int) -> Iterator[RunRecord]:
     """A pool of our own. A worker that dies breaks the pool for all; what it had not done is run again, one by one."""
     unfinished: list[Run] = []
     with _loky_pool(min(jobs, len(runs))) as pool:
-        longest_first = sorted(runs, key=lambda run: -run.key.width)
-        futures = {_submit(run, pool): run for run in longest_first}
+        futures = _futures(runs, pool)
         for future in as_completed(futures):  # not cancelled on the way out: the pool is killed
             run = futures[future]
             if isinstance(future.exception(), BrokenExecutor):
