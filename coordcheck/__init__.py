@@ -16,17 +16,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from coordcheck import models
-    from coordcheck.checks import assert_width_invariant, check
+    from coordcheck.checks import assert_width_invariant, check, diagnose
     from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
     from coordcheck.losses import model_loss, output_loss
     from coordcheck.recorder import Recorder
     from coordcheck.report import Report, load
     from coordcheck.slopes import SlopeFit, fit_slope
-    from coordcheck.training import Trial
+    from coordcheck.trials import Trial
 
 _HOMES = {
     "assert_width_invariant": "checks",
     "check": "checks",
+    "diagnose": "checks",
     "CoordCheckError": "errors",
     "IncompleteCheck": "errors",
     "NotWidthInvariant": "errors",
@@ -37,7 +38,7 @@ _HOMES = {
     "load": "report",
     "SlopeFit": "slopes",
     "fit_slope": "slopes",
-    "Trial": "training",
+    "Trial": "trials",
     "model_loss": "losses",
     "output_loss": "losses",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "Trial",
     "assert_width_invariant",
     "check",
+    "diagnose",
     "fit_slope",
     "load",
     "model_loss",

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from coordcheck.errors import CoordCheckError
-from coordcheck.records import same_label
+from coordcheck.records import Role, same_label
 
 
 def labelled(build: object) -> dict[str, Callable[[int], Any]]:
@@ -117,17 +117,41 @@ def positive(name: str, value: Any) -> float:
     return float(value)
 
 
-def expectation(expect: object) -> dict[str, float] | None:
-    """Layer glob -> exponent.
+PARAMETRIZATIONS = ("mup", "sp", "ntk", "mean-field")
+
+
+def expectation(expect: object) -> dict[str, float] | str | None:
+    """The name of a parametrization, or layer glob -> exponent.
 
     Raises:
-        CoordCheckError: anything but a mapping of texts to finite numbers.
+        CoordCheckError: anything but a known name or a mapping of texts to finite numbers.
     """
     if expect is None:
         return None
+    if isinstance(expect, str):
+        name = same_label(expect).lower().replace("\u03bc", "mu")
+        if name not in PARAMETRIZATIONS:
+            raise CoordCheckError(
+                f"expect must be one of {', '.join(PARAMETRIZATIONS)}, or map layer globs to exponents, got {expect!r}."
+            )
+        return name
     if not isinstance(expect, Mapping) or not all(isinstance(glob, str) for glob in expect):
         raise CoordCheckError(f'expect must map layer globs to exponents, such as {{"*.router": 0.5}}, got {expect!r}.')
     return {glob: finite(f"expect[{glob!r}]", exponent) for glob, exponent in expect.items()}
+
+
+def role_overrides(roles: object) -> dict[str, str] | None:
+    """Parameter glob -> role.
+
+    Raises:
+        CoordCheckError: anything but a mapping of texts to roles.
+    """
+    if roles is None:
+        return None
+    known = [role.value for role in Role if role not in (Role.ATTENTION, Role.FUNCTION)]
+    if not isinstance(roles, Mapping) or not all(isinstance(g, str) and r in known for g, r in roles.items()):
+        raise CoordCheckError(f"roles must map globs of parameter names to one of {', '.join(known)}, got {roles!r}.")
+    return {glob: str(getattr(role, "value", role)) for glob, role in roles.items()}
 
 
 def optional_callable(name: str, value: object, what: str) -> None:

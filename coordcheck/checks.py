@@ -18,6 +18,7 @@ from coordcheck.arguments import (
     optional_callable,
     positive,
     process_executor,
+    role_overrides,
     seed_numbers,
     whole_number,
 )
@@ -29,10 +30,12 @@ from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
 from coordcheck.runfiles import RunFolder, versions
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.training import Build, Run, preserved_state
+from coordcheck.trials import Build, Probe, Run, preserved_state
 from coordcheck.verdicts import TOLERANCE, Expectation
 
 WIDTHS = (64, 128, 256, 512)
+DIAGNOSED_WIDTHS = (64, 128, 256)
+DIAGNOSED_SEEDS = 2
 SEEDS = 3
 STEPS = 4
 
@@ -45,13 +48,15 @@ def check(
     widths: Sequence[int] = WIDTHS,
     seeds: int | Sequence[int] = SEEDS,
     steps: int = STEPS,
-    expect: Expectation | None = None,
+    expect: Expectation | str | None = None,
     tolerance: float = TOLERANCE,
     device: str | None = None,
     executor: Executor | None = None,
     jobs: int = 1,
     save_to: str | PathLike[str] | None = None,
     axis: str = "width",
+    probe: Any = "auto",
+    roles: Mapping[str, str] | None = None,
 ) -> Report:
     """Train `build(width)` at every width and seed for t = 0..steps, and judge how its scales depend on the width.
 
@@ -65,13 +70,19 @@ def check(
         widths: at least 3 distinct positive integers; a range of 8 or more times says most.
         seeds: how many, or which; one seed rarely decides.
         steps: optimizer updates; t = 0 is initialisation.
-        expect: layer glob -> exponent for layers that should scale with the width; all others: 0.
+        expect: "mup" (the default), "sp", "ntk" or "mean-field": whose exponents the parameters are held against; or
+            layer glob -> exponent for layers that should scale with the width, all others: 0.
         tolerance: slopes within this of the expected exponent are that exponent.
         device: where to train; None leaves the model where `build` put it.
         executor: any PEP 3148 executor of processes.
         jobs: how many runs side by side, on a pool of our own, when no executor is given.
         save_to: folder for run files; finished runs found there are not run again.
-        axis: the name of what `widths` counts, for text and figures (depth, heads, ...).
+        axis: the name of what `widths` counts, for text and figures (depth, heads, ...). Along another axis than the
+            width nothing is diagnosed.
+        probe: the batch of the diagnosis, of 1 to 8 examples or tokens; "auto" takes them from `batch`, None leaves the
+            diagnosis out.
+        roles: glob of parameter names -> "input", "hidden", "readout", "narrow", "vector" or "constant", where the
+            shapes do not tell.
 
     Returns:
         A `Report`: print it, `report.figure()`, `report.verdicts`, `report.raise_for_status()`.
@@ -80,20 +91,90 @@ def check(
         CoordCheckError: input that cannot be checked; the message says what is accepted.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
     """
-    builds = labelled(build)
-    criteria = Criteria(expectation(expect), positive("tolerance", tolerance), axis)
-    steps, jobs = whole_number("steps", steps, 0), whole_number("jobs", jobs, 1)
-    optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
+    steps, probed = whole_number("steps", steps, 0), probe if axis == "width" else None
+    plan = _Plan(batch, loss, steps, device, probe=probed)
+    criteria = Criteria(expectation(expect), positive("tolerance", tolerance), axis, role_overrides(roles))
+    return _checked(labelled(build), plan, criteria, widths, seeds, executor, jobs, save_to)
+
+
+def diagnose(
+    build: Build | Mapping[str, Build],
+    batch: Any = None,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    widths: Sequence[int] = DIAGNOSED_WIDTHS,
+    seeds: int | Sequence[int] = DIAGNOSED_SEEDS,
+    expect: str | None = None,
+    tolerance: float = TOLERANCE,
+    device: str | None = None,
+    executor: Executor | None = None,
+    jobs: int = 1,
+    save_to: str | PathLike[str] | None = None,
+    probe: Any = "auto",
+    roles: Mapping[str, str] | None = None,
+) -> Report:
+    """Say which parameter is to blame and by which power of the width to multiply what, after one or two updates.
+
+    This is the diagnosis of `check` alone: no training on the batch, no figure of scales; three small widths and two
+    seeds are enough, because its exponents are local to one parameter.
+
+    Args:
+        build: as for `check`.
+        batch: as for `check`; a few examples or tokens of it are used.
+        loss: as for `check`.
+        widths: at least 3 distinct positive integers.
+        seeds: how many, or which.
+        expect: "mup" (the default), "sp", "ntk" or "mean-field".
+        tolerance: exponents within this of the expected one are that exponent.
+        device: as for `check`.
+        executor: as for `check`.
+        jobs: as for `check`.
+        save_to: as for `check`.
+        probe: the tiny batch itself; "auto" takes it from `batch`.
+        roles: as for `check`.
+
+    Returns:
+        A `Report`, whose `verdicts` have one row per parameter.
+
+    Raises:
+        CoordCheckError: input that cannot be checked; the message says what is accepted.
+        SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
+
+    Source: the exponents are those of abc-parametrizations, Yang & Hu 2021, arXiv:2011.14522.
+    """
+    if probe is None:
+        raise CoordCheckError('probe must be a batch, or "auto" for a few examples of batch=.')
+    plan = _Plan(batch, loss, 0, device, probe=probe, figure=False)
+    criteria = Criteria(expectation(expect), positive("tolerance", tolerance), "width", role_overrides(roles))
+    return _checked(labelled(build), plan, criteria, widths, seeds, executor, jobs, save_to)
+
+
+def _checked(
+    builds: Mapping[str, Build],
+    plan: _Plan,
+    criteria: Criteria,
+    widths: Any,
+    seeds: Any,
+    executor: Executor | None,
+    jobs: int,
+    save_to: Any,
+) -> Report:
+    """Run a plan on a grid, and report."""
+    jobs = whole_number("jobs", jobs, 1)
+    optional_callable(
+        "loss", plan.loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn"
+    )
     process_executor(executor)
     if save_to is not None:
         folder_path("save_to", save_to)
     grid = [
         (seed, label, width) for seed in seed_numbers(seeds) for label in builds for width in distinct_widths(widths)
     ]
+    smallest = min(width for _, _, width in grid)
     with preserved_state():
-        plan = _Plan(batch, loss, steps, device, worker_threads(executor, jobs))
-        runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
-        watch = _WidthWatch() if axis == "width" else None
+        plan.prepare(worker_threads(executor, jobs))
+        runs = [plan.run(RunKey(label, width, seed), builds[label], width == smallest) for seed, label, width in grid]
+        watch = _WidthWatch() if criteria.axis == "width" else None
         try:
             folder = None if save_to is None else RunFolder(save_to)
             records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch)
@@ -110,10 +191,30 @@ def check(
 class _Plan:
     """What all runs of a check share, and how it is written down."""
 
-    def __init__(self, batch: Any, loss: Any, steps: int, device: str | None, threads: int) -> None:
-        self._batches = cached_batches(batch, steps)
-        self._loss, self._steps, self._device, self._threads = as_loss(loss), steps, device, threads
+    def __init__(
+        self, batch: Any, loss: Any, steps: int, device: str | None, *, probe: Any, figure: bool = True
+    ) -> None:
+        self.loss = loss
+        self._batch, self._steps, self._device = batch, steps, device
+        self._probe, self._figure = probe, figure
+        self._threads = 1
+        self._settings: dict[str, str] = {}
+
+    def prepare(self, threads: int) -> None:
+        """Look at batch and loss, and write the settings down."""
+        self._batches = cached_batches(self._batch, self._steps)
+        self._as_loss, self._threads, steps, device, loss = (
+            as_loss(self.loss),
+            threads,
+            self._steps,
+            self._device,
+            self.loss,
+        )
+        probe = (
+            self._probe if isinstance(self._probe, str) else "none" if self._probe is None else fingerprint(self._probe)
+        )
         self._settings = {
+            "passes": ("figure " if self._figure else "") + f"diagnosis on {probe}",
             "steps": str(steps),
             "batch": fingerprint(self._batches.values if isinstance(self._batches, Batches) else self._batches),
             "loss": describe_callable(loss),
@@ -123,10 +224,12 @@ class _Plan:
             "torch": versions()["torch"],
         }
 
-    def run(self, key: RunKey, build: Build) -> Run:
+    def run(self, key: RunKey, build: Build, degrees: bool) -> Run:
         """One run, with everything that changes its numbers in its settings."""
         settings = {**self._settings, "build": describe_callable(build)}
-        return Run(key, build, self._batches, self._loss, self._steps, self._device, self._threads, settings)
+        probe = None if self._probe is None else Probe(None if isinstance(self._probe, str) else self._probe, degrees)
+        shared = self._batches, self._as_loss, self._steps, self._device, self._threads
+        return Run(key, build, *shared, settings, figure=self._figure, probe=probe)
 
 
 def assert_width_invariant(build: Build | Mapping[str, Build], batch: Any = None, **options: Any) -> Report:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from coordcheck.checks import check
 from coordcheck.models import transformer
 from coordcheck.report import Report
-from coordcheck.training import Trial
+from coordcheck.trials import Trial
 
 SEQUENCES, CONTEXT = 8, 32
 LEARNING_RATE = 3e-3  # at width 64; where the µP model learns and the SP model visibly does not keep its scales

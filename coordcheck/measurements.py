@@ -83,6 +83,8 @@ def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
 
 def not_finite(table: pd.DataFrame) -> pd.DataFrame:
     """Where runs first left the numbers: one row per label, layer, step and status, with the widths and runs."""
+    sites = table[table["kind"] == Kind.MODULE.value]
+    table = table if sites.empty else sites  # a diagnosis alone has parameters only
     bad = table[table["status"].isin([Status.NAN.value, Status.INF.value])]
     first = bad.sort_values(["step", "order"]).groupby(["label", "width", "seed"], sort=False).head(1)
     places = first.groupby(["label", "layer", "step", "status"], sort=False)["width"]

@@ -25,6 +25,35 @@ class Quantity(str, Enum):
     CHANGE = "change"
     """RMS of h_t - h_0 on the same input, over a fixed subset of rows when the output is large."""
 
+    # of the diagnosis: per parameter p with its operation f, on the probe. x_t is what f acts on at step t, before any
+    # adjacent multiplication by a scalar; such scalars count as part of f
+    OWN_UPDATE = "own_update"
+    """RMS of f(p_t; x_0) - f(p_0; x_0): what training p alone changed."""
+    INHERITED = "inherited"
+    """RMS of f(p_0; x_t) - f(p_0; x_0): what arrived from upstream through the initial weights."""
+    INPUT = "input"
+    """RMS of x_0 (1 for the ids of an embedding)."""
+    OUTPUT = "output"
+    """RMS of p's own part of h_0: f(p_0; x_0) - f(0; x_0), a linear layer's output without its bias."""
+    GRADIENT = "gradient"
+    """RMS of dL/dh at the operation's output h, before the update that follows step t."""
+    WEIGHT = "weight"
+    """RMS of p_0."""
+    WEIGHT_UPDATE = "weight_update"
+    """RMS of p_t - p_0, over coordinates that had a gradient."""
+    WEIGHT_UPDATE_NORM = "weight_update_norm"
+    """Largest singular value of p_t - p_0 as a (fan-out, fan-in) matrix."""
+    WEIGHT_GRADIENT = "weight_gradient"
+    """RMS of dL/dp, over coordinates where it is not zero, before the update that follows step t."""
+
+    # of the diagnosis: per attention
+    LOGITS = "logits"
+    """RMS of the attention logits q k^T * scale before the softmax, masked ones left out."""
+    QUERY = "query"
+    """RMS of q."""
+    KEY = "key"
+    """RMS of k."""
+
 
 class Status(str, Enum):
     """Whether a value could be measured; only `ok` values enter a slope."""
@@ -60,6 +89,33 @@ class Kind(str, Enum):
     PASSTHROUGH = "passthrough"
     """A module call that handed on the very tensor another layer returned (Sequential, Identity):
     its values are that layer's, and it is not judged a second time."""
+    PARAMETER = "parameter"
+    """A parameter, or a block of its rows, with the operation it acts in; its layer is its qualified name."""
+    FUNCTION = "function"
+    """A functional operation without parameters; its layer is `module path/operation`."""
+
+
+class Role(str, Enum):
+    """What a parameter is, by the axes that grow with the width."""
+
+    INPUT = "input"
+    """Only the fan-out grows: input matrices, embeddings, depthwise convolutions."""
+    HIDDEN = "hidden"
+    """Fan-in and fan-out grow."""
+    READOUT = "readout"
+    """Only the fan-in grows, and nothing that grows follows."""
+    NARROW = "narrow"
+    """Only the fan-in grows, and layers that grow follow: shared keys and values, a router, LoRA's first matrix."""
+    VECTOR = "vector"
+    """One growing axis and no sum over it: biases, norm gains, positional tables."""
+    CONSTANT = "constant"
+    """Nothing grows: a readout's bias, a scalar."""
+    ATTENTION = "attention logits"
+    FUNCTION = "function"
+    """A module without parameters, between an input and an output of its own."""
+
+
+FORWARD = "forward"  # the operation of such a module
 
 
 class Outcome(str, Enum):
@@ -162,6 +218,32 @@ class ParameterInfo(NamedTuple):
     """False when it received a gradient though its module was never called (hooks cannot see its work)."""
 
 
+class Use(NamedTuple):
+    """How the forward pass used a parameter, or computed attention, on the probe at t=0."""
+
+    site: int
+    """Index into the run's sites: the parameter (or block of it), or the functional operation."""
+    parameter: str
+    """Qualified name of the parameter; empty for attention."""
+    layer: str
+    """The module in whose call the operation ran."""
+    operation: str
+    """The function's name, such as "linear", "conv2d", "embedding", "mul"."""
+    fan_in: int
+    """Coordinates of the input that one coordinate of the output sums over; the head size for attention."""
+    fan_out: int
+    multiplier: float
+    """Product of the scalars that multiply input, parameter or output next to the operation; an attention's scale."""
+    degree: float | None
+    """Degree of the optimizer's update in the gradient (SGD 1, Adam 0), where this run measured it."""
+    exact: bool
+    """Whether the operation is linear in the parameter, so that fans and multiplier tell its exponents."""
+    feeds: tuple[int, ...]
+    """The sites of the matrix operations and attentions that take up its output next."""
+    hidden: str = ""
+    """Why nothing but the parameter itself could be measured; empty when all was."""
+
+
 @dataclass
 class RunRecord:
     """Everything one run leaves behind."""
@@ -176,6 +258,8 @@ class RunRecord:
     sites: list[Site] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     parameters: list[ParameterInfo] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    """What the diagnosis saw; empty when it did not run."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -198,6 +282,7 @@ class RunRecord:
             "parameters": [
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible] for p in self.parameters
             ],
+            "uses": [[*use[:9], list(use.feeds), use.hidden] for use in self.uses],
             "notes": self.notes,
             "seconds": self.seconds,
         }
@@ -228,13 +313,15 @@ class RunRecord:
                     ParameterInfo(_text(name), _shape(shape), _optional(rate), _optional(decay), _boolean(visible))
                     for name, shape, rate, decay, visible in map(_list, _list(data["parameters"]))
                 ],
+                uses=[_use(*_list(use)) for use in _list(data["uses"])],
                 notes=[_text(note) for note in _list(data["notes"])],
                 seconds=_number(data["seconds"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunFileError(f"is not a run record: {type(error).__name__}: {error}") from error
-        if any(not 0 <= row.site < len(record.sites) for row in record.rows):
-            raise RunFileError("is not a run record: a row names a site that is not listed")
+        named = [*(row.site for row in record.rows), *(s for use in record.uses for s in (use.site, *use.feeds))]
+        if any(not 0 <= site < len(record.sites) for site in named):
+            raise RunFileError("is not a run record: it names a site that is not listed")
         return record
 
 
@@ -245,6 +332,19 @@ def _checked(row: Row) -> Row:
     ) or (row.value is not None and row.value < 0):
         raise ValueError(f"a row has the value {row.value!r} and the status {row.status.value!r}")
     return row
+
+
+def _use(
+    site: object, parameter: object, layer: object, operation: object, fan_in: object, fan_out: object, *rest: object
+) -> Use:
+    multiplier, degree, exact, feeds, hidden = rest
+    return Use(
+        _integer(site),
+        *(_text(parameter), _text(layer), _text(operation)),
+        *(_positive(fan_in), _positive(fan_out), _number(multiplier), _optional(degree), _boolean(exact)),
+        tuple(_integer(fed) for fed in _list(feeds)),
+        _text(hidden),
+    )
 
 
 def _list(value: object) -> list[Any]:

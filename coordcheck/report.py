@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from coordcheck.audits import audit
+from coordcheck.blame import combined
+from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
+from coordcheck.exponents import exponents
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers
 from coordcheck.records import Quantity, RunRecord, differences
+from coordcheck.roles import parts
 from coordcheck.runfiles import RunFolder
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
 from coordcheck.verdicts import TOLERANCE, Expectation, Verdict, judge, label_status
@@ -31,13 +36,24 @@ TEXT_WIDTH = 100  # columns of the text report where no terminal sets another wi
 class Criteria:
     """What the slopes are held against."""
 
-    expect: Expectation | None = None
+    expect: Expectation | str | None = None
+    """The name of a parametrization, or layer glob -> exponent for layers that should scale with the width."""
     tolerance: float = TOLERANCE
     axis: str = "width"
+    roles: Mapping[str, str] | None = None
+    """Parameter glob -> role, where the shapes do not tell."""
+
+    @property
+    def parametrization(self) -> str:
+        return self.expect if isinstance(self.expect, str) else "mup"
+
+    @property
+    def exponents(self) -> Expectation | None:
+        return None if isinstance(self.expect, str) else self.expect
 
     def to_json(self) -> dict[str, Any]:
         """The criteria as they stand in a folder's experiment.json."""
-        return {"expect": self.expect, "tolerance": self.tolerance, "axis": self.axis}
+        return {"expect": self.expect, "tolerance": self.tolerance, "axis": self.axis, "roles": self.roles}
 
 
 class Report:
@@ -47,7 +63,7 @@ class Report:
         records: the runs, finished or not.
         measurements: tidy table, one row per measured scale.
         slopes: one row per (label, layer, quantity, step).
-        verdicts: one row per (label, layer), in data-flow order.
+        verdicts: per label one row per layer, in data-flow order, then one per parameter (where it was diagnosed).
     """
 
     def __init__(self, records: Sequence[RunRecord], criteria: Criteria | None = None) -> None:
@@ -64,13 +80,39 @@ class Report:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        return judge(
+        sites = judge(
             self.slopes,
             growing_outputs(self.records),
             partial=partial_layers(self.measurements),
-            expect=self.criteria.expect,
+            expect=self.criteria.exponents,
             tolerance=self.criteria.tolerance,
+            trained=self.criteria.parametrization == "mup",
         )
+        return combined(sites, self.findings, self.criteria.tolerance)
+
+    @cached_property
+    def findings(self) -> dict[str, list[Finding]]:
+        """The diagnosis per label: one finding per parameter; empty where there are too few widths for one."""
+        found = {}
+        for label in self.labels:
+            own = [r for r in self.records if r.finished and r.uses and r.key.label == label]
+            if len({record.key.width for record in own}) < MIN_WIDTHS:
+                continue
+            rows = self.measurements[self.measurements["label"] == label]
+            uses = parts(own, self.criteria.roles)
+            targets = PARAMETRIZATIONS[self.criteria.parametrization]
+            found[label] = diagnose(uses, exponents(rows, uses), targets, self.criteria.tolerance)
+        return found
+
+    @cached_property
+    def parametrizations(self) -> dict[str, str | None]:
+        """Per diagnosed label the parametrization whose exponents it has: "SP", "NTK", "mean-field", "µP" or None."""
+        return {label: parametrization(found) for label, found in self.findings.items()}
+
+    @property
+    def culprits(self) -> pd.DataFrame:
+        """The rows of `verdicts` whose parameter is to blame."""
+        return self.verdicts[self.verdicts["culprit"].astype(bool)]
 
     @cached_property
     def status(self) -> dict[str, Verdict]:
@@ -134,6 +176,7 @@ class Report:
             idle = [info.name for info in record.parameters if info.learning_rate is None]
             if idle:
                 notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
+        notes.extend(audit(self.records, self.findings))
         partial: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for (label, layer), widths in partial_layers(self.measurements).items():
             partial.setdefault((label, tuple(widths)), []).append(layer)
@@ -149,7 +192,7 @@ class Report:
     @property
     def exit_code(self) -> int:
         """0 invariant, 1 violated, 2 too few widths, 3 runs missing or undecided."""
-        if any(verdict.violated for verdict in self.status.values()):
+        if any(verdict.violated for verdict in self.status.values()) or self.verdicts["culprit"].any():
             return NotWidthInvariant.exit_code
         if self.missing:
             return IncompleteCheck.exit_code
@@ -256,13 +299,14 @@ class Report:
 def load(
     folder: str | PathLike[str],
     *,
-    expect: Expectation | None = None,
+    expect: Expectation | str | None = None,
     tolerance: float | None = None,
     axis: str | None = None,
+    roles: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a folder of run files, whoever wrote them: a check, or the jobs of a cluster.
 
-    `expect`, `tolerance` and `axis` are those of the check that wrote the folder, unless they are given.
+    `expect`, `tolerance`, `axis` and `roles` are those of the check that wrote the folder, unless they are given.
 
     Raises:
         CoordCheckError: no such folder, no runs in it, or runs of one label made with different settings.
@@ -284,6 +328,7 @@ def load(
         saved.get("expect") if expect is None else expect,
         saved.get("tolerance", TOLERANCE) if tolerance is None else tolerance,
         saved.get("axis", "width") if axis is None else axis,
+        saved.get("roles") if roles is None else roles,
     )
     return Report(records, criteria)
 

@@ -85,7 +85,7 @@ def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequen
             "only positive, finite scales have a slope."
         )
     order = np.argsort(x)
-    fit = _fit(np.log2(x[order]), np.log2(y[:, order])[None])
+    fit = fit_logs(np.log2(x[order]), np.log2(y[:, order])[None])
     numbers = {name: float(values[0]) for name, values in fit.items()}
     return SlopeFit(**numbers | {"seeds": len(y), "widths": len(distinct)})  # type: ignore[arg-type]  # the two counts
 
@@ -121,7 +121,7 @@ def _fit_label(table: pd.DataFrame) -> pd.DataFrame:
     wide = wide.reindex(columns=pd.MultiIndex.from_product([seeds, widths]))
     values = wide.to_numpy(dtype=float).reshape(len(wide), len(seeds), len(widths))
     result = wide.index.to_frame(index=False)
-    for name, column in _fit(np.log2(widths.to_numpy(dtype=float)), values).items():
+    for name, column in fit_logs(np.log2(widths.to_numpy(dtype=float)), values).items():
         result[name] = column
     bend = (result["last_pair"] - result["slope"]).abs()
     result["power_law"] = result["slope"].notna() & ~(bend > POWER_LAW_TOLERANCE)
@@ -143,7 +143,7 @@ def _growth(values: Array) -> Array:
     return growth
 
 
-def _fit(x: Array, y: Array) -> dict[str, Array]:
+def fit_logs(x: Array, y: Array) -> dict[str, Array]:
     """Least squares with one intercept per seed, for many groups at once.
 
     Args:

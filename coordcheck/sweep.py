@@ -18,7 +18,8 @@ import torch
 from coordcheck.errors import CoordCheckError, SweepInterrupted
 from coordcheck.records import Outcome, RunKey, RunRecord, differences
 from coordcheck.runfiles import RunFolder
-from coordcheck.training import Run, execute
+from coordcheck.training import execute
+from coordcheck.trials import Run
 
 Advance = Callable[[RunRecord], None]
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
@@ -40,16 +40,28 @@ class Verdict(str, Enum):
     TOO_SMALL = "initialised too small"
     BLOWS_UP = "blows up"
     VANISHES = "vanishes"
+    LEARNS_TOO_FAST = "learns too fast"
+    LEARNS_TOO_SLOWLY = "learns too slowly"
     UNDECIDED = "undecided"
     FROZEN = "frozen"
     """Its output never changed. Constant buffers and untrained layers do this by design."""
+    NOT_VISIBLE = "not visible"
+    """A parameter whose own update could not be seen; the explanation says why."""
     NOT_COMPARED = "not compared"
     """Seen at some widths only, too few for a slope: a layer of deeper models, along a depth axis."""
     OK = "ok"
 
     @property
+    def harmless(self) -> bool:
+        return self.value in _HARMLESS
+
+    @property
     def violated(self) -> bool:
-        return self not in (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.NOT_COMPARED, Verdict.OK)
+        return self not in _NOT_VIOLATED
+
+
+_HARMLESS = ("ok", "not visible")
+_NOT_VIOLATED = (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.NOT_VISIBLE, Verdict.NOT_COMPARED, Verdict.OK)
 
 
 class Answer(Enum):
@@ -83,7 +95,17 @@ class Judgement:
     explanation: str
 
 
-def compare(evidence: Evidence, expected: float, tolerance: float, shrink_allowed: float = 0.0) -> Answer:
+class Interval(Protocol):
+    """A fitted slope with its 95 % interval."""
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+def compare(evidence: Interval, expected: float, tolerance: float, shrink_allowed: float = 0.0) -> Answer:
     """Whether a slope is its expected exponent, within `tolerance` and its own 95 % interval.
 
     Args:
@@ -109,6 +131,7 @@ def judge(
     partial: Mapping[tuple[str, str], Sequence[int]] | None = None,
     expect: Expectation | None = None,
     tolerance: float = TOLERANCE,
+    trained: bool = True,
 ) -> pd.DataFrame:
     """One verdict per (label, layer), from the table of `fit_slopes`.
 
@@ -117,6 +140,8 @@ def judge(
     shrinks with width at first but no longer at the last step is transient: gradients that are random at
     initialisation align within a few updates. Outputs with a fixed number of coordinates (`growing` is False:
     readouts, attention logits) may shrink at initialisation without limit and in training down to n ** -1/2.
+    When `trained` is False the change in training is not judged: in other parametrizations than µP it depends on the
+    depth, and their exponents are judged parameter by parameter.
     Layers in `partial` that were seen at too few widths are not compared, and do not keep a label from being ok.
 
     Returns:
@@ -124,12 +149,12 @@ def judge(
         power_law, explanation`, in data-flow order.
     """
     layers: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in slopes.to_dict("records"):
+    for row in slopes[slopes["quantity"].isin(OF_SITES)].to_dict("records"):
         layers.setdefault((row["label"], row["layer"]), []).append({str(key): value for key, value in row.items()})
     rows = []
     for (label, layer), fits in layers.items():
         expected = _expected(layer, expect or {})
-        found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True))
+        found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True), trained)
         if found.verdict is Verdict.UNDECIDED and (label, layer) in (partial or {}):
             found = Judgement(Verdict.NOT_COMPARED, None, "it was seen at too few widths")
         evidence: dict[str, Any] = dict.fromkeys(Evidence._fields, math.nan)
@@ -143,6 +168,8 @@ def judge(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+OF_SITES = [Quantity.ACTIVATION.value, Quantity.MEAN_ABS.value, Quantity.CHANGE.value]
+
 COLUMNS = [
     *("label", "layer", "order", "verdict", "quantity", "step", "expected"),
     *("slope", "stderr", "low", "high", "growth", "power_law", "explanation"),
@@ -155,13 +182,15 @@ def _expected(layer: str, expect: Expectation) -> float:
     return found[-1] if found else 0.0
 
 
-def _judge_layer(fits: Sequence[Mapping[str, Any]], expected: float, tolerance: float, grows: bool) -> Judgement:
+def _judge_layer(
+    fits: Sequence[Mapping[str, Any]], expected: float, tolerance: float, grows: bool, trained: bool
+) -> Judgement:
     lost = [fit["step"] for fit in fits if fit["not_finite"]]
     if lost:
         why = f"NaN or Inf from t={min(lost)} on" + (": lower the learning rate" if min(lost) else " (before training)")
         return Judgement(Verdict.NOT_FINITE, None, why)
     initial = next((e for e in _evidence(fits, Quantity.ACTIVATION) if e.step == 0), None)
-    moved = _evidence(fits, Quantity.CHANGE)
+    moved = _evidence(fits, Quantity.CHANGE) if trained else []
     findings = []
     if initial is not None:
         findings.append((initial, compare(initial, expected, tolerance, 0.0 if grows else math.inf)))
@@ -181,6 +210,8 @@ def _judge_layer(fits: Sequence[Mapping[str, Any]], expected: float, tolerance: 
     for evidence, found in findings:
         if found is Answer.UNDECIDED:
             return Judgement(Verdict.UNDECIDED, evidence, _undecided(evidence, expected, tolerance))
+    if not trained and initial is not None:
+        return Judgement(Verdict.OK, initial, _seen(initial))
     if not moved:
         return _unmoved(fits, initial)
     shrinks = any(e.high - expected < -tolerance for e, _ in findings)
@@ -259,11 +290,12 @@ _PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}
 
 
 def label_status(verdicts: pd.DataFrame) -> dict[str, Verdict]:
-    """Per label: the first violated layer's verdict, else undecided, else ok."""
+    """Per label: the verdict of the first violated layer or of the first culprit, else undecided, else ok."""
     result = {}
     for label, group in verdicts.groupby("label", sort=False):
         found = [Verdict(word) for word in group["verdict"]]
-        violated = [verdict for verdict in found if verdict.violated]
+        culprits = group["culprit"] if "culprit" in group else [False] * len(found)
+        violated = [v for v, culprit in zip(found, culprits, strict=True) if v.violated or culprit]
         undecided = Verdict.UNDECIDED in found or Verdict.OK not in found
         result[str(label)] = violated[0] if violated else Verdict.UNDECIDED if undecided else Verdict.OK
     return result

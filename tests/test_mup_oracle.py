@@ -15,7 +15,8 @@ from coordcheck.batches import Batches
 from coordcheck.models import transformer
 from coordcheck.recorder import ROOT
 from coordcheck.records import Quantity, RunKey
-from coordcheck.training import Run, execute
+from coordcheck.training import execute
+from coordcheck.trials import Run
 
 mup = pytest.importorskip("mup.coord_check", reason="mup, the oracle, is not installed")
 

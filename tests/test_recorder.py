@@ -25,7 +25,7 @@ from coordcheck.models import mlp
 from coordcheck.recorder import Recorder
 from coordcheck.records import Kind, Outcome, Quantity, Row, Status
 from coordcheck.sites import SiteRecorder
-from coordcheck.training import seed_everything
+from coordcheck.trials import seed_everything
 
 INNER = (16, 32, 64)  # widths of the small MLPs trained here
 

@@ -26,7 +26,8 @@ from coordcheck.batches import cached_batches
 from coordcheck.losses import as_loss, model_loss
 from coordcheck.models import mlp
 from coordcheck.records import Outcome, RunKey, RunRecord, Status
-from coordcheck.training import Run, execute
+from coordcheck.training import execute
+from coordcheck.trials import Run
 
 WIDTH = 16
 

@@ -30,7 +30,8 @@ from coordcheck.batches import Batches
 from coordcheck.losses import as_loss
 from coordcheck.models import mlp, transformer
 from coordcheck.records import RunKey
-from coordcheck.training import Run, execute
+from coordcheck.training import execute
+from coordcheck.trials import Run
 
 STEPS = 4
 

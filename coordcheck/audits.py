@@ -1,0 +1,102 @@
+"""What the settings themselves tell, without a slope: notes for the reader of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from coordcheck.diagnosis import Cause, Finding, parametrization, power
+from coordcheck.records import RunRecord, Status
+
+EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
+
+LIMITS = (
+    "not seen by any coordinate check: constants that do not depend on the width, weight decay equilibria, schedules, "
+    "depth, loss of alignment late in training. Passing does not prove that learning rates transfer."
+)
+
+
+def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """Notes on every label: its parametrization, decay, degrees, first movement, and labels that are one and the same."""
+    notes = []
+    for label, found in findings.items():
+        own = [record for record in records if record.key.label == label]
+        notes += [f"{label}: {note}" for note in (*_named(found), *_common(found), *_decay(own), *_movement(found))]
+        notes += [f"{label}: {note}" for note in _degrees(found)]
+    return [*notes, *_identical(records)]
+
+
+def _named(found: Sequence[Finding]) -> Iterator[str]:
+    name = parametrization(found)
+    if name is not None:
+        yield f"its exponents are those of {name}"
+
+
+def _common(found: Sequence[Finding]) -> Iterator[str]:
+    """Every response off by one and the same power."""
+    judged = [f for f in found if not math.isnan(f.response_target) and f.response.known]
+    rates = {f.learning_rate for f in judged}
+    if len(judged) > 1 and len(rates) == 1 and all(f.cause is Cause.LEARNING_RATE for f in judged):
+        yield f"all learning rates are off by one factor: multiply the base learning rate by {power(rates.pop())}"
+
+
+def _decay(records: Sequence[RunRecord]) -> Iterator[str]:
+    """The slope of learning rate times weight decay, which a decoupled decay acts by."""
+    by_name: dict[str, dict[int, float]] = {}
+    for record in records:
+        for info in record.parameters:
+            if info.learning_rate and info.weight_decay:
+                by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
+    slopes = {name: round(_slope(at) * 2) / 2 for name, at in by_name.items() if len(at) > 1}
+    for slope in sorted({slope for slope in slopes.values() if slope}):
+        names = [name for name, found in slopes.items() if found == slope]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"learning rate x weight decay of {names[0]}{more} scales as n^{slope:g}: if the decay is decoupled (AdamW), "
+            f"its pull depends on the width; multiply weight_decay by {power(-slope)} to keep it"
+        )
+
+
+def _movement(found: Sequence[Finding]) -> Iterator[str]:
+    steps = {f.exponents.step for f in found if f.exponents.moved}
+    if steps and min(steps) > 1:
+        yield f"nothing moved before t={min(steps)}: is the learning rate zero at first? Judged there"
+
+
+def _degrees(found: Sequence[Finding]) -> Iterator[str]:
+    between = [
+        f
+        for f in found
+        if f.exponents.has_gradient and EPS_VISIBLE < f.exponents.degree < 1 - EPS_VISIBLE and f.part.parameter
+    ]
+    if between:
+        more = f" and {len(between) - 1} more" if len(between) > 1 else ""
+        yield (
+            f"the update of {between[0].part.parameter}{more} is of degree {between[0].exponents.degree:.2f} in the "
+            "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient?"
+        )
+
+
+def _identical(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Labels all of whose runs gave the same numbers: one of them was never switched on."""
+    values: dict[str, dict[tuple[int, int], list[tuple[int, int, str, float]]]] = {}
+    for record in records:
+        if record.finished:
+            rows = [
+                (row.site, row.step, row.quantity.value, row.value)
+                for row in record.rows
+                if row.status is Status.OK and row.value is not None
+            ]
+            values.setdefault(record.key.label, {})[record.key.width, record.key.seed] = rows
+    labels = list(values)
+    for number, label in enumerate(labels):
+        for other in labels[:number]:
+            if values[label] and any(values[label].values()) and values[label] == values[other]:
+                yield f"{other} and {label} gave identical numbers: was the difference between them switched on?"
+
+
+def _slope(values: Mapping[int, float]) -> float:
+    x, y = np.log2(list(values)), np.log2(list(values.values()))
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())

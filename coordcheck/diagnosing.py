@@ -1,0 +1,439 @@
+"""One diagnosis: a fresh model, a tiny batch, one or two updates, and what each parameter's own update did.
+
+Everything here is local to one parameter: its scale, its gradient, its update, and that update's effect on the input
+that its operation saw at t=0. Faults upstream or downstream do not change these, so one fault shows in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from coordcheck import scales
+from coordcheck.batches import probes, to_device
+from coordcheck.calls import leaves
+from coordcheck.recorder import parameter_infos
+from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
+from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks
+from coordcheck.sites import ROOT
+from coordcheck.tracing import AttentionCall, Node, Tracer, UseCall, first_tensor
+from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
+
+MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
+EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the degree in the gradient is measured
+ROUNDED = 1e-5  # an update this small beside its parameter is done again in double precision
+LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
+POWER_STEPS = 6  # of the power iteration; updates on a tiny batch have few large singular values
+
+
+class Part(NamedTuple):
+    """What one row of the diagnosis is about: a parameter in one use, or a block of its rows."""
+
+    name: str
+    parameter: str
+    use: UseCall | None
+    replay: FunctionReplay | ModuleReplay | None
+    block: Block | None = None
+    hidden: str = ""
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values if self.block is None else self.block.rows(values)
+
+    def channels(self, output: Tensor) -> Tensor:
+        return output if self.block is None else self.block.channels(output)
+
+
+def diagnose_run(run: Run, record: RunRecord) -> None:
+    """Diagnose one run, adding its sites, rows and uses to the record.
+
+    Raises:
+        CoordCheckError: what `build`, the batch or the loss gave cannot be checked.
+        Exception: whatever the model raises on the probe, and on the whole batch.
+    """
+    session = _precise(run, _first_that_runs(run))
+    degrees = _degrees(run, session.probe) if run.probe is not None and run.probe.degrees else {}
+    if not record.parameters:
+        record.parameters = session.infos
+    session.write(record, degrees)
+
+
+def _first_that_runs(run: Run) -> _Session:
+    """The diagnosis on the smallest probe that the model accepts."""
+    given = run.probe.batch if run.probe is not None else None
+    number = 0
+    while True:
+        ready = prepared(run)
+        batch = ready.batches.at(0, ready.device)
+        found = [given] if given is not None else probes(batch)
+        try:
+            session = _Session(ready, to_device(found[number], ready.device))
+        except Exception:  # of the user's model, which may not accept fewer examples or tokens
+            if number + 1 >= len(found):
+                raise
+            number += 1
+            continue
+        session.train()
+        return session
+
+
+def _precise(run: Run, session: _Session) -> _Session:
+    """The same diagnosis in double precision where updates are so small that the parameters' own rounds them."""
+    if not session.rounded or session.device.type == "mps":
+        return session
+    ready = prepared(run)
+    try:
+        ready.model.double()
+        precise = _Session(ready, _widened(session.probe))
+        precise.train()
+    except Exception:  # of a model that insists on its own precision
+        session.notes.append(f"width {run.key.width}: updates are so small that rounding blurs their exponents")
+        return session
+    return precise
+
+
+class _Session:
+    """One fresh model on one probe, from its initial state."""
+
+    def __init__(self, ready: Prepared, probe: Any, *, factor: float = 1.0, eps: float = EPS_FACTOR) -> None:
+        self.model, self.optimizers, self._loss, _, self.device = ready
+        self.probe, self._factor = probe, factor
+        self.notes: list[str] = []
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
+                group["eps"] *= eps
+        self.tracer = self._forward_and_backward(keep_calls=True)
+        self.infos = parameter_infos(self.model, self.optimizers, set())
+        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.gradients = [self._read_gradients()]
+        self.parts: list[Part] = []
+        self._facts: dict[tuple[str, int, Quantity], float] = {}
+        self._counts: dict[str, int] = {}
+        self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def _forward_and_backward(self, keep_calls: bool = False) -> Tracer:
+        tracer = Tracer(self.model, keep_calls=keep_calls)
+        with tracer:
+            loss = self._loss(self.model, self.probe)
+        check_scalar(loss)
+        backward(loss * self._factor, self.optimizers)
+        return tracer
+
+    def repeat(self) -> Tracer:
+        """Another forward and backward pass."""
+        tracer = self._forward_and_backward()
+        self.gradients.append(self._read_gradients())
+        return tracer
+
+    def _read_gradients(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.grad.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and parameter.grad is not None
+        }
+
+    def updates(self, *, step: int) -> dict[str, tuple[float, float]]:
+        """Take one update; per parameter the RMS of its whole change, and of the gradient that led to it."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        moved = {}
+        for name, parameter in self.model.named_parameters():
+            if name in self.initial:
+                gradient = self.gradients[step - 1].get(name)
+                change = parameter.detach() - self.initial[name]
+                moved[name] = _rms(change), math.nan if gradient is None else _rms(gradient)
+        return moved
+
+    @property
+    def rounded(self) -> bool:
+        """Whether some parameter moved so little that its own precision rounds the update."""
+        for part in self.parts:
+            weight = self._facts.get((part.name, 0, Quantity.WEIGHT), 0.0)
+            first = next((u for t in range(1, MAX_UPDATES + 1) if (u := self._update(part, t)) > 0), math.inf)
+            if self.initial[part.parameter].dtype is not torch.float64 and first < ROUNDED * weight:
+                return True
+        return False
+
+    def _update(self, part: Part, step: int) -> float:
+        return self._facts.get((part.name, step, Quantity.WEIGHT_UPDATE), 0.0)
+
+    def train(self) -> None:
+        """Update until every parameter that has a gradient has moved, noting each step's facts."""
+        self.parts = self._parts()
+        self._note_initial()
+        for step in range(1, MAX_UPDATES + 1):
+            self.updates(step=step)
+            self._note_updates(step)
+            self._note_trace(step, self.repeat())
+            waiting = [
+                part
+                for part in self.parts
+                if not any(self._update(part, taken) for taken in range(1, step + 1))
+                and any(gradients.get(part.parameter) is not None for gradients in self.gradients)
+            ]
+            if not waiting:
+                break
+
+    def _parts(self) -> list[Part]:
+        """Every trainable parameter's uses, in the order in which they were first seen."""
+        parts: list[Part] = []
+        for (name, operation), use in self.tracer.uses.items():
+            if name not in self.initial:
+                continue
+            replay = FunctionReplay(use, self.initial)
+            first = not any(part.parameter == name for part in parts)
+            parts.append(Part(name if first else f"{name}@{operation}", name, use, replay))
+            if operation == "linear":
+                for number, block in enumerate(blocks(use.operand, use.pieces)):
+                    parts.append(Part(f"{parts[-1 - number].name}[{number}]", name, use, replay, block))
+        seen = {part.parameter for part in parts}
+        return parts + [self._unseen(name) for name in self.initial if name not in seen]
+
+    def _unseen(self, name: str) -> Part:
+        """A parameter that no function was seen to take: through its module's call, or not visible."""
+        if not any(name in gradients for gradients in self.gradients):
+            return Part(name, name, None, None, hidden="no gradient reached it")
+        path = name.rpartition(".")[0]
+        while path and path not in self.tracer.calls:
+            path = path.rpartition(".")[0]
+        call = self.tracer.calls.get(path or ROOT)
+        if call is None or call.output is None:
+            return Part(name, name, None, None, hidden="it was used outside every module's call")
+        module = self.model.get_submodule(path)
+        inside = name[len(path) + 1 :] if path else name
+        initial = {
+            n: self.initial[f"{path}.{n}" if path else n] for n, p in module.named_parameters() if p.requires_grad
+        }
+        try:
+            return Part(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
+        except NotReplayed as reason:
+            return Part(name, name, None, None, hidden=str(reason))
+
+    def _note(self, name: str, step: int, quantity: Quantity, value: float) -> None:
+        self._facts[name, step, quantity] = value
+
+    def _note_initial(self) -> None:
+        for part in self.parts:
+            self._note(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
+            self._note_gradients(part, 0, part.use)
+            if part.replay is not None:
+                self._note(part.name, 0, Quantity.INPUT, part.replay.input_scale)
+                self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
+        self._note_attentions(0, self.tracer)
+        self._note_functions()
+
+    def _note_functions(self) -> None:
+        """Modules without parameters: the scale of what they take and of what they give."""
+        for path, call in self.tracer.calls.items():
+            module = self.model if path == ROOT else self.model.get_submodule(path)
+            if call.output is None or any(True for _ in module.parameters()):
+                continue
+            try:
+                taken, given = first_tensor((call.args, call.kwargs)), first_tensor(call.output)
+            except ValueError:  # no floating tensor on one side
+                continue
+            name = f"{path}/{FORWARD}"
+            self._functions[name] = path, tuple(given.shape)
+            self._note(name, 0, Quantity.INPUT, _rms(taken))
+            self._note(name, 0, Quantity.OUTPUT, _rms(given))
+
+    def _note_gradients(self, part: Part, step: int, use: UseCall | None) -> None:
+        """dL/dp over its coordinates that are not zero, and dL/dh."""
+        gradient = self.gradients[step].get(part.parameter)
+        if gradient is not None:
+            rows = part.rows(gradient)
+            count = int(torch.count_nonzero(rows))
+            self._counts[part.name] = max(count, self._counts.get(part.name, 0))
+            self._note(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / math.sqrt(count) if count else 0.0)
+        if use is not None and use.gradient is not None:
+            try:
+                delta = _rms(part.channels(use.gradient))
+            except (RuntimeError, IndexError):  # channels that are not the last axis
+                delta = _rms(use.gradient)
+            self._note(part.name, step, Quantity.GRADIENT, delta / abs(use.downstream) if use.downstream else math.nan)
+
+    def _note_updates(self, step: int) -> None:
+        current = dict(self.model.named_parameters())
+        for part in self.parts:
+            now, before = current[part.parameter], self.initial[part.parameter]
+            change = part.rows(now.detach() - before)
+            count = self._counts.get(part.name) or change.numel()
+            self._note(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / math.sqrt(count))
+            matrix = _as_matrix(part, change)
+            if matrix is not None:
+                self._note(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
+            if part.replay is not None:
+                self._measure(part, step, Quantity.OWN_UPDATE, lambda p=part, now=now: p.replay.own_update(now))
+
+    def _note_trace(self, step: int, later: Tracer) -> None:
+        for part in self.parts:
+            use = None if part.use is None else later.uses.get((part.parameter, part.use.operation))
+            self._note_gradients(part, step, use)
+            if use is not None and isinstance(part.replay, FunctionReplay):
+                self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
+        self._note_attentions(step, later)
+
+    def _note_attentions(self, step: int, tracer: Tracer) -> None:
+        for name, attention in _named(tracer.attentions).items():
+            pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
+            pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
+            for quantity, (tensor, factor) in pairs.items():
+                if tensor is not None:
+                    self._note(name, step, quantity, _rms(tensor) / abs(factor) if factor else math.nan)
+
+    def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
+        try:
+            with torch.no_grad():
+                value = _rms(part.channels(replay()))
+        except Exception as error:  # of the user's module or an operation that cannot be called again
+            self.tracer.skipped[f"{quantity.value} of {part.name} ({type(error).__name__})"] += 1
+            return
+        self._note(part.name, step, quantity, value)
+
+    def write(self, record: RunRecord, degrees: Mapping[str, float]) -> None:
+        """Add sites, rows and uses to the record."""
+        attentions = _named(self.tracer.attentions)
+        first = len(record.sites)
+        names = [*(part.name for part in self.parts), *attentions, *self._functions]
+        index = {name: first + number for number, name in enumerate(names)}
+        for part in self.parts:
+            value = part.rows(self.initial[part.parameter])
+            kind, dtype = Kind.PARAMETER, str(value.dtype).removeprefix("torch.")
+            record.sites.append(Site(part.name, index[part.name], kind, tuple(value.shape), dtype))
+        for name, attention in attentions.items():
+            shape = () if attention.logits is None else (attention.head_size,)
+            record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
+        for name, (_, shape) in self._functions.items():
+            record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
+        for (name, step, quantity), value in self._facts.items():
+            if name in index:
+                status = status_of(value)
+                record.rows.append(Row(index[name], step, quantity, None if status.not_finite else value, status))
+        nodes: dict[Node, int] = {
+            part.use: index[part.name] for part in reversed(self.parts) if part.use and not part.block
+        }
+        nodes |= {attention: index[name] for name, attention in attentions.items()}
+        for part in self.parts:
+            record.uses.append(self._use(part, index[part.name], nodes, degrees.get(part.parameter)))
+        for name, attention in attentions.items():
+            feeds = tuple(sorted(nodes[node] for node in attention.feeds if node in nodes))
+            sizes = attention.head_size, 1
+            record.uses.append(
+                Use(index[name], "", attention.layer, attention.operation, *sizes, attention.scale, None, True, feeds)
+            )
+        for name, (path, _) in self._functions.items():
+            record.uses.append(Use(index[name], "", path, FORWARD, 1, 1, 1.0, None, False, ()))
+        record.notes.extend(self.notes)
+        skipped = [f"{what} was not measured" for what in self.tracer.skipped if " of " in what]
+        record.notes.extend(skipped)
+
+    def _use(self, part: Part, site: int, nodes: Mapping[Node, int], degree: float | None) -> Use:
+        shape = tuple(self.initial[part.parameter].shape)
+        fan_in, fan_out, feeds = 1, math.prod(shape) or 1, ()
+        operation, layer, multiplier, exact = "", part.parameter.rpartition(".")[0] or ROOT, 1.0, False
+        if len(shape) >= 2:
+            fan_in, fan_out = math.prod(shape[1:]) or 1, shape[0] or 1
+        if part.replay is not None:
+            operation, layer, multiplier = part.replay.operation, part.replay.layer, part.replay.multiplier
+        if part.use is not None:
+            feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
+            exact = part.use.linear
+            fan_in, fan_out = part.use.fans or (1, math.prod(shape) or 1)
+        fan_out = part.block.size if part.block is not None else fan_out
+        return Use(
+            *(site, part.parameter, layer, operation, max(fan_in, 1), max(fan_out, 1), multiplier),
+            *(degree, exact, feeds, part.hidden),
+        )
+
+
+def _degrees(run: Run, probe: Any) -> dict[str, float]:
+    """The degree of each parameter's update in its gradient: SGD 1, Adam 0; measured at its first movement.
+
+    The loss is multiplied by ten; with d the change of a parameter and g its gradient, the degree is
+    log(d' / d) / log(g' / g).
+    """
+    probe = to_device(probe, prepared(run).device)
+    sessions = []
+    for factor in (1.0, LOSS_FACTOR):
+        ready = prepared(run)
+        if any(tensor.dtype is torch.float64 for _, tensor in leaves(probe) if isinstance(tensor, Tensor)):
+            ready.model.double()
+        sessions.append(_Session(ready, probe, factor=factor, eps=1.0))
+    degrees: dict[str, float] = {}
+    for step in range(1, MAX_UPDATES + 1):
+        once, ten_times = (session.updates(step=step) for session in sessions)
+        for name, (change, gradient) in once.items():
+            ten_change, ten_gradient = ten_times[name]
+            if name in degrees or not (change > 0 and ten_change > 0 and gradient > 0 and ten_gradient > 0):
+                continue
+            ratio = math.log(ten_gradient / gradient)
+            if abs(ratio) > math.log(LOSS_FACTOR) / 2:
+                degrees[name] = math.log(ten_change / change) / ratio
+        if len(degrees) == len(once) or step == MAX_UPDATES:
+            break
+        for session in sessions:
+            session.repeat()
+    return degrees
+
+
+def _named(attentions: list[AttentionCall]) -> dict[str, AttentionCall]:
+    """Attentions by site name: `module path/operation`, with `#k` from the second in one module on."""
+    named: dict[str, AttentionCall] = {}
+    for attention in attentions:
+        base = f"{attention.layer}/{attention.operation}"
+        count = sum(name.partition("#")[0] == base for name in named)
+        named[base if not count else f"{base}#{count + 1}"] = attention
+    return named
+
+
+def _as_matrix(part: Part, change: Tensor) -> Tensor | None:
+    """A change as the (fan-out, fan-in) matrix that it acts as, where there is one."""
+    if part.use is None or not part.use.matrix or part.use.operation == "embedding":
+        return None
+    if change.dim() == 2:
+        return change
+    return (
+        change.flatten(1) if part.use.operation.startswith("conv") and "transpose" not in part.use.operation else None
+    )
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value, by power iteration.
+
+    >>> round(spectral_norm(torch.diag(torch.tensor([3.0, 1.0]))), 3)
+    3.0
+    """
+    matrix = matrix.float()
+    vector = torch.ones(matrix.shape[1], device=matrix.device) + torch.arange(matrix.shape[1], device=matrix.device) % 7
+    for _ in range(POWER_STEPS):
+        product = matrix @ vector
+        vector = matrix.T @ product
+        size = torch.linalg.vector_norm(vector)
+        if not size > 0:
+            return 0.0
+        vector = vector / size
+    return float(torch.linalg.vector_norm(matrix @ vector))
+
+
+def _widened(batch: Any) -> Any:
+    """A batch with its floating tensors in double precision."""
+
+    def wide(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(wide, batch)
+
+
+def _rms(tensor: Tensor) -> float:
+    try:
+        return float(scales.rms(scales.measurable(tensor)))
+    except scales.NotMeasurable as reason:
+        return 1.0 if reason.status is Status.INTEGER else math.nan
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.float()))

@@ -1,0 +1,189 @@
+"""A parameter's use, called again: on the input it saw at t=0, with its values from before and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from coordcheck import scales
+from coordcheck.tracing import ModuleCall, Operand, UseCall, first_tensor, snapshot
+
+REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
+
+
+class Replay(Protocol):
+    """One parameter's operation f on its initial input x_0."""
+
+    layer: str
+    operation: str
+
+    @property
+    def input_scale(self) -> float: ...
+
+    def output(self) -> Tensor: ...
+
+    def own_update(self, now: Tensor) -> Tensor: ...
+
+
+class FunctionReplay:
+    """A use that a tracer saw, with the parameters' initial values.
+
+    Functions that are linear in the parameter are called with its change alone, which is exact however small the
+    change; others in double precision, before and after.
+    """
+
+    def __init__(self, use: UseCall, initial: Mapping[str, Tensor]) -> None:
+        self.layer, self.operation = use.layer, use.operation
+        self.multiplier = use.upstream * use.operand.factor * use.downstream
+        self._use, self._initial = use, initial
+        self._scale = use.downstream
+        position = use.input_position
+        self._input = None if position is None else use.leaves[position]
+        self._rows: dict[int, Any] = {}
+        if use.operation in ROW_WISE and isinstance(self._input, Tensor) and position is not None:
+            self._rows = {position: scales.sample_rows(self._input)}
+            self._input = self._rows[position]
+
+    @property
+    def input_scale(self) -> float:
+        """RMS of x_0 before the scalars that multiply it; 1 for ids, and for vectors, which are not summed over it."""
+        if self._input is None or not self._use.matrix:
+            return 1.0
+        return _rms(self._input) / abs(self._use.upstream) if self._use.upstream else math.nan
+
+    def output(self) -> Tensor:
+        """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
+        before = self._initial[self._use.parameter]
+        if self._use.linear:
+            return self._alone(before) * self._scale
+        return (self._in_double(before) - self._in_double(torch.zeros_like(before))) * self._scale
+
+    def own_update(self, now: Tensor) -> Tensor:
+        """f(p_t; x_0) - f(p_0; x_0)."""
+        before = self._initial[self._use.parameter]
+        if self._use.linear:
+            return self._alone(now.detach() - before) * self._scale
+        return (self._in_double(now.detach()) - self._in_double(before)) * self._scale
+
+    def inherited(self, later: UseCall) -> Tensor:
+        """f(p_0; x_t) - f(p_0; x_0), with x_t from a later trace."""
+        position = self._use.input_position
+        if position is None:
+            return torch.zeros(1)
+        x0, xt = self._use.leaves[position], later.leaves[position]
+        if self._use.linear:
+            return self._alone(self._initial[self._use.parameter], {position: xt - x0}) * self._scale
+        before = self._initial[self._use.parameter]
+        moved = self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})
+        return moved * self._scale
+
+    def _alone(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
+        """The function of this parameter alone: others, such as a bias, are zero."""
+        use = self._use
+        if inputs is not None and use.operation in ROW_WISE:
+            inputs = {position: scales.sample_rows(tensor) for position, tensor in inputs.items()}
+        others = {position: torch.zeros_like(use.leaves[position]) for position in use.others}
+        if use.operation in ADDITIVE:  # the input is added, not multiplied
+            return use.operand.of(values)
+        if use.operation in ("linear", "conv1d", "conv2d", "conv3d") and not use.matrix:
+            return use.operand.of(values)  # a bias
+        return use.call({**others, **self._rows, **(inputs or {}), use.position: use.operand.of(values)})
+
+    def _in_double(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
+        use = self._use
+        leaves: dict[int, Any] = dict(enumerate(use.leaves)) | dict(inputs or {})
+        for position, operand in (*use.others.items(), (use.position, use.operand)):
+            leaves[position] = operand.of(self._initial[operand.parameter])
+        leaves[use.position] = use.operand.of(values)
+        return use.call({position: _double(leaf) for position, leaf in leaves.items()})
+
+
+ROW_WISE = frozenset({"linear", "embedding"})  # acts on every row of its input by itself: a subset of rows is enough
+ADDITIVE = frozenset({"add", "add_", "sub", "sub_", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__"})
+
+
+class ModuleReplay:
+    """A module's call, for a parameter that no function was seen to take: reparametrised, or hidden in other code.
+
+    Raises:
+        NotReplayed: the module gives another output when it is called again on the same input.
+    """
+
+    operation = "module"
+    multiplier = 1.0
+
+    def __init__(self, layer: str, module: nn.Module, name: str, call: ModuleCall, initial: Mapping[str, Tensor]):
+        self.layer = layer
+        self._module, self._name, self._call, self._initial = module, name, call, initial
+        try:
+            again, before = self._called({}), first_tensor(call.output)
+        except Exception as error:  # the user's forward, called without its context
+            raise NotReplayed(f"{layer} cannot be called by itself ({type(error).__name__})") from error
+        close = again.shape == before.shape and _rms(again - before.detach()) <= REPRODUCED * max(_rms(before), 1e-30)
+        if not close:
+            raise NotReplayed(f"{layer} gives another output when it is called again on the same input")
+
+    @property
+    def input_scale(self) -> float:
+        try:
+            return _rms(first_tensor((self._call.args, self._call.kwargs)))
+        except ValueError:  # ids
+            return 1.0
+
+    def output(self) -> Tensor:
+        return self._called({})
+
+    def own_update(self, now: Tensor) -> Tensor:
+        return self._called({self._name: now.detach()}) - self._called({})
+
+    def _called(self, changed: Mapping[str, Tensor]) -> Tensor:
+        """The module's output on x_0 with its initial parameters, some of them changed; nothing of it is modified."""
+        call = self._call
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.set_rng_state(call.random_state)
+            buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+            state = {**buffers, **self._initial, **changed}
+            output = functional_call(self._module, state, snapshot(call.args), snapshot(call.kwargs))
+        return first_tensor(output)
+
+
+class NotReplayed(Exception):
+    """Internal: a parameter's use that cannot be called again; the text says why."""
+
+
+class Block(NamedTuple):
+    """Some rows of a matrix, and the channels of its output that they make."""
+
+    start: int
+    size: int
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values.narrow(0, self.start, self.size)
+
+    def channels(self, output: Tensor) -> Tensor:
+        return output.narrow(-1, self.start, self.size)
+
+
+def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
+    """The blocks of rows of a fused projection, such as the queries, keys and values of one matrix."""
+    if not pieces or len(operand.size) != 2 or operand.offset or sum(pieces) != operand.size[0]:
+        return []
+    starts = [sum(pieces[:index]) for index in range(len(pieces))]
+    return [Block(start, size) for start, size in zip(starts, pieces, strict=True)]
+
+
+def _double(value: Any) -> Any:
+    def widened(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return tree_map(widened, value)
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(scales.rms(scales.measurable(tensor)))

@@ -1,0 +1,137 @@
+"""Uses at several widths -> roles: how a parameter's shape grows decides how it should be scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import numpy as np
+
+from coordcheck.records import FORWARD, Kind, Role, RunRecord, Use
+
+GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
+EMBEDDING = "embedding"
+
+
+class Part(NamedTuple):
+    """One parameter in one use (or a block of its rows), or one attention, across the widths of a label."""
+
+    name: str
+    parameter: str
+    layer: str
+    operation: str
+    role: Role
+    fan_in: float
+    """Slope of log2(fan-in) against log2(width); for attention, of the head size."""
+    fan_out: float
+    largest_fan_out: int
+    degree: float | None
+    exact: bool
+    to_attention: bool
+    """Whether its output goes into attention logits: queries and keys."""
+    tied: bool
+    """Whether it is the second use of a parameter, such as an embedding that is read out as well."""
+    hidden: str
+    multipliers: Mapping[int, float]
+    """By width."""
+    fan_ins: Mapping[int, int]
+    fan_outs: Mapping[int, int]
+
+
+def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
+    """Every part of one label's models, in data-flow order, with its role.
+
+    Args:
+        records: the runs of one label.
+        overrides: glob of parameter names -> role, where the shapes do not tell.
+    """
+    uses: dict[str, dict[int, tuple[Use, RunRecord]]] = {}
+    for record in records:
+        for use in record.uses:
+            uses.setdefault(record.sites[use.site].layer, {}).setdefault(record.key.width, (use, record))
+    grows = {name: _growth({w: u.fan_in for w, (u, _) in at.items()}) for name, at in uses.items()}
+    outs = {name: _growth({w: u.fan_out for w, (u, _) in at.items()}) for name, at in uses.items()}
+    feeds = {name: _fed(at) for name, at in uses.items()}
+    followed = _followed(feeds, {n for n in uses if max(grows[n], outs[n]) > GROWS})
+    attentions = {name for name, at in uses.items() if _is_attention(next(iter(at.values()))[0])}
+    known = {use.site: name for name, at in uses.items() for use, _ in at.values()}
+    first: dict[str, str] = {}
+    found = []
+    for name in sorted(uses, key=lambda name: _order(uses[name])):
+        use, record = next(iter(uses[name].values()))
+        block = name.startswith(f"{use.parameter}[")
+        tied = bool(use.parameter) and not block and first.setdefault(use.parameter, name) != name
+        elementwise = record.sites[use.site].kind is Kind.PARAMETER and _elementwise(use, record)
+        role = (
+            Role.ATTENTION
+            if name in attentions
+            else Role.FUNCTION
+            if use.operation == FORWARD
+            else _role(grows[name], outs[name], elementwise, name in followed)
+        )
+        for glob, wanted in (overrides or {}).items():
+            if use.parameter and fnmatchcase(use.parameter, glob):
+                role = Role(wanted)
+        found.append(
+            Part(
+                *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
+                max(u.fan_out for u, _ in uses[name].values()),
+                next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
+                all(u.exact for u, _ in uses[name].values()),
+                any(known.get(fed) in attentions for fed in use.feeds),
+                *(tied, next((u.hidden for u, _ in uses[name].values() if u.hidden), "")),
+                *(
+                    {width: getattr(u, field) for width, (u, _) in uses[name].items()}
+                    for field in ("multiplier", "fan_in", "fan_out")
+                ),
+            )
+        )
+    return found
+
+
+def _is_attention(use: Use) -> bool:
+    return not use.parameter and use.operation != FORWARD
+
+
+def _role(fan_in: float, fan_out: float, elementwise: bool, followed: bool) -> Role:
+    if elementwise:
+        return Role.VECTOR if fan_out > GROWS else Role.CONSTANT
+    if fan_in > GROWS:
+        if fan_out > GROWS:
+            return Role.HIDDEN
+        return Role.NARROW if followed else Role.READOUT
+    return Role.INPUT if fan_out > GROWS else Role.CONSTANT
+
+
+def _elementwise(use: Use, record: RunRecord) -> bool:
+    """A parameter that is not summed over: a vector, or a table that is added or multiplied."""
+    shape = record.sites[use.site].shape
+    return use.operation != EMBEDDING and (len(shape) < 2 or (use.fan_in == 1 and use.fan_out == math.prod(shape)))
+
+
+def _growth(sizes: Mapping[int, float]) -> float:
+    """The slope of log2(size) against log2(width); 0 when there is one width."""
+    if len(sizes) < 2:
+        return 0.0
+    x, y = np.log2(list(sizes)), np.log2(list(sizes.values()))
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+
+
+def _order(at: Mapping[int, tuple[Use, RunRecord]]) -> float:
+    return float(np.median([use.site for use, _ in at.values()]))
+
+
+def _fed(at: Mapping[int, tuple[Use, RunRecord]]) -> set[str]:
+    return {record.sites[site].layer for use, record in at.values() for site in use.feeds}
+
+
+def _followed(feeds: Mapping[str, set[str]], growing: set[str]) -> set[str]:
+    """The parts from which a growing matrix (or an attention) is reached."""
+    followed = {name for name, fed in feeds.items() if fed & growing - {name}}
+    while True:
+        more = {name for name, fed in feeds.items() if fed & followed and name not in followed}
+        if not more:
+            return followed
+        followed |= more

@@ -1,0 +1,525 @@
+"""One forward pass -> how it used its parameters: every torch function seen, with what it took and gave.
+
+Modules are not asked what they are. A parameter's use is the function call that takes it, or a view of it, beside an
+activation; so functional layers, fused projections and `torch.nn` modules are seen alike. Scalars that multiply the
+input, the output or the parameter right there belong to the use: it does not matter whether a multiplier stands inside
+a module or in the code around it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from coordcheck import operations as ops
+from coordcheck.operations import Fans
+from coordcheck.sites import ROOT, in_backward
+
+QUERY_ROWS = 64  # queries of a long sequence for which logits are rebuilt
+MASKED = -1e4  # an additive mask below this hides the position
+
+
+class Operand(NamedTuple):
+    """How a tensor is made from a parameter: a view of it, times a scalar."""
+
+    parameter: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    factor: float = 1.0
+
+    def of(self, values: Tensor) -> Tensor:
+        """The tensor made in the same way from other values of the parameter's own shape and strides."""
+        view = values.as_strided(self.size, self.stride, self.offset)
+        return view if self.factor == 1.0 else view * self.factor
+
+
+class Node:
+    """A matrix operation or an attention: what takes up the output of others."""
+
+    def __init__(self, layer: str, operation: str) -> None:
+        self.layer = layer
+        self.operation = operation
+        self.feeds: set[Node] = set()
+
+
+class UseCall(Node):
+    """One function call with a parameter among its arguments, ready to be called again with other values."""
+
+    def __init__(
+        self, operand: Operand, position: int, function: Any, layer: str, leaves: list[Any], spec: Any
+    ) -> None:
+        super().__init__(layer, ops.name_of(function))
+        self.operand, self.position = operand, position
+        self.function, self.leaves, self.spec = function, leaves, spec
+        self.fans: Fans | None = None
+        self.others: dict[int, Operand] = {}
+        """The call's other parameters, by position."""
+        self.taken_up: list[tuple[float, bool]] = []
+        """Per function that took up the output: the scalar before it, and whether it contracts two activations."""
+        self.pieces: tuple[int, ...] = ()
+        """Sizes into which the output's channels were split."""
+        self.gradient: Tensor | None = None
+        self.source: Mark | None = None
+        self.output: Tensor | None = None
+
+    @property
+    def parameter(self) -> str:
+        return self.operand.parameter
+
+    @property
+    def matrix(self) -> bool:
+        return self.fans is not None
+
+    @property
+    def linear(self) -> bool:
+        return ops.is_linear(self.operation)
+
+    @property
+    def input_position(self) -> int | None:
+        """The position of the activation among the arguments: the largest floating tensor that is no parameter."""
+        tensors = [
+            (leaf.numel(), -index)
+            for index, leaf in enumerate(self.leaves)
+            if isinstance(leaf, Tensor)
+            and index != self.position
+            and index not in self.others
+            and leaf.is_floating_point()
+        ]
+        return -max(tensors)[1] if tensors else None
+
+    @property
+    def downstream(self) -> float:
+        """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
+        factors = {factor for factor, _ in self.taken_up}
+        if not self.matrix or len(factors) != 1 or any(contracted for _, contracted in self.taken_up):
+            return 1.0
+        return factors.pop()
+
+    @property
+    def upstream(self) -> float:
+        """The scalar that multiplies the input and does not belong to the output of the matrix before."""
+        if not self.matrix or self.source is None:
+            return 1.0
+        before = self.source.use
+        taken = before is not None and before.matrix and before.downstream != 1.0
+        return 1.0 if taken else self.source.factor
+
+    def call(self, values: Mapping[int, Any]) -> Tensor:
+        """Call the function again with other arguments at some positions; the first tensor it returns."""
+        leaves = [values.get(index, leaf) for index, leaf in enumerate(self.leaves)]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        return first_tensor(self.function(*args, **kwargs))
+
+
+class AttentionCall(Node):
+    """One product of queries and keys that goes into a softmax."""
+
+    def __init__(self, layer: str, operation: str) -> None:
+        super().__init__(layer, operation)
+        self.scale = 1.0
+        self.head_size = 1
+        self.logits: Tensor | None = None
+        self.query: tuple[Tensor, float] | None = None
+        """The queries, and the scalar that they were multiplied by before."""
+        self.key: tuple[Tensor, float] | None = None
+
+
+class Mark(NamedTuple):
+    """What is known of a tensor: the values of `use` or `product`, times `factor`, in another shape."""
+
+    use: UseCall | None = None
+    product: AttentionCall | None = None
+    factor: float = 1.0
+    flow: frozenset[Node] = frozenset()
+    """The nodes it depends on through no other node."""
+
+
+class ModuleCall(NamedTuple):
+    """One module call, kept for parameters that no function was seen to take."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    random_state: Tensor
+
+
+class _Mode(TorchFunctionMode):
+    """Hands every torch function to a tracer; it can be entered again inside itself."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._tracer.run(func, args, kwargs or {})
+
+
+class Tracer:
+    """Sees every torch function of a forward pass that runs inside it.
+
+    Args:
+        model: the model; it is not changed.
+        keep_calls: also keep the inputs and outputs of every module call.
+
+    Attributes:
+        uses: the last call per (parameter, function), in the order of the first.
+        attentions: in the order of their softmax.
+        calls: the last call of each module.
+    """
+
+    def __init__(self, model: nn.Module, *, keep_calls: bool = False) -> None:
+        self.uses: dict[tuple[str, str], UseCall] = {}
+        self.attentions: list[AttentionCall] = []
+        self.calls: dict[str, ModuleCall] = {}
+        self.skipped: Counter[str] = Counter()
+        self._model, self._keep_calls = model, keep_calls
+        self._stack: list[str] = []
+        self._marks = WeakTensorKeyDictionary()
+        self._storages: dict[int, list[tuple[str, Tensor]]] = {}
+        self._hooks = ExitStack()
+        self._mode = _Mode(self)
+
+    def __enter__(self) -> Tracer:
+        for name, parameter in self._model.named_parameters():
+            if not isinstance(parameter, nn.parameter.UninitializedParameter):
+                self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                before = module.register_forward_pre_hook(partial(self._enter, name or ROOT), with_kwargs=True)
+                after = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            hooks.enter_context(self._mode)
+            self._hooks = hooks.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._hooks.close()
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if in_backward():
+            return
+        self._stack.append(name)
+        if self._keep_calls:
+            with torch._C.DisableTorchFunction():
+                self.calls[name] = ModuleCall(snapshot(args), snapshot(kwargs), None, torch.get_rng_state())
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if in_backward() or not self._stack:
+            return
+        name = self._stack.pop()
+        if self._keep_calls:
+            with torch._C.DisableTorchFunction():
+                self.calls[name] = self.calls[name]._replace(output=snapshot(output))
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function, and note what it took and gave."""
+        name = ops.name_of(func)
+        if name in ("__get__", "__set__") or in_backward():
+            return func(*args, **kwargs)
+        if ops.inside(func):  # one of torch's own compositions: with its own question answered, its steps come here
+            with self._mode, mock.patch.object(F, "has_torch_function", lambda tensors: False):
+                return func(*args, **kwargs)
+        try:
+            leaves, spec = tree_flatten((args, kwargs))
+            operands = self._operands(leaves)
+            kept = [snapshot(leaf) for leaf in leaves] if operands else leaves
+        except Exception as error:  # what cannot be looked at is not measured; it must run all the same
+            self.skipped[f"{name} ({type(error).__name__})"] += 1
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        try:
+            self._see(name, func, leaves, kept, spec, operands, output)
+        except Exception as error:  # likewise
+            self.skipped[f"{name} ({type(error).__name__})"] += 1
+        return output
+
+    @property
+    def _layer(self) -> str:
+        return self._stack[-1] if self._stack else ROOT
+
+    def _operands(self, leaves: Sequence[Any]) -> dict[int, Operand]:
+        """The arguments that are parameters, views of them or scalar multiples of them, by position."""
+        found = {}
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                operand = self._operand(leaf)
+                if operand is not None:
+                    found[position] = operand
+        return found
+
+    def _operand(self, tensor: Tensor) -> Operand | None:
+        mark = self._marks.get(tensor)
+        if isinstance(mark, Operand):
+            return mark
+        if tensor.layout is not torch.strided or not tensor.is_floating_point():
+            return None
+        for name, parameter in self._storages.get(tensor.untyped_storage().data_ptr(), ()):
+            offset = tensor.storage_offset() - parameter.storage_offset()
+            if 0 <= offset < max(parameter.numel(), 1) and tensor.dtype == parameter.dtype:
+                return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
+        return None
+
+    def _see(
+        self,
+        name: str,
+        func: Any,
+        leaves: list[Any],
+        kept: list[Any],
+        spec: Any,
+        operands: dict[int, Operand],
+        output: Any,
+    ) -> None:
+        produced = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+        if not produced:
+            return
+        tensors = {p: leaf for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        activations = {p: t for p, t in tensors.items() if p not in operands and t.numel() > 1}
+        if operands and not activations:
+            self._derive(name, leaves, operands, produced)
+            return
+        if operands:
+            self._use(func, kept, spec, operands, activations, produced)
+            return
+        marks = {p: self._mark(tensor) for p, tensor in activations.items()}
+        flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
+        factor = self._scalar(name, leaves, activations)
+        first = next(iter(marks.values()), Mark())
+        if factor is not None:
+            self._put(produced, first._replace(factor=first.factor * factor))
+        elif name in ops.ALIASES or (not name.endswith("_") and _shares_storage(activations, produced)):
+            self._split(name, first, activations, produced)
+            self._put(produced, first)
+        elif name == ops.SOFTMAX and first.product is not None:
+            self._attend(first)
+            self._put(produced, Mark(flow=frozenset({first.product})))
+        elif name == ops.ATTENTION:
+            self._put(produced, Mark(flow=self._fused_attention(leaves, spec)))
+        elif name in ops.PRODUCTS and len(activations) >= 2:
+            self._put(produced, self._product(name, leaves, activations, marks, flow, produced[0]))
+        elif (name in ops.SUMS or name in ops.MASKINGS) and any(m.product for m in marks.values()):
+            kept_mark = next(mark for mark in marks.values() if mark.product)
+            self._put(produced, kept_mark._replace(flow=flow))
+        else:
+            self._take_up(marks.values())
+            self._put(produced, Mark(flow=flow))
+
+    def _mark(self, tensor: Tensor) -> Mark:
+        mark = self._marks.get(tensor)
+        return mark if isinstance(mark, Mark) else Mark()
+
+    def _put(self, produced: Iterable[Tensor], mark: Mark | Operand) -> None:
+        for tensor in produced:
+            self._marks[tensor] = mark
+
+    def _take_up(self, marks: Iterable[Mark], contracted: bool = False) -> None:
+        for mark in marks:
+            if mark.use is not None:
+                mark.use.taken_up.append((mark.factor, contracted))
+
+    def _scalar(self, name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -> float | None:
+        """The number that this call multiplies its only tensor by; None when it does something else."""
+        if len(tensors) != 1:
+            return None
+        numbers = [
+            leaf
+            for position, leaf in enumerate(leaves)
+            if position not in tensors
+            and (isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and not leaf.requires_grad))
+        ]
+        if len(numbers) != 1 or len(leaves) != 2 or isinstance(numbers[0], bool):
+            return None
+        if name in ops.SCALAR_PRODUCTS:
+            return float(numbers[0])
+        if name in ops.SCALAR_QUOTIENTS and 0 in tensors and float(numbers[0]) != 0:
+            return 1 / float(numbers[0])
+        return None
+
+    def _derive(
+        self, name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], produced: Sequence[Tensor]
+    ) -> None:
+        """Follow a parameter through a product with a scalar; views are known by their storage."""
+        (position, operand), *more = operands.items()
+        factor = None if more else self._scalar(name, leaves, {position: leaves[position]})
+        if factor is not None and self._operand(produced[0]) is None:
+            self._put(produced, operand._replace(factor=operand.factor * factor))
+
+    def _use(
+        self,
+        func: Any,
+        kept: list[Any],
+        spec: Any,
+        operands: dict[int, Operand],
+        activations: Mapping[int, Tensor],
+        produced: Sequence[Tensor],
+    ) -> None:
+        uses = []
+        for position, operand in operands.items():
+            use = UseCall(operand, position, func, self._layer, kept, spec)
+            use.fans = ops.fans(use.operation, kept[position], position, kept)
+            use.others = {p: other for p, other in operands.items() if p != position}
+            uses.append(use)
+        marks = {p: self._mark(tensor) for p, tensor in activations.items()}
+        self._take_up(marks.values())
+        flow = frozenset().union(*(mark.flow for mark in marks.values()))
+        matrices = [use for use in uses if use.matrix]
+        for use in uses:
+            if use.input_position is not None:
+                use.source = marks.get(use.input_position)
+            key = use.parameter, use.operation
+            earlier = self.uses.get(key)
+            if earlier is not None:
+                use.feeds |= earlier.feeds
+            self.uses[key] = use
+        for node in flow:
+            node.feeds.update(matrices)
+        if matrices and ops.is_linear(matrices[0].operation):
+            mark = Mark(use=matrices[0], flow=frozenset(matrices))
+        else:
+            mark = Mark(flow=frozenset(matrices) or flow)
+        self._put(produced, mark)
+        self._follow_gradient(uses, produced[0])
+
+    def _follow_gradient(self, uses: Sequence[UseCall], output: Tensor) -> None:
+        if not output.requires_grad:  # inside a function of its own backward, or a checkpoint
+            return
+
+        def keep(gradient: Tensor) -> None:
+            for use in uses:
+                use.gradient = gradient.detach()
+
+        output.register_hook(keep)
+
+    def _split(self, name: str, mark: Mark, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
+        """Note into which blocks of channels a matrix's output is split."""
+        use = mark.use
+        if use is None or use.fans is None or use.pieces or name not in ops.SPLITS:
+            return
+        whole, channels = next(iter(activations.values())), use.fans.fan_out
+        lasts = tuple(int(piece.shape[-1]) for piece in produced)
+        if len(produced) > 1 and sum(lasts) == channels == whole.shape[-1]:
+            use.pieces = lasts
+        else:  # (..., 3, ...) taken apart along an axis of its own
+            parts = len(produced) if len(produced) > 1 else int(whole.shape[0])
+            removed = whole.dim() - produced[0].dim() == 1
+            if removed and 2 <= parts <= MAX_BLOCKS and channels % parts == 0:
+                use.pieces = (channels // parts,) * parts
+
+    def _attend(self, mark: Mark) -> None:
+        attention = mark.product
+        if attention is not None and attention not in self.attentions:
+            attention.scale *= mark.factor
+            attention.logits = None if attention.logits is None else attention.logits * mark.factor
+            self.attentions.append(attention)
+
+    def _product(
+        self,
+        name: str,
+        leaves: Sequence[Any],
+        activations: Mapping[int, Tensor],
+        marks: Mapping[int, Mark],
+        flow: frozenset[Node],
+        output: Tensor,
+    ) -> Mark:
+        """A product of two activations: attention logits, if a softmax follows."""
+        self._take_up(marks.values(), contracted=True)
+        (left_at, left), (right_at, right) = list(activations.items())[-2:]
+        fans = ops.fans("matmul" if name in ("baddbmm", "addmm") else name, right, right_at, leaves)
+        attention = AttentionCall(self._layer, name)
+        attention.head_size = max(1, fans.fan_in if fans else 1)
+        attention.query = left.detach(), marks[left_at].factor
+        attention.key = right.detach(), marks[right_at].factor
+        attention.scale = marks[left_at].factor * marks[right_at].factor
+        attention.logits = output.detach()
+        for node in flow:
+            node.feeds.add(attention)
+        return Mark(product=attention, flow=flow | {attention})
+
+    def _fused_attention(self, leaves: Sequence[Any], spec: Any) -> frozenset[Node]:
+        """Rebuild the logits of a fused attention; what its output depends on."""
+        args, kwargs = tree_unflatten(list(leaves), spec)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        attention = AttentionCall(self._layer, ops.ATTENTION)
+        query, key = given["query"], given["key"]
+        before = [self._mark(query), self._mark(key)]
+        self._take_up(before, contracted=True)
+        values = self._mark(given["value"])
+        self._take_up([values])
+        attention.head_size = int(query.shape[-1])
+        scale = given.get("scale")
+        scale = attention.head_size**-0.5 if scale is None else float(scale)
+        attention.scale = scale * before[0].factor * before[1].factor
+        attention.query, attention.key = (query.detach(), before[0].factor), (key.detach(), before[1].factor)
+        with torch.no_grad():
+            attention.logits = fused_logits(given, scale)
+        for node in before[0].flow | before[1].flow:
+            node.feeds.add(attention)
+        self.attentions.append(attention)
+        return values.flow | {attention}
+
+
+MAX_BLOCKS = 8  # a fused projection holds at most so many matrices
+
+
+def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
+    """The logits q k^T * scale of one `scaled_dot_product_attention` call, masked ones left out: (logits,).
+
+    Long sequences are looked at on `QUERY_ROWS` queries spread over them.
+    """
+    query, key = given["query"], given["key"]
+    length = query.shape[-2]
+    rows = torch.arange(length, device=query.device)
+    if length > QUERY_ROWS:
+        rows = (torch.arange(QUERY_ROWS, device=query.device) * length) // QUERY_ROWS
+    query = query[..., rows, :]
+    if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    logits = (query @ key.transpose(-2, -1)).float() * scale
+    seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
+    if given.get("is_causal"):
+        seen = rows[:, None] >= torch.arange(key.shape[-2], device=logits.device)[None, :]
+    mask = given.get("attn_mask")
+    if mask is not None:
+        allowed = mask if mask.dtype is torch.bool else mask > MASKED
+        allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
+        seen = seen & allowed
+    return logits[seen.expand_as(logits)]
+
+
+def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
+    """Whether the output is a view of the only tensor that went in."""
+    if len(tensors) != 1 or any(t.layout is not torch.strided for t in (*tensors.values(), produced[0])):
+        return False
+    (tensor,) = tensors.values()
+    return produced[0].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first floating tensor in a function's or module's output.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for leaf in tree_flatten(value)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise ValueError("no floating tensor in the output")
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of every tensor in nested arguments, which later in-place operations do not change."""
+    leaves, spec = tree_flatten(value)
+    return tree_unflatten([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
