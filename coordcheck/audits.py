@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.diagnosis import Cause, Finding, parametrization, power
+from coordcheck.diagnosis import Cause, Finding, power
 from coordcheck.records import RunRecord, Status
 
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
@@ -19,19 +19,13 @@ LIMITS = (
 
 
 def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]]) -> list[str]:
-    """Notes on every label: its parametrization, decay, degrees, first movement, and labels that are one and the same."""
+    """Notes on every label: its decay, degrees and first movement; and labels that are one and the same."""
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
-        notes += [f"{label}: {note}" for note in (*_named(found), *_common(found), *_decay(own), *_movement(found))]
-        notes += [f"{label}: {note}" for note in _degrees(found)]
+        told = (*_common(found), *_decay(own), *_movement(found), *_degrees(found))
+        notes += [f"{label}: {note}" for note in told]
     return [*notes, *_identical(records)]
-
-
-def _named(found: Sequence[Finding]) -> Iterator[str]:
-    name = parametrization(found)
-    if name is not None:
-        yield f"its exponents are those of {name}"
 
 
 def _common(found: Sequence[Finding]) -> Iterator[str]:
@@ -54,8 +48,8 @@ def _decay(records: Sequence[RunRecord]) -> Iterator[str]:
         names = [name for name, found in slopes.items() if found == slope]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield (
-            f"learning rate x weight decay of {names[0]}{more} scales as n^{slope:g}: if the decay is decoupled (AdamW), "
-            f"its pull depends on the width; multiply weight_decay by {power(-slope)} to keep it"
+            f"learning rate x weight decay of {names[0]}{more} scales as n^{slope:g}: a decoupled decay (AdamW) then "
+            f"pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
         )
 
 

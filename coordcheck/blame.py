@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from coordcheck.diagnosis import Cause, Finding, remedy
+from coordcheck.records import Role
 from coordcheck.verdicts import TRANSIENT, Verdict
 
 COLUMNS = [
@@ -29,10 +30,12 @@ def parameter_rows(label: str, findings: Sequence[Finding]) -> list[dict[str, An
     provisional = any(f.cause in (Cause.INIT, Cause.MULTIPLIER, Cause.ATTENTION_SCALE) for f in findings)
     table = []
     for finding in findings:
+        if finding.part.role is Role.FUNCTION and not finding.culprit:  # modules without parameters, when they are fine
+            continue
         found, part = finding.exponents, finding.part
         table.append(
-            dict.fromkeys(_MEASURED, math.nan)
-            | {
+            {
+                **dict.fromkeys(_MEASURED, math.nan),
                 "quantity": None,
                 "power_law": False,
                 "label": label,
@@ -81,34 +84,43 @@ def combined(sites: pd.DataFrame, findings: Mapping[str, Sequence[Finding]], tol
         own = sites[sites["label"] == label].to_dict("records")
         orders = {str(row["layer"]): float(row["order"]) for row in own}
         found = findings.get(label, [])
-        culprits = sorted((f for f in found if f.culprit), key=lambda f: orders.get(f.part.layer, -1.0))
-        table = [_explained({str(k): v for k, v in row.items()}, found, culprits, orders, tolerance) for row in own]
+        places = {f.part.layer: _place(f.part.layer, orders) for f in found}
+        culprits = sorted((f for f in found if f.culprit), key=lambda f: places[f.part.layer])
+        table = [_explained({str(k): v for k, v in row.items()}, found, culprits, places, tolerance) for row in own]
         last = max(orders.values(), default=0.0)
         for row in parameter_rows(str(label), found):
-            row["order"] = orders.get(row.pop("module"), last)
+            row["order"] = min(places[row.pop("module")], last)
             table.append(row)
         tables.append(pd.DataFrame(table, columns=COLUMNS))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def _place(layer: str, orders: Mapping[str, float]) -> float:
+    """Where in the data flow a module's operations stand: with its own site, or after those inside it."""
+    if layer in orders:
+        return orders[layer]
+    return max((order for name, order in orders.items() if name.startswith(f"{layer}.")), default=math.inf)
 
 
 def _explained(
     row: dict[str, Any],
     found: Sequence[Finding],
     culprits: Sequence[Finding],
-    orders: Mapping[str, float],
+    places: Mapping[str, float],
     tolerance: float,
 ) -> dict[str, Any]:
     """A site's row with what caused its symptom."""
     row |= {"parameter": None, "role": None, "culprit": False, "cause": None, "exponent": math.nan, "remedy": ""}
-    if not found or not Verdict(row["verdict"]).violated:
+    verdict = Verdict(row["verdict"])
+    if not found or not (verdict.violated or verdict is Verdict.UNDECIDED):
         return row
     own = [f for f in found if f.part.layer == row["layer"]]
-    transient = row["verdict"] == Verdict.VANISHES.value and row["low"] > -TRANSIENT - 2 * tolerance
-    if transient and own and all(f.part.to_attention or not f.part.parameter or f.verdict.harmless for f in own):
-        if any(f.part.to_attention for f in own) and not any(f.culprit for f in own):
-            why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
-            return row | {"verdict": Verdict.OK.value, "explanation": why}
-    before = [f for f in culprits if orders.get(f.part.layer, -1.0) <= row["order"]]
+    shrinks = verdict is Verdict.VANISHES or (verdict is Verdict.UNDECIDED and row["high"] < tolerance)
+    transient = shrinks and row["low"] > -TRANSIENT - 2 * tolerance
+    if transient and any(f.part.to_attention for f in own) and not any(f.culprit for f in own):
+        why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
+        return row | {"verdict": Verdict.OK.value, "explanation": why}
+    before = [] if verdict is Verdict.UNDECIDED else [f for f in culprits if places[f.part.layer] <= row["order"]]
     if before:
         mine = next((f for f in before if f.part.layer == row["layer"]), None)
         first = mine or before[0]

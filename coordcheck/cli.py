@@ -74,25 +74,18 @@ def _parser() -> argparse.ArgumentParser:
         "coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch "
         "--loss torch.nn.functional:cross_entropy --figure check.png",
     )
-    run.add_argument(
-        "build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)"
-    )
-    run.add_argument(
-        "--batch",
-        metavar="MODULE:NAME",
-        help="a batch, several, or a function of the seed (or let build return a Trial)",
-    )
-    run.add_argument("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
-    run.add_argument("--widths", nargs="+", default=None, metavar="N", help="at least 3 (default: 64 128 256 512)")
-    run.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    _experiment_options(run, widths="64 128 256 512", seeds=3)
     run.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
-    run.add_argument("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
     run.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
-    run.add_argument("--device", help="where to train (default: where build puts the model)")
-    run.add_argument("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
-    run.add_argument("--save-to", type=Path, metavar="DIR", help="write run files; a second call resumes")
-    run.add_argument("--figure", type=Path, metavar="FILE", help="also draw the check (.png, .svg, .pdf)")
-    run.add_argument("--format", choices=("text", "json"), default="text", help="of the report (default: %(default)s)")
+
+    diagnosis = _command(
+        commands,
+        "diagnose",
+        _diagnose,
+        "say which parameter is to blame and what to multiply by which power of the width",
+        "coordcheck diagnose train.py:build --batch train.py:batch --loss torch.nn.functional:cross_entropy",
+    )
+    _experiment_options(diagnosis, widths="64 128 256", seeds=2)
 
     show = _command(commands, "show", _show, "print the report of a folder of run files", "coordcheck show runs/")
     show.add_argument("runs", type=Path, help="folder that save_to, --save-to or a Recorder wrote")
@@ -102,9 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     figure = _command(commands, "figure", _figure, "draw a folder of run files", "coordcheck figure runs/ check.svg")
     figure.add_argument("runs", type=Path, help="folder that save_to, --save-to or a Recorder wrote")
     figure.add_argument("out", type=Path, help="file to write (.png, .svg, .pdf)")
-    figure.add_argument("--kind", choices=("divergence", "slopes"), default="divergence", help="(default: %(default)s)")
+    kinds = ("divergence", "slopes", "exponents")
+    figure.add_argument("--kind", choices=kinds, default="divergence", help="(default: %(default)s)")
     figure.add_argument("--quantity", choices=("activation", "mean_abs", "change"), help="(default: the figure's own)")
     return parser
+
+
+def _experiment_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int) -> None:
+    """The options of commands that train."""
+    add = parser.add_argument
+    add("build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
+    add(
+        "--batch",
+        metavar="MODULE:NAME",
+        help="a batch, several, or a function of the seed (or let build return a Trial)",
+    )
+    add("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
+    add("--widths", nargs="+", default=widths.split(), metavar="N", help=f"at least 3 (default: {widths})")
+    add("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
+    add("--expect", metavar="NAME", help="whose exponents: mup, sp, ntk or mean-field (default: mup)")
+    add("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    add("--device", help="where to train (default: where build puts the model)")
+    add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    add("--save-to", type=Path, metavar="DIR", help="write run files; a second call resumes")
+    add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
+    add("--format", choices=("text", "json"), default="text", help="of the report (default: %(default)s)")
 
 
 def _command(
@@ -127,14 +142,26 @@ def _demo(options: Any) -> int:
 
     report = run_demo(options.out, jobs=options.jobs)
     _print(report)
-    print(f"wrote {options.out / 'coordinate_check.png'}, slopes.png, verdicts.csv and the run files")
+    print(f"wrote {options.out / 'coordinate_check.png'}, slopes.png, exponents.png, verdicts.csv and the run files")
     # the demo is a check of this installation: SP must fail and µP must pass
     return 0 if report.status[SP].violated and report.status[MUP] is Verdict.OK else 1
 
 
 def _run(options: Any) -> int:
-    from coordcheck.checks import WIDTHS, check
+    from coordcheck.checks import check
 
+    report = check(**_experiment(options), steps=options.steps, axis=options.axis)
+    return _finish(report, options)
+
+
+def _diagnose(options: Any) -> int:
+    from coordcheck.checks import diagnose
+
+    return _finish(diagnose(**_experiment(options)), options, kind="exponents")
+
+
+def _experiment(options: Any) -> dict[str, Any]:
+    """The arguments that every command that trains hands on."""
     builds: dict[str, Any] = {}
     for label, build in map(_labelled, options.build):
         if label in builds:
@@ -144,20 +171,12 @@ def _run(options: Any) -> int:
         builds[label] = build
     if options.figure is not None:
         _check_suffix(options.figure)
-    report = check(
-        builds,
-        _resolve(options.batch) if options.batch else None,
-        loss=_resolve(options.loss) if options.loss else None,
-        widths=options.widths or WIDTHS,
-        seeds=options.seeds,
-        steps=options.steps,
-        tolerance=options.tolerance,
-        axis=options.axis,
-        device=options.device,
-        jobs=options.jobs,
-        save_to=options.save_to,
-    )
-    return _finish(report, options)
+    names = ("widths", "seeds", "expect", "tolerance", "device", "jobs", "save_to")
+    return {
+        "build": builds,
+        "batch": _resolve(options.batch) if options.batch else None,
+        "loss": _resolve(options.loss) if options.loss else None,
+    } | {name: getattr(options, name) for name in names}
 
 
 def _show(options: Any) -> int:
@@ -174,13 +193,13 @@ def _figure(options: Any) -> int:
     return 0
 
 
-def _finish(report: Any, options: Any) -> int:
+def _finish(report: Any, options: Any, kind: str = "divergence") -> int:
     if options.format == "json":
         print(report.to_json())
     else:
         _print(report)
     if getattr(options, "figure", None):
-        report.figure(path=options.figure)
+        report.figure(kind, path=options.figure)
     code: int = report.exit_code
     return code
 

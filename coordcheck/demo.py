@@ -59,5 +59,6 @@ def run_demo(folder: Path, *, jobs: int = 1) -> Report:
     report = check({SP: build_sp, MUP: build_mup}, jobs=jobs, save_to=folder)
     report.figure(path=folder / "coordinate_check.png")
     report.figure("slopes", path=folder / "slopes.png")
+    report.figure("exponents", path=folder / "exponents.png")
     (folder / "verdicts.csv").write_text(report.verdicts.to_csv(index=False), encoding="utf-8")
     return report

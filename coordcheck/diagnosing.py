@@ -136,14 +136,17 @@ class _Session:
             if parameter.requires_grad and parameter.grad is not None
         }
 
-    def updates(self, *, step: int) -> dict[str, tuple[float, float]]:
-        """Take one update; per parameter the RMS of its whole change, and of the gradient that led to it."""
+    def update(self) -> None:
+        """Take one update."""
         for optimizer in self.optimizers:
             optimizer.step()
+
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
         moved = {}
         for name, parameter in self.model.named_parameters():
             if name in self.initial:
-                gradient = self.gradients[step - 1].get(name)
+                gradient = self.gradients[-1].get(name)
                 change = parameter.detach() - self.initial[name]
                 moved[name] = _rms(change), math.nan if gradient is None else _rms(gradient)
         return moved
@@ -166,7 +169,7 @@ class _Session:
         self.parts = self._parts()
         self._note_initial()
         for step in range(1, MAX_UPDATES + 1):
-            self.updates(step=step)
+            self.update()
             self._note_updates(step)
             self._note_trace(step, self.repeat())
             waiting = [
@@ -304,15 +307,13 @@ class _Session:
             value = part.rows(self.initial[part.parameter])
             kind, dtype = Kind.PARAMETER, str(value.dtype).removeprefix("torch.")
             record.sites.append(Site(part.name, index[part.name], kind, tuple(value.shape), dtype))
-        for name, attention in attentions.items():
-            shape = () if attention.logits is None else (attention.head_size,)
+        shapes = {name: (attention.head_size,) for name, attention in attentions.items()}
+        for name, shape in (shapes | {name: shape for name, (_, shape) in self._functions.items()}).items():
             record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
-        for name, (_, shape) in self._functions.items():
-            record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
-        for (name, step, quantity), value in self._facts.items():
+        for (name, step, quantity), scale in self._facts.items():
             if name in index:
-                status = status_of(value)
-                record.rows.append(Row(index[name], step, quantity, None if status.not_finite else value, status))
+                status = status_of(scale)
+                record.rows.append(Row(index[name], step, quantity, None if status.not_finite else scale, status))
         nodes: dict[Node, int] = {
             part.use: index[part.name] for part in reversed(self.parts) if part.use and not part.block
         }
@@ -333,12 +334,14 @@ class _Session:
 
     def _use(self, part: Part, site: int, nodes: Mapping[Node, int], degree: float | None) -> Use:
         shape = tuple(self.initial[part.parameter].shape)
-        fan_in, fan_out, feeds = 1, math.prod(shape) or 1, ()
+        fan_in, fan_out = 1, math.prod(shape) or 1
+        feeds: tuple[int, ...] = ()
         operation, layer, multiplier, exact = "", part.parameter.rpartition(".")[0] or ROOT, 1.0, False
         if len(shape) >= 2:
             fan_in, fan_out = math.prod(shape[1:]) or 1, shape[0] or 1
         if part.replay is not None:
             operation, layer, multiplier = part.replay.operation, part.replay.layer, part.replay.multiplier
+            multiplier = multiplier if math.isfinite(multiplier) else 0.0
         if part.use is not None:
             feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
             exact = part.use.linear
@@ -365,14 +368,17 @@ def _degrees(run: Run, probe: Any) -> dict[str, float]:
         sessions.append(_Session(ready, probe, factor=factor, eps=1.0))
     degrees: dict[str, float] = {}
     for step in range(1, MAX_UPDATES + 1):
-        once, ten_times = (session.updates(step=step) for session in sessions)
+        for session in sessions:
+            session.update()
+        once, ten_times = (session.moved() for session in sessions)
         for name, (change, gradient) in once.items():
             ten_change, ten_gradient = ten_times[name]
             if name in degrees or not (change > 0 and ten_change > 0 and gradient > 0 and ten_gradient > 0):
                 continue
             ratio = math.log(ten_gradient / gradient)
-            if abs(ratio) > math.log(LOSS_FACTOR) / 2:
-                degrees[name] = math.log(ten_change / change) / ratio
+            degree = math.log(ten_change / change) / ratio if abs(ratio) > math.log(LOSS_FACTOR) / 2 else math.nan
+            if math.isfinite(degree):
+                degrees[name] = degree
         if len(degrees) == len(once) or step == MAX_UPDATES:
             break
         for session in sessions:
@@ -380,11 +386,14 @@ def _degrees(run: Run, probe: Any) -> dict[str, float]:
     return degrees
 
 
+SHORT = {"scaled_dot_product_attention": "sdpa"}
+
+
 def _named(attentions: list[AttentionCall]) -> dict[str, AttentionCall]:
     """Attentions by site name: `module path/operation`, with `#k` from the second in one module on."""
     named: dict[str, AttentionCall] = {}
     for attention in attentions:
-        base = f"{attention.layer}/{attention.operation}"
+        base = f"{attention.layer}/{SHORT.get(attention.operation, attention.operation)}"
         count = sum(name.partition("#")[0] == base for name in named)
         named[base if not count else f"{base}#{count + 1}"] = attention
     return named

@@ -251,8 +251,8 @@ def _judge_growth(finding: Finding, tolerance: float) -> Finding:
         verdict=Verdict.LEARNS_TOO_FAST,
         cause=Cause.GRADIENT_FAN_IN,
         learning_rate=-_half(growth.value),
-        explanation=f"own update ~ n^{growth.value:.2f} though gain and response are right: its gradient sums over terms "
-        "whose number grows with the width",
+        explanation=f"own update ~ n^{growth.value:.2f} though gain and response are right: its gradient sums over "
+        "terms whose number grows with the width",
     )
 
 
@@ -277,7 +277,7 @@ def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def parametrization(findings: Sequence[Finding]) -> str | None:
-    """The name of the parametrization whose exponents are nearest: "SP", "NTK", "mean-field" or "µP"; None when none is.
+    """The parametrization whose exponents are nearest: "SP", "NTK", "mean-field" or "µP"; None when none is near.
 
     A common shift of all responses under an optimizer of degree 1 is a global learning rate, and does not count.
     """

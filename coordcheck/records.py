@@ -339,11 +339,17 @@ def _use(
 ) -> Use:
     multiplier, degree, exact, feeds, hidden = rest
     return Use(
-        _integer(site),
-        *(_text(parameter), _text(layer), _text(operation)),
-        *(_positive(fan_in), _positive(fan_out), _number(multiplier), _optional(degree), _boolean(exact)),
-        tuple(_integer(fed) for fed in _list(feeds)),
-        _text(hidden),
+        site=_integer(site),
+        parameter=_text(parameter),
+        layer=_text(layer),
+        operation=_text(operation),
+        fan_in=_positive(fan_in),
+        fan_out=_positive(fan_out),
+        multiplier=_number(multiplier),
+        degree=_optional(degree),
+        exact=_boolean(exact),
+        feeds=tuple(_integer(fed) for fed in _list(feeds)),
+        hidden=_text(hidden),
     )
 
 

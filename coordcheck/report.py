@@ -23,7 +23,7 @@ from coordcheck.records import Quantity, RunRecord, differences
 from coordcheck.roles import parts
 from coordcheck.runfiles import RunFolder
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
-from coordcheck.verdicts import TOLERANCE, Expectation, Verdict, judge, label_status
+from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +108,16 @@ class Report:
     def parametrizations(self) -> dict[str, str | None]:
         """Per diagnosed label the parametrization whose exponents it has: "SP", "NTK", "mean-field", "µP" or None."""
         return {label: parametrization(found) for label, found in self.findings.items()}
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The rows of `verdicts` that are about layers."""
+        return self.verdicts[self.verdicts["role"].isna()]
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """The rows of `verdicts` that are about parameters (and attention logits)."""
+        return self.verdicts[self.verdicts["role"].notna()]
 
     @property
     def culprits(self) -> pd.DataFrame:
@@ -239,9 +249,10 @@ class Report:
         """Draw the check.
 
         Args:
-            kind: "divergence" (scale against width, a row per label, a column per step) or "slopes" (a map of
-                the slopes, layers by steps).
-            quantity: "activation" (the default for "divergence"), "mean_abs" or "change" (for "slopes").
+            kind: "divergence" (scale against width, a row per label, a column per step), "slopes" (a map of
+                the slopes, layers by steps) or "exponents" (parameter by parameter, what the diagnosis measured).
+            quantity: of the first two: "activation" (the default for "divergence"), "mean_abs" or "change" (for
+                "slopes").
             path: also save it there, as the suffix says (.png, .svg, .pdf); the file is replaced in one step.
 
         Raises:
@@ -253,10 +264,13 @@ class Report:
             "divergence": (figures.draw_divergence, Quantity.ACTIVATION),
             "slopes": (figures.draw_slope_map, Quantity.CHANGE),
         }
+        if kind == "exponents":
+            return self._saved(figures.draw_exponents(self), path)
         if kind not in drawers:
-            raise CoordCheckError(f"there is no figure {kind!r}; known are {', '.join(map(repr, drawers))}.")
+            kinds = ", ".join(map(repr, [*drawers, "exponents"]))
+            raise CoordCheckError(f"there is no figure {kind!r}; known are {kinds}.")
         draw, usual = drawers[kind]
-        known = [q.value for q in Quantity]
+        known = OF_SITES
         if quantity is not None and quantity not in known:
             raise CoordCheckError(f"there is no quantity {quantity!r}; known are {', '.join(map(repr, known))}.")
         chosen = usual if quantity is None else Quantity(quantity)
@@ -264,9 +278,13 @@ class Report:
             raise CoordCheckError(
                 f"{chosen.value} was not measured, so there is nothing to draw (it needs steps >= 1)."
             )
-        figure = draw(self, chosen)
+        return self._saved(draw(self, chosen), path)
+
+    def _saved(self, figure: Figure, path: str | PathLike[str] | None) -> Figure:
         if path is not None:
-            figures.save_figure(figure, path)
+            from coordcheck.figures import save_figure
+
+            save_figure(figure, path)
         return figure
 
     def save(self, folder: str | PathLike[str]) -> None:

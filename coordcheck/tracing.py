@@ -230,7 +230,7 @@ class Tracer:
         if name in ("__get__", "__set__") or in_backward():
             return func(*args, **kwargs)
         if ops.inside(func):  # one of torch's own compositions: with its own question answered, its steps come here
-            with self._mode, mock.patch.object(F, "has_torch_function", lambda tensors: False):
+            with self._mode, mock.patch.object(F, "has_torch_function", return_value=False):
                 return func(*args, **kwargs)
         try:
             leaves, spec = tree_flatten((args, kwargs))
@@ -269,7 +269,7 @@ class Tracer:
         for name, parameter in self._storages.get(tensor.untyped_storage().data_ptr(), ()):
             offset = tensor.storage_offset() - parameter.storage_offset()
             if 0 <= offset < max(parameter.numel(), 1) and tensor.dtype == parameter.dtype:
-                return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
+                return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset))
         return None
 
     def _see(

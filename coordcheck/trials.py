@@ -181,6 +181,11 @@ def built(run: Run) -> tuple[Trial, list[Optimizer]]:
 
 
 def check_scalar(loss: object) -> None:
+    """Refuse a loss that is not one number.
+
+    Raises:
+        CoordCheckError: it is not a tensor with one element.
+    """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise CoordCheckError(
             f"the loss must be a tensor with one element, got {describe(loss)}. "

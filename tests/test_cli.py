@@ -86,7 +86,12 @@ def test_json_is_strict_and_complete(user_folder, capsys):
     assert run("train.py:build_sp", options=("--format", "json")) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["exit_code"], report["status"]) == (1, {"build_sp": "blows up"})
-    assert {row["layer"] for row in report["verdicts"]} == {"input", "hidden.0", "hidden.1", "readout"}
+    assert {row["layer"] for row in report["verdicts"] if row["role"] is None} == {
+        "input",
+        "hidden.0",
+        "hidden.1",
+        "readout",
+    }
 
 
 def test_jobs_find_the_users_file(user_folder, capsys):
@@ -183,7 +188,8 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert done.returncode == 0, done.stderr
     printed = done.stdout.decode()
     assert "SP: VIOLATED" in printed
-    assert "first blocks.0.attention.query" in printed
+    assert "15 of 22 parameters to blame" in printed
+    assert "blocks.*.attention.query.weight (2)     learns too fast          lr × m^-1" in printed
     assert "µP: OK" in printed
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     assert made == {"coordinate_check.png", "slopes.png", "verdicts.csv", "experiment.json", "runs"}

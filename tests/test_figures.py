@@ -130,7 +130,7 @@ def test_the_ticks_are_the_widths(report, drawn):
     assert [tick.get_text() for tick in drawn.axes[-1].get_xticklabels()] == [str(width) for width in report.widths]
 
 
-@pytest.mark.parametrize("quantity", list(Quantity))
+@pytest.mark.parametrize("quantity", [Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE])
 def test_a_line_per_layer_is_the_geometric_mean_over_the_seeds(report, quantity):
     table = report.measurements.query(f"quantity == '{quantity.value}' and kind == 'module' and status == 'ok'")
     steps = sorted(table["step"].unique())

@@ -16,14 +16,20 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
-    *("batches", "losses", "training", "sweep"),
+    *("batches", "losses", "trials", "operations", "tracing", "replays", "diagnosing", "training", "sweep"),
     *(
         "measurements",
         "slopes",
         "verdicts",
+        "roles",
+        "exponents",
+        "diagnosis",
+        "blame",
+        "audits",
         "text",
         "figures.style",
         "figures.divergence",
+        "figures.exponents",
         "figures.slope_map",
         "figures",
         "report",
@@ -48,6 +54,11 @@ WITHOUT_TORCH = [
     "measurements",
     "slopes",
     "verdicts",
+    "roles",
+    "exponents",
+    "diagnosis",
+    "blame",
+    "audits",
     "text",
     "figures",
     "report",
@@ -132,7 +143,7 @@ def test_saved_checks_are_read_without_torch(name):
 
 
 def test_public_names_are_few_and_documented():
-    assert len(coordcheck.__all__) <= 16
+    assert len(coordcheck.__all__) <= 17
     for name in coordcheck.__all__:
         assert inspect.getdoc(getattr(coordcheck, name)), name
 

@@ -706,7 +706,9 @@ def test_a_moving_batch_is_told_in_the_own_loop():
 @pytest.fixture(scope="module")
 def checked() -> coordcheck.Report:
     torch.set_num_threads(1)
-    return coordcheck.check(mlp("SP", lr=3e-3), pair_batch(), loss=F.cross_entropy, widths=INNER, seeds=2, steps=3)
+    return coordcheck.check(
+        mlp("SP", lr=3e-3), pair_batch(), loss=F.cross_entropy, widths=INNER, seeds=2, steps=3, probe=None
+    )
 
 
 @pytest.fixture(scope="module")

@@ -433,7 +433,7 @@ def test_loading_and_printing_need_no_torch(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "pie"}, r"there is no figure 'pie'; known are 'divergence', 'slopes'\."),
+        ({"kind": "pie"}, r"there is no figure 'pie'; known are 'divergence', 'slopes', 'exponents'\."),
         ({"quantity": "loss"}, r"there is no quantity 'loss'; known are 'activation', 'mean_abs', 'change'\."),
         ({"kind": "slopes", "quantity": ""}, r"there is no quantity ''"),
     ],

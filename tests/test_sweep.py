@@ -51,6 +51,8 @@ def counted(width: int) -> Any:
 def check(build: Any = counted, **options: Any) -> coordcheck.Report:
     """A tiny check: widths 16 to 64, one seed, two steps."""
     options = {"batch": pair_batch(), "loss": F.cross_entropy, "widths": WIDTHS, "seeds": 1, "steps": 2} | options
+    if build is counted:
+        options = {"probe": None} | options  # the diagnosis builds models of its own
     return coordcheck.check({"net": build}, **options)
 
 
@@ -297,7 +299,7 @@ def test_a_refused_sweep_leaves_the_folder_as_it_was(tmp_path: Path):
 
 
 def test_a_sweep_resumed_with_the_other_mu_sign_has_one_label(tmp_path: Path):
-    options = {"loss": F.cross_entropy, "seeds": 1, "steps": 1, "save_to": tmp_path}
+    options = {"loss": F.cross_entropy, "seeds": 1, "steps": 1, "save_to": tmp_path, "probe": None}
     coordcheck.check({"\u00b5P": counted}, pair_batch(), widths=(16, 32), **options)
     resumed = coordcheck.check({"\u03bcP": counted}, pair_batch(), widths=WIDTHS, **options)
     assert built == [16, 32, 64]

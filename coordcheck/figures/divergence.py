@@ -46,7 +46,7 @@ def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) ->
         figure, axes = _grid(len(report.labels), len(steps), RIGHT if named else UNNAMED)
         last_lines = []
         for row, label in zip(axes, report.labels, strict=True):
-            verdicts = report.verdicts[report.verdicts["label"] == label]
+            verdicts = report.layers[report.layers["label"] == label]
             drawn = _drawn_layers(verdicts)
             rows = table[(table["label"] == label) & table["layer"].isin(drawn["layer"])]
             panels = [_panel(axis, rows[rows["step"] == step], drawn) for axis, step in zip(row, steps, strict=True)]
@@ -54,7 +54,7 @@ def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) ->
             _row_title(row[0], label, report, verdicts, len(drawn))
         _finish_axes(figure, axes, report, steps, QUANTITY_NAMES[quantity])
         for row, label, lines in zip(axes, report.labels, last_lines, strict=True):
-            _name_lines(row[-1], lines, report.verdicts[report.verdicts["label"] == label])
+            _name_lines(row[-1], lines, report.layers[report.layers["label"] == label])
     return figure
 
 

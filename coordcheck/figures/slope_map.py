@@ -72,7 +72,7 @@ def _panel(axis: Axes, slopes: pd.DataFrame, layers: list[str], steps: list[int]
 
 def _mark(axis: Axes, slopes: pd.DataFrame, layers: list[str], steps: list[int], report: Report) -> None:
     """A dot in each cell that shows what its layer's verdict says."""
-    verdicts = report.verdicts.set_index(["label", "layer"])[["verdict", "expected"]]
+    verdicts = report.layers.set_index(["label", "layer"])[["verdict", "expected"]]
     cells = slopes.join(verdicts, on=["label", "layer"])
     cells = cells[cells["verdict"].map(lambda word: Verdict(word).violated)]
     tolerance = report.criteria.tolerance
