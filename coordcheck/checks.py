@@ -167,13 +167,11 @@ def _checked(
     process_executor(executor)
     if save_to is not None:
         folder_path("save_to", save_to)
-    grid = [
-        (seed, label, width) for seed in seed_numbers(seeds) for label in builds for width in distinct_widths(widths)
-    ]
-    smallest = min(width for _, _, width in grid)
+    numbers, given = seed_numbers(seeds), distinct_widths(widths)
+    grid = [(seed, label, width) for seed in numbers for label in builds for width in given]
     with preserved_state():
-        plan.prepare(worker_threads(executor, jobs))
-        runs = [plan.run(RunKey(label, width, seed), builds[label], width == smallest) for seed, label, width in grid]
+        plan.prepare(worker_threads(executor, jobs), given, numbers)
+        runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
         watch = _WidthWatch() if criteria.axis == "width" else None
         try:
             folder = None if save_to is None else RunFolder(save_to)
@@ -200,8 +198,15 @@ class _Plan:
         self._threads = 1
         self._settings: dict[str, str] = {}
 
-    def prepare(self, threads: int) -> None:
-        """Look at batch and loss, and write the settings down."""
+    def prepare(self, threads: int, widths: Sequence[int], seeds: Sequence[int]) -> None:
+        """Look at batch and loss, choose the runs that are diagnosed, and write the settings down."""
+        self._smallest = widths[0]
+        # exponents that are local to a parameter need neither the widest model nor every seed
+        few = self._figure
+        self._diagnosed = (
+            set(widths[: len(DIAGNOSED_WIDTHS)] if few else widths),
+            set(seeds[:DIAGNOSED_SEEDS] if few else seeds),
+        )
         self._batches = cached_batches(self._batch, self._steps)
         self._as_loss, self._threads, steps, device, loss = (
             as_loss(self.loss),
@@ -224,10 +229,13 @@ class _Plan:
             "torch": versions()["torch"],
         }
 
-    def run(self, key: RunKey, build: Build, degrees: bool) -> Run:
+    def run(self, key: RunKey, build: Build) -> Run:
         """One run, with everything that changes its numbers in its settings."""
         settings = {**self._settings, "build": describe_callable(build)}
-        probe = None if self._probe is None else Probe(None if isinstance(self._probe, str) else self._probe, degrees)
+        probe, (widths, seeds) = None, self._diagnosed
+        if self._probe is not None and key.width in widths and key.seed in seeds:
+            given = None if isinstance(self._probe, str) else self._probe
+            probe = Probe(given, degrees=key.width == self._smallest)
         shared = self._batches, self._as_loss, self._steps, self._device, self._threads
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe)
 

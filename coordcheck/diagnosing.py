@@ -106,32 +106,32 @@ class _Session:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
                 group["eps"] *= eps
-        self.tracer = self._forward_and_backward(keep_calls=True)
-        self.infos = parameter_infos(self.model, self.optimizers, set())
-        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
-        self.gradients = [self._read_gradients()]
-        self.parts: list[Part] = []
         self._facts: dict[tuple[str, int, Quantity], float] = {}
         self._counts: dict[str, int] = {}
         self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.tracer, loss = self._forward(keep_calls=True)
+        self._backward(loss)
+        self.infos = parameter_infos(self.model, self.optimizers, set())
+        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parts = self._parts()
 
-    def _forward_and_backward(self, keep_calls: bool = False) -> Tracer:
+    def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
         tracer = Tracer(self.model, keep_calls=keep_calls)
         with tracer:
             loss = self._loss(self.model, self.probe)
         check_scalar(loss)
+        return tracer, loss
+
+    def _backward(self, loss: Tensor) -> None:
         backward(loss * self._factor, self.optimizers)
-        return tracer
 
-    def repeat(self) -> Tracer:
+    def repeat(self) -> None:
         """Another forward and backward pass."""
-        tracer = self._forward_and_backward()
-        self.gradients.append(self._read_gradients())
-        return tracer
+        self._backward(self._forward()[1])
 
-    def _read_gradients(self) -> dict[str, Tensor]:
+    def _gradients(self) -> dict[str, Tensor]:
         return {
-            name: parameter.grad.detach().clone()
+            name: parameter.grad
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and parameter.grad is not None
         }
@@ -143,10 +143,10 @@ class _Session:
 
     def moved(self) -> dict[str, tuple[float, float]]:
         """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
-        moved = {}
+        moved, gradients = {}, self._gradients()
         for name, parameter in self.model.named_parameters():
             if name in self.initial:
-                gradient = self.gradients[-1].get(name)
+                gradient = gradients.get(name)
                 change = parameter.detach() - self.initial[name]
                 moved[name] = _rms(change), math.nan if gradient is None else _rms(gradient)
         return moved
@@ -166,19 +166,20 @@ class _Session:
 
     def train(self) -> None:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
-        self.parts = self._parts()
         self._note_initial()
         for step in range(1, MAX_UPDATES + 1):
             self.update()
             self._note_updates(step)
-            self._note_trace(step, self.repeat())
             waiting = [
-                part
-                for part in self.parts
-                if not any(self._update(part, taken) for taken in range(1, step + 1))
-                and any(gradients.get(part.parameter) is not None for gradients in self.gradients)
+                part for part in self.parts if not any(self._update(part, taken) for taken in range(1, step + 1))
             ]
-            if not waiting:
+            more = step < MAX_UPDATES and any(not part.hidden for part in waiting)
+            with torch.set_grad_enabled(more):
+                later, loss = self._forward()
+            if more:
+                self._backward(loss)
+            self._note_trace(step, later, more)
+            if not more:
                 break
 
     def _parts(self) -> list[Part]:
@@ -198,7 +199,7 @@ class _Session:
 
     def _unseen(self, name: str) -> Part:
         """A parameter that no function was seen to take: through its module's call, or not visible."""
-        if not any(name in gradients for gradients in self.gradients):
+        if name not in self._gradients():
             return Part(name, name, None, None, hidden="no gradient reached it")
         path = name.rpartition(".")[0]
         while path and path not in self.tracer.calls:
@@ -220,9 +221,10 @@ class _Session:
         self._facts[name, step, quantity] = value
 
     def _note_initial(self) -> None:
+        gradients = self._gradients()
         for part in self.parts:
             self._note(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
-            self._note_gradients(part, 0, part.use)
+            self._note_gradients(part, 0, part.use, gradients)
             if part.replay is not None:
                 self._note(part.name, 0, Quantity.INPUT, part.replay.input_scale)
                 self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
@@ -244,9 +246,9 @@ class _Session:
             self._note(name, 0, Quantity.INPUT, _rms(taken))
             self._note(name, 0, Quantity.OUTPUT, _rms(given))
 
-    def _note_gradients(self, part: Part, step: int, use: UseCall | None) -> None:
+    def _note_gradients(self, part: Part, step: int, use: UseCall | None, gradients: Mapping[str, Tensor]) -> None:
         """dL/dp over its coordinates that are not zero, and dL/dh."""
-        gradient = self.gradients[step].get(part.parameter)
+        gradient = gradients.get(part.parameter)
         if gradient is not None:
             rows = part.rows(gradient)
             count = int(torch.count_nonzero(rows))
@@ -272,10 +274,12 @@ class _Session:
             if part.replay is not None:
                 self._measure(part, step, Quantity.OWN_UPDATE, lambda p=part, now=now: p.replay.own_update(now))
 
-    def _note_trace(self, step: int, later: Tracer) -> None:
+    def _note_trace(self, step: int, later: Tracer, updated: bool) -> None:
+        gradients = self._gradients() if updated else {}
         for part in self.parts:
             use = None if part.use is None else later.uses.get((part.parameter, part.use.operation))
-            self._note_gradients(part, step, use)
+            if updated:
+                self._note_gradients(part, step, use, gradients)
             if use is not None and isinstance(part.replay, FunctionReplay):
                 self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)

@@ -88,11 +88,11 @@ class FunctionReplay:
         use = self._use
         if inputs is not None and use.operation in ROW_WISE:
             inputs = {position: scales.sample_rows(tensor) for position, tensor in inputs.items()}
-        others = {position: torch.zeros_like(use.leaves[position]) for position in use.others}
         if use.operation in ADDITIVE:  # the input is added, not multiplied
             return use.operand.of(values)
         if use.operation in ("linear", "conv1d", "conv2d", "conv3d") and not use.matrix:
             return use.operand.of(values)  # a bias
+        others = {position: torch.zeros_like(use.leaves[position]) for position in use.others}
         return use.call({**others, **self._rows, **(inputs or {}), use.position: use.operand.of(values)})
 
     def _in_double(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:

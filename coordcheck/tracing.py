@@ -235,7 +235,10 @@ class Tracer:
         try:
             leaves, spec = tree_flatten((args, kwargs))
             operands = self._operands(leaves)
-            kept = [snapshot(leaf) for leaf in leaves] if operands else leaves
+            # parameters are not copied: what calls them again has their values
+            kept = (
+                [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)] if operands else leaves
+            )
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
             return func(*args, **kwargs)

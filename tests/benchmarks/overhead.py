@@ -31,7 +31,7 @@ from coordcheck.losses import as_loss
 from coordcheck.models import mlp, transformer
 from coordcheck.records import RunKey
 from coordcheck.training import execute
-from coordcheck.trials import Run
+from coordcheck.trials import Probe, Run
 
 STEPS = 4
 
@@ -43,6 +43,7 @@ class Case(NamedTuple):
     build: Callable[[int], Any]
     batch: tuple[torch.Tensor, torch.Tensor]
     batches: Batches
+    probe: tuple[torch.Tensor, torch.Tensor]
     widths: tuple[int, ...]
 
 
@@ -67,10 +68,11 @@ def cases() -> list[Case]:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(256, 3072, generator=generator), torch.randint(10, (256,), generator=generator)
     tokens = torch.randint(256, (8, 65), generator=generator)
+    piece = tokens[:2, :8], tokens[:2, 1:9].flatten()
     images, text = (x, y), (tokens[:, :-1], tokens[:, 1:].flatten())
     return [
-        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (64, 256, 1024)),
-        Case("Transformer", _flat_transformer, text, Batches([text]), (64, 256, 512)),
+        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (x[:4], y[:4]), (64, 256, 1024)),
+        Case("Transformer", _flat_transformer, text, Batches([text]), piece, (64, 256, 512)),
     ]
 
 
@@ -87,10 +89,16 @@ def bare(case: Case, width: int) -> None:
             optimizer.step()
 
 
-def ours(case: Case, width: int) -> None:
+def ours(case: Case, width: int, probe: Probe | None = None) -> None:
     """One recorded run."""
     key = RunKey("model", width, 0)
-    execute(Run(key, case.build, case.batches, as_loss(F.cross_entropy), STEPS, None, torch.get_num_threads(), {}))
+    shared = case.batches, as_loss(F.cross_entropy), STEPS, None, torch.get_num_threads(), {}
+    execute(Run(key, case.build, *shared, probe=probe))
+
+
+def full(case: Case, width: int) -> None:
+    """One recorded run with its diagnosis."""
+    ours(case, width, Probe(case.probe))
 
 
 def peer(case: Case, width: int) -> None:
@@ -110,7 +118,7 @@ def peer(case: Case, width: int) -> None:
 
 def ratios(case: Case, width: int, repetitions: int) -> tuple[float, dict[str, float]]:
     """Median seconds of bare training, and each subject's median ratio to it."""
-    subjects = {"bare": bare, "coordcheck": ours} | ({"mup": peer} if has_mup() else {})
+    subjects = {"bare": bare, "coordcheck": ours, "with diagnosis": full} | ({"mup": peer} if has_mup() else {})
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for repetition in range(repetitions + 1):
         for name, subject in subjects.items():
@@ -134,7 +142,7 @@ def peak_memory(name: str, case_index: int, width: int) -> float:
 
 def _peak(name: str, case_index: int, width: int) -> float:
     torch.set_num_threads(1)
-    case, subject = cases()[case_index], {"bare": bare, "coordcheck": ours, "mup": peer}[name]
+    case, subject = cases()[case_index], {"bare": bare, "coordcheck": ours, "with diagnosis": full, "mup": peer}[name]
     subject(case, 64)  # imports and caches are not recording
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew

@@ -1,0 +1,86 @@
+"""What the settings themselves tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pair_batch
+
+import coordcheck
+from coordcheck.models import mlp
+
+
+def diagnosed(builds, **options):
+    options = {"loss": F.cross_entropy, "widths": (32, 64, 128), "seeds": 1} | options
+    return coordcheck.diagnose(builds, pair_batch(), **options)
+
+
+def with_optimizer(make, parametrization="µP"):
+    def build(width):
+        model, optimizer = mlp(parametrization)(width)
+        return model, make(model, [{"params": g["params"], "lr": g["lr"]} for g in optimizer.param_groups])
+
+    return build
+
+
+def adamw(decay):
+    return with_optimizer(lambda model, groups: torch.optim.AdamW(groups, weight_decay=decay))
+
+
+def independent(model, groups):
+    """Decay that does not follow the learning rate: lr * weight_decay is the same for all."""
+    return torch.optim.AdamW([{**group, "weight_decay": 1e-4 / group["lr"]} for group in groups])
+
+
+def test_a_decay_coupled_to_a_learning_rate_that_falls_is_told():
+    notes = diagnosed({"model": adamw(0.1)}).notes
+    assert any("learning rate x weight decay of hidden.0.weight and 2 more scales as n^-1" in note for note in notes)
+    assert any("multiply weight_decay by (width / base_width) ** 1" in note for note in notes)
+
+
+@pytest.mark.parametrize("build", [adamw(0.0), with_optimizer(independent)], ids=["no decay", "independent"])
+def test_no_decay_or_an_independent_one_is_not(build):
+    assert not any("weight decay" in note for note in diagnosed({"model": build}).notes)
+
+
+def test_labels_that_are_one_and_the_same_are_told():
+    same = diagnosed({"SP": mlp("SP"), "µP": mlp("SP")})
+    assert "SP and µP gave identical numbers: was the difference between them switched on?" in same.notes
+    different = diagnosed({"SP": mlp("SP"), "µP": mlp("µP")})
+    assert not any("identical" in note for note in different.notes)
+
+
+class WarmUp(torch.optim.Adam):
+    """A learning rate of zero at the first step."""
+
+    def step(self, closure=None):
+        rates = [group["lr"] for group in self.param_groups]
+        if not self.state:
+            for group in self.param_groups:
+                group["lr"] = 0.0
+        super().step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def test_a_warm_up_from_zero_is_told_and_judged_later():
+    report = diagnosed({"model": with_optimizer(lambda model, groups: WarmUp(groups))})
+    assert any("nothing moved before t=2" in note for note in report.notes)
+    assert report.exit_code == 0, str(report)
+    assert set(report.parameters["gain"].dropna().round()) <= {0.0, -1.0}
+    assert not any("nothing moved" in note for note in diagnosed({"model": mlp("µP")}).notes)
+
+
+def test_an_eps_as_large_as_the_gradient_is_told():
+    large = with_optimizer(lambda model, groups: torch.optim.Adam(groups, eps=1e-2))
+    assert any("neither 0 (Adam) nor 1 (SGD): is eps" in note for note in diagnosed({"model": large}).notes)
+    assert not any("eps" in note for note in diagnosed({"model": mlp("µP")}).notes)
+
+
+def test_one_factor_for_all_learning_rates_is_one_advice():
+    report = diagnosed({"model": mlp("mean-field", "sgd", lr=0.1, biases=False)}, seeds=2)
+    assert any(
+        note.endswith("multiply the base learning rate by (width / base_width) ** 1") for note in report.notes
+    ), report.notes
+    assert not any("one factor" in note for note in diagnosed({"model": mlp("SP")}).notes)

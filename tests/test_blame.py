@@ -1,0 +1,117 @@
+"""Symptoms and causes in one table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pair_batch
+
+import coordcheck
+from coordcheck.blame import COLUMNS, combined
+from coordcheck.models import mlp
+from coordcheck.verdicts import Verdict
+
+OPTIONS = {"loss": F.cross_entropy, "widths": (64, 128, 256), "seeds": 2}
+
+
+def with_rate(name, exponent):
+    """Correct µP but for one learning rate, off by (width / 64) ** exponent."""
+
+    def build(width):
+        model, optimizer = mlp("µP", lr=3e-3)(width)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        groups = [
+            {"params": [p], "lr": rates[id(p)] * ((width / 64) ** exponent if key == name else 1)}
+            for key, p in model.named_parameters()
+        ]
+        return model, torch.optim.Adam(groups)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def one_fault():
+    torch.set_num_threads(1)
+    return coordcheck.check({"model": with_rate("hidden.0.weight", 1)}, pair_batch(), **OPTIONS)
+
+
+def test_one_fault_has_one_culprit_and_its_remedy(one_fault):
+    (row,) = one_fault.culprits.to_dict("records")
+    assert (row["parameter"], row["role"], row["verdict"]) == ("hidden.0.weight", "hidden", "learns too fast")
+    assert (row["cause"], row["exponent"], row["lr_exponent"]) == ("lr", -1, -1)
+    assert row["remedy"] == "hidden.0.weight: multiply its learning rate by (width / base_width) ** -1"
+    assert (row["init_exponent"], row["multiplier_exponent"]) == (0, 0)
+
+
+def test_symptoms_name_their_own_or_an_inherited_cause(one_fault):
+    causes = dict(zip(one_fault.layers["layer"], one_fault.layers["cause"], strict=True))
+    assert causes["hidden.0"] == "own: hidden.0.weight"
+    assert causes["hidden.1"] == "inherited: hidden.0.weight"
+    assert pd.isna(causes["input"])
+
+
+def test_a_fault_without_a_symptom_is_a_violation_all_the_same():
+    build = with_rate("input.weight", -1)  # one matrix that learns too slowly hardly shows in any activation
+    blind = coordcheck.check({"model": build}, pair_batch(), probe=None, **OPTIONS)
+    seen = coordcheck.check({"model": build}, pair_batch(), **OPTIONS)
+    assert list(seen.culprits["parameter"]) == ["input.weight"]
+    assert seen.exit_code == 1
+    assert set(blind.layers["verdict"]) - {"ok"} <= {"vanishes", "undecided"}
+    classical = blind.slopes[(blind.slopes["quantity"] == "activation") & (blind.slopes["layer"] != "readout")]
+    assert (classical["slope"].abs() < 0.25).all()
+
+
+def test_rows_are_layers_and_then_parameters(one_fault):
+    roles = one_fault.verdicts["role"].notna().tolist()
+    assert roles == sorted(roles)
+    assert list(one_fault.layers["layer"]) == ["input", "hidden.0", "hidden.1", "readout"]
+    assert one_fault.layers["parameter"].isna().all()
+    named = dict(mlp("µP")(64)[0].named_parameters())
+    assert list(one_fault.parameters["parameter"]) == list(named)
+    assert list(one_fault.verdicts.columns) == COLUMNS
+
+
+def test_parameters_stand_where_their_module_does(one_fault):
+    order = one_fault.layers.set_index("layer")["order"]
+    for row in one_fault.parameters.itertuples():
+        assert row.order == order[row.parameter.rpartition(".")[0]]
+
+
+def test_without_a_diagnosis_there_are_layers_only():
+    report = coordcheck.check({"model": mlp("SP")}, pair_batch(), probe=None, **OPTIONS)
+    assert report.parameters.empty
+    assert report.culprits.empty
+    assert report.findings == {}
+    assert report.exit_code == 1
+    sites = report.layers[["label", "layer", "order", "verdict"]]
+    assert combined(report.layers, {}, 0.25)[sites.columns].equals(sites)
+
+
+@pytest.mark.parametrize(
+    ("expect", "builds"), [("sp", "SP"), ("ntk", "NTK"), ("mean-field", "mean-field"), ("µP", "µP")]
+)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_model_meets_the_expectation_of_its_own_parametrization(expect, builds, optimizer):
+    build = mlp(builds, optimizer, lr={"adam": 3e-3, "sgd": 0.1}[optimizer])
+    report = coordcheck.check({"model": build}, pair_batch(), expect=expect, **OPTIONS | {"seeds": 4})
+    assert report.exit_code == 0, str(report)
+    assert report.parametrizations == {"model": builds}
+    other = "mup" if expect != "µP" else "sp"
+    assert coordcheck.diagnose({"model": build}, pair_batch(), expect=other, **OPTIONS).exit_code == 1
+
+
+def test_the_status_is_the_culprits_when_no_layer_shows_it():
+    def build(width):  # a bias left out of the optimizer: its layer moves through its weight
+        model, optimizer = mlp("µP", lr=3e-3)(width)
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if p is not model.hidden[1].bias]
+        return model, optimizer
+
+    report = coordcheck.check({"model": build}, pair_batch(), **OPTIONS)
+    assert list(report.culprits["parameter"]) == ["hidden.1.bias"]
+    assert report.culprits["cause"].item() == "frozen"
+    assert report.status == {"model": Verdict.FROZEN}
+    assert report.exit_code == 1
+    assert "give it to the optimizer" in str(report)

@@ -1,0 +1,273 @@
+"""The decision procedure: exponents in, cause and remedy out; and its controls."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import pair_batch
+from test_exponents import part
+
+import coordcheck
+from coordcheck.diagnosis import PARAMETRIZATIONS, Cause, diagnose, parametrization, remedy
+from coordcheck.exponents import Exponent, Exponents
+from coordcheck.models import mlp
+from coordcheck.records import Role
+from coordcheck.report import Report
+from coordcheck.verdicts import Verdict
+
+UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
+
+
+def exact(value, half=0.01):
+    return Exponent(value, half / 2, value - half, value + half)
+
+
+def measured(gain=0.0, response=0.0, *, growth=0.0, degree=0.0, half=0.01, **changed):
+    """Exponents of one part, both sides agreeing."""
+    fields = {
+        "gain": exact(gain, half),
+        "gain_weight": exact(gain, half),
+        "response": exact(response, half),
+        "response_weight": exact(response, half),
+        "growth": exact(growth, half),
+        "inherited": exact(0.0),
+        "output": exact(gain, half),
+        "degree": degree,
+        "step": 1,
+        "zero_init": False,
+        "moved": True,
+        "has_gradient": True,
+        "not_finite": False,
+    }
+    return Exponents(**fields | changed)
+
+
+def judged(role=Role.HIDDEN, found=None, *, expect="mup", tolerance=0.25, **of_part):
+    one = part(role=role, **of_part)
+    return diagnose([one], {one.name: found or measured()}, PARAMETRIZATIONS[expect], tolerance)[0]
+
+
+@pytest.mark.parametrize("degree", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("role", "gain", "responses"),
+    [
+        (Role.INPUT, 0.0, (0, 1)),
+        (Role.HIDDEN, 0.0, (0, 1)),
+        (Role.READOUT, -0.5, (0, 0)),
+        (Role.VECTOR, 0.0, (0, 1)),
+        (Role.NARROW, 0.0, (0, 1)),
+        (Role.CONSTANT, 0.0, (0, 0)),
+    ],
+)
+def test_the_targets_of_mup(role, gain, responses, degree):
+    finding = judged(role, measured(gain, responses[round(degree)], degree=degree))
+    assert (finding.verdict, finding.cause) == (Verdict.OK, None)
+    # and one more power of the width in the learning rate is a fault in every role
+    off = judged(role, measured(gain, responses[round(degree)] + 1, degree=degree))
+    assert (off.cause, off.learning_rate) == (Cause.LEARNING_RATE, -1)
+
+
+FAULTS = [
+    # gain, response, degree -> verdict, cause, init, lr, multiplier
+    ((0.5, 0.0, 0), (Verdict.TOO_LARGE, Cause.INIT, -0.5, 0, 0)),
+    ((-0.5, 0.0, 0), (Verdict.TOO_SMALL, Cause.INIT, 0.5, 0, 0)),
+    ((0.0, 1.0, 0), (Verdict.LEARNS_TOO_FAST, Cause.LEARNING_RATE, 0, -1, 0)),
+    ((0.0, -1.0, 0), (Verdict.LEARNS_TOO_SLOWLY, Cause.LEARNING_RATE, 0, 1, 0)),
+    ((0.0, 2.0, 0), (Verdict.LEARNS_TOO_FAST, Cause.LEARNING_RATE, 0, -2, 0)),
+    ((-1.0, -1.0, 0), (Verdict.TOO_SMALL, Cause.MULTIPLIER, 0, 0, 1)),
+    ((0.5, 0.5, 0), (Verdict.TOO_LARGE, Cause.MULTIPLIER, 0, 0, -0.5)),
+    ((0.5, 1.0, 0), (Verdict.TOO_LARGE, Cause.INIT, -0.5, -1, 0)),
+    ((0.5, 2.0, 1), (Verdict.TOO_LARGE, Cause.MULTIPLIER, 0, 0, -0.5)),
+    ((0.5, 1.0, 1), (Verdict.TOO_LARGE, Cause.INIT, -0.5, 0, 0)),
+    ((0.0, 0.0, 1), (Verdict.LEARNS_TOO_SLOWLY, Cause.LEARNING_RATE, 0, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(("exponents", "expected"), FAULTS)
+def test_cause_and_exponent_of_a_hidden_matrix(exponents, expected):
+    gain, response, degree = exponents
+    found = judged(found=measured(gain, response, degree=degree))
+    assert (found.verdict, found.cause, found.init, found.learning_rate, found.multiplier) == expected
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, -0.2])
+def test_deviations_are_rounded_to_the_nearest_half(noise):
+    assert judged(found=measured(0.0, 1.0 + noise)).learning_rate == -1
+
+
+def test_three_values():
+    assert judged(found=measured(0.0, 0.2, half=0.04)).verdict is Verdict.OK
+    assert judged(found=measured(0.0, 0.2, half=0.1)).verdict is Verdict.UNDECIDED
+    assert judged(found=measured(0.0, 0.4, half=0.1)).verdict is Verdict.LEARNS_TOO_FAST
+    assert judged(found=measured(0.0, 0.4, half=0.1), tolerance=0.6).verdict is Verdict.OK
+    assert judged(found=measured()._replace(response_weight=UNKNOWN, response=UNKNOWN)).verdict is Verdict.UNDECIDED
+
+
+def test_a_zero_initialised_readout_is_by_design():
+    found = judged(Role.READOUT, measured(0.0, 0.0, zero_init=True, gain_weight=UNKNOWN))
+    assert found.verdict is Verdict.OK
+
+
+def test_a_large_vocabulary_forgives_the_readouts_scale_with_a_warning():
+    forgiven = judged(Role.READOUT, measured(0.0, 0.0), largest_fan_out=50_000)
+    assert forgiven.verdict is Verdict.OK
+    assert "warning: initialised as in SP" in forgiven.explanation
+    assert judged(Role.READOUT, measured(0.0, 0.0), largest_fan_out=256).cause is Cause.INIT
+    assert judged(Role.READOUT, measured(0.5, 0.0), largest_fan_out=50_000).cause is Cause.INIT
+
+
+def test_the_gain_of_a_narrow_matrix_is_a_warning():
+    found = judged(Role.NARROW, measured(-0.5, 0.0))
+    assert (found.verdict, found.cause) == (Verdict.OK, None)
+    assert "warning" in found.explanation
+
+
+def test_frozen_needs_a_gradient():
+    still = {"moved": False, "step": 0}
+    moving = part("moving")
+    for has_gradient, expected in ((True, (Verdict.FROZEN, Cause.FROZEN)), (False, (Verdict.NOT_VISIBLE, None))):
+        found = {"w": measured(has_gradient=has_gradient, **still), "moving": measured()}
+        finding = diagnose([part(), moving], found, PARAMETRIZATIONS["mup"], 0.25)[0]
+        assert (finding.verdict, finding.cause) == expected
+
+
+def test_where_nothing_moves_nothing_is_to_blame():
+    finding = judged(found=measured(moved=False))
+    assert (finding.verdict, finding.cause) == (Verdict.UNDECIDED, None)
+    assert "learning rate" in finding.explanation
+
+
+def test_what_weights_do_counts_where_their_size_misleads():
+    # a rank-one initialisation: its gain is that of n aligned terms, whatever the RMS of its entries says
+    found = judged(found=measured(0.5, gain_weight=exact(0.0)))
+    assert (found.cause, found.init) == (Cause.INIT, -0.5)
+
+
+def test_growth_without_another_cause_is_a_gradient_fan_in_under_sgd_only():
+    grown = measured(0.0, 1.0, degree=1.0, growth=0.5)
+    assert (judged(found=grown).cause, judged(found=grown).learning_rate) == (Cause.GRADIENT_FAN_IN, -0.5)
+    assert judged(found=measured(0.0, 0.0, degree=0.0, growth=0.5)).cause is None
+    # not where the readout's initialisation explains it: all gradients grow with it
+    readout = part("readout", role=Role.READOUT)
+    both = {"w": grown, "readout": measured(0.0, 0.0, degree=1.0)}
+    findings = diagnose([part(), readout], both, PARAMETRIZATIONS["mup"], 0.25)
+    assert [f.cause for f in findings] == [None, Cause.INIT]
+
+
+def test_the_second_use_of_a_matrix_is_judged_by_what_the_first_leaves():
+    embedding = part("e", role=Role.INPUT, parameter="e")
+    readout = part("e@linear", role=Role.READOUT, parameter="e", tied=True, multiplier=-1.0)
+    # the shared init grows as n^1/2: the input use explains the readout's gain
+    found = {"e": measured(0.5, 0.0), "e@linear": measured(0.0, 0.0)}
+    findings = diagnose([embedding, readout], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [(f.cause, f.exponent) for f in findings if f.culprit] == [(Cause.INIT, -0.5)]
+    # no multiplier at the readout: its init and rate belong to the embedding, so the multiplier is to blame
+    found = {"e": measured(0.0, 0.0), "e@linear": measured(0.5, 1.0)}
+    findings = diagnose([embedding, readout], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [(f.cause, f.exponent) for f in findings if f.culprit] == [(Cause.MULTIPLIER, -1)]
+
+
+def test_blocks_that_differ_replace_the_whole():
+    whole, blocks = part("qkv", parameter="qkv"), [part(f"qkv[{i}]", parameter="qkv") for i in range(3)]
+    found = {"qkv": measured(), "qkv[0]": measured(), "qkv[1]": measured(0.5), "qkv[2]": measured()}
+    findings = diagnose([whole, *blocks], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [f.part.name for f in findings] == ["qkv[0]", "qkv[1]", "qkv[2]"]
+    assert [f.part.name for f in findings if f.culprit] == ["qkv[1]"]
+    same = dict.fromkeys(found, measured(0.5))
+    assert [f.part.name for f in diagnose([whole, *blocks], same, PARAMETRIZATIONS["mup"], 0.25)] == ["qkv"]
+
+
+@pytest.mark.parametrize(
+    ("head", "scale", "expect", "exponent"),
+    [
+        (1.0, -1.0, "mup", None),
+        (1.0, -0.5, "mup", -0.5),
+        (1.0, -0.5, "sp", None),
+        (1.0, -1.0, "sp", 0.5),
+        (0.0, 0.0, "mup", None),
+        (0.0, 0.0, "sp", None),
+        (0.5, -0.5, "mup", None),
+        (1.0, -2.0, "mup", 1.0),
+    ],
+)
+def test_attention_is_judged_by_its_scale_and_head_size(head, scale, expect, exponent):
+    finding = judged(Role.ATTENTION, expect=expect, fan_in=head, multiplier=scale, parameter="")
+    assert finding.cause is (None if exponent is None else Cause.ATTENTION_SCALE)
+    assert finding.multiplier == (exponent or 0)
+
+
+def test_a_module_without_parameters_must_not_scale():
+    def found(gain, output):
+        return judged(Role.FUNCTION, measured(gain, output=exact(output)), parameter="").cause
+
+    assert found(-0.5, -0.5) is Cause.FORWARD_SCALE
+    assert found(0.5, 0.0) is None  # it restores what came too small: a normalisation
+    assert found(0.0, 0.5) is None  # it hands on what came too large
+
+
+SIGNATURES = [(name, degree) for name in PARAMETRIZATIONS for degree in (0.0, 1.0)]
+
+
+@pytest.mark.parametrize(("name", "degree"), SIGNATURES)
+def test_every_parametrization_is_called_by_its_name(name, degree):
+    targets = PARAMETRIZATIONS[name]
+    roles = {"a": Role.INPUT, "b": Role.HIDDEN, "c": Role.READOUT}
+    uses = [part(key, role=role) for key, role in roles.items()]
+    found = {
+        key: measured(targets.gain[role], targets.response(role, degree), degree=degree) for key, role in roles.items()
+    }
+    findings = diagnose(uses, found, targets, 0.25)
+    assert parametrization(findings) == targets.name
+    assert not any(finding.culprit for finding in findings)
+    far = {key: value._replace(gain_weight=exact(1.0), gain=exact(1.0)) for key, value in found.items()}
+    assert parametrization(diagnose(uses, far, targets, 0.25)) is None
+
+
+def test_remedies_are_exact_factors():
+    assert remedy(judged(found=measured(0.0, 1.0)), provisional=False) == (
+        "w: multiply its learning rate by (width / base_width) ** -1"
+    )
+    assert remedy(judged(found=measured(0.5, 1.0)), provisional=True) == (
+        "w: multiply its initial standard deviation by (width / base_width) ** -0.5 and multiply its learning rate by "
+        "(width / base_width) ** -1 (provisional: check again once the initialisation is right)"
+    )
+    assert remedy(judged(), provisional=False) == ""
+
+
+SEEDS = 20
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    """Records of a correct model: 20 seeds at three widths, trained and diagnosed."""
+    torch.set_num_threads(1)
+    report = coordcheck.diagnose(
+        {"µP": mlp("µP", lr=3e-3)}, pair_batch(), loss=F.cross_entropy, widths=(64, 128, 256), seeds=SEEDS
+    )
+    return report.records
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_healthy_models_are_not_blamed(healthy, seeds):
+    chosen = random.Random(0)
+    violated = undecided = 0
+    for _ in range(200):
+        picked = chosen.sample(range(SEEDS), seeds)
+        found = Report([record for record in healthy if record.key.seed in picked])
+        violated += found.exit_code == 1
+        undecided += found.exit_code == 3
+    assert violated <= 2
+    assert undecided <= 10
+
+
+def test_the_same_resampling_finds_sp_every_time():
+    records = coordcheck.diagnose(
+        {"SP": mlp("SP")}, pair_batch(), loss=F.cross_entropy, widths=(64, 128, 256), seeds=6
+    ).records
+    for seed in range(6):
+        found = Report([record for record in records if record.key.seed == seed])
+        assert list(found.culprits["layer"]) == ["hidden.0.weight", "hidden.1.weight", "readout.weight"]

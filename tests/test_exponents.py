@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from coordcheck.exponents import Exponent, _sampled, exponents
+from coordcheck.exponents import Logs as LogTable
+from coordcheck.records import Role
+from coordcheck.roles import Part
+
+WIDTHS = (64, 128, 256)
+
+
+def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, fan_out=1.0, **changed):
+    """One part whose fans and multiplier are exact powers of the width."""
+    fields = {
+        "name": name,
+        "parameter": name,
+        "layer": name,
+        "operation": "linear",
+        "role": role,
+        "fan_in": fan_in,
+        "fan_out": fan_out,
+        "largest_fan_out": 256,
+        "degree": degree,
+        "exact": True,
+        "to_attention": False,
+        "tied": False,
+        "hidden": "",
+        "multipliers": {width: float(width) ** multiplier for width in WIDTHS},
+        "fan_ins": {width: round(width**fan_in) for width in WIDTHS},
+        "fan_outs": {width: round(width**fan_out) for width in WIDTHS},
+    }
+    return Part(**fields | changed)
+
+
+def table(slopes, *, name="w", seeds=2, noise=0.0, constants=None):
+    """Rows (quantity, step) -> exponent, as exact power laws times noise."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "layer": name,
+            "width": width,
+            "seed": seed,
+            "step": step,
+            "quantity": quantity,
+            "value": (constants or {}).get(quantity, 1.0) * width**slope * 2 ** (noise * rng.standard_normal()),
+            "status": "ok",
+        }
+        for seed in range(seeds)
+        for width in WIDTHS
+        for (quantity, step), slope in slopes.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+# SP under Adam, a hidden matrix: init n^-1/2, learning rate constant, own update n^1
+SP = {
+    ("input", 0): 0.0,
+    ("output", 0): 0.0,
+    ("weight", 0): -0.5,
+    ("gradient", 0): -0.5,
+    ("weight_gradient", 0): -0.5,
+    ("weight_update", 1): 0.0,
+    ("own_update", 1): 1.0,
+    ("inherited", 1): 0.5,
+}
+
+
+def test_the_formulas_on_exact_power_laws():
+    found = exponents(table(SP), [part()])["w"]
+    assert found.gain.value == pytest.approx(0)
+    assert found.gain_weight.value == pytest.approx(0)
+    assert found.response.value == pytest.approx(1)
+    assert found.response_weight.value == pytest.approx(1)
+    assert found.growth.value == pytest.approx(1)
+    assert found.inherited.value == pytest.approx(0.5)
+    assert found.alignment == pytest.approx(1)
+    assert (found.step, found.moved, found.has_gradient, found.zero_init) == (1, True, True, False)
+
+
+def test_a_degree_of_one_takes_the_gradient_out():
+    # SP under SGD: update = rate * gradient ~ n^-1/2, own update n^1/2; the response is that of the rate alone: 1
+    sgd = SP | {("weight_update", 1): -0.5, ("own_update", 1): 0.5}
+    found = exponents(table(sgd), [part(degree=1.0)])["w"]
+    assert found.response.value == pytest.approx(1)
+    assert found.response_weight.value == pytest.approx(1)
+    assert found.growth.value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("degree", [0.0, 1.0])
+def test_a_multiplier_moves_gain_by_one_and_response_by_one_and_the_degree(degree):
+    plain = exponents(table(SP), [part(degree=degree)])["w"]
+    found = exponents(table(SP), [part(degree=degree, multiplier=-1.0)])["w"]
+    assert found.gain_weight.value - plain.gain_weight.value == pytest.approx(-1)
+    assert found.response_weight.value - plain.response_weight.value == pytest.approx(-(1 + degree))
+
+
+def test_a_negative_multiplier_counts_by_its_size():
+    negative = part(multipliers={width: -1.0 / width for width in WIDTHS})
+    assert exponents(table(SP), [negative])["w"].gain_weight.value == pytest.approx(-1)
+
+
+def test_the_first_step_with_movement_counts():
+    later = {key: value for key, value in SP.items() if key[1] == 0}
+    later |= {("gradient", 1): -1.0, ("weight_gradient", 1): -1.0}
+    rows = table(later | {("weight_update", 2): 0.0, ("own_update", 2): 0.25})
+    still = table(
+        {("weight_update", 1): 0.0, ("own_update", 1): 0.0}, constants={"weight_update": 0.0, "own_update": 0.0}
+    )
+    found = exponents(pd.concat([rows, still.assign(status="zero")]), [part(degree=1.0)])["w"]
+    assert found.step == 2
+    # the gradient before the second update is the one that led to it
+    assert found.response.value == pytest.approx(0.25 + 1.0)
+
+
+def test_what_never_moves_has_no_step():
+    rows = table({("weight", 0): 0.0, ("weight_gradient", 0): 0.0, ("weight_update", 1): 0.0})
+    rows.loc[rows["quantity"] == "weight_update", ["value", "status"]] = [0.0, "zero"]
+    found = exponents(rows, [part()])["w"]
+    assert (found.moved, found.step, found.has_gradient) == (False, 0, True)
+    assert math.isnan(found.response.value)
+
+
+def test_a_zero_initialisation_has_no_gain():
+    rows = table(SP)
+    rows.loc[rows["quantity"] == "weight", ["value", "status"]] = [0.0, "zero"]
+    found = exponents(rows, [part()])["w"]
+    assert found.zero_init
+    assert math.isnan(found.gain_weight.value)
+
+
+def test_a_gradient_that_is_rounding_error_is_none():
+    vector = part(role=Role.VECTOR)
+    rows = table(SP, constants={"weight_gradient": 1e-9})
+    assert not exponents(rows, [vector])["w"].has_gradient
+    assert exponents(table(SP), [vector])["w"].has_gradient
+
+
+def test_updates_with_equal_singular_values_are_measured_by_their_norm():
+    # an orthogonal n x n update: RMS ~ n^-1/2, spectral norm 1, and it moves the output by a constant
+    muon = SP | {("weight_update", 1): -0.5, ("weight_update_norm", 1): 0.0, ("own_update", 1): 0.0}
+    assert exponents(table(muon), [part()])["w"].response_weight.value == pytest.approx(0)
+    # an update of rank one: RMS ~ n^-1 with the same norm; both sides agree
+    low_rank = muon | {("weight_update", 1): -1.0}
+    assert exponents(table(low_rank), [part()])["w"].response_weight.value == pytest.approx(0)
+
+
+def test_the_interval_of_a_gain_is_that_of_independent_normal_weights():
+    small = part(fan_in=1.0, fan_out=0.0, fan_outs=dict.fromkeys(WIDTHS, 10))
+    rng = np.random.default_rng(1)
+    covered = 0
+    trials = 400
+    for _ in range(trials):
+        logs = [np.log2(np.sqrt(np.mean(rng.standard_normal(10 * width) ** 2))) for width in WIDTHS]
+        slope = np.polyfit(np.log2(WIDTHS), logs, 1)[0]
+        frame = table({("weight", 0): 0.0}, seeds=1)
+        found = _sampled(Exponent(slope, 0.0, 0.0, 0.0), small, LogTable(frame, [small]))
+        covered += found.low < 0 < found.high
+    assert 0.93 < covered / trials < 0.97
+
+
+def test_a_part_without_rows_is_unknown():
+    found = exponents(table(SP), [part(), part("other")])["other"]
+    assert not found.gain.known
+    assert not found.moved
+
+
+def test_nan_is_told():
+    rows = table(SP)
+    rows.loc[0, ["value", "status"]] = [math.nan, "nan"]
+    assert exponents(rows, [part()])["w"].not_finite
+    assert not exponents(table(SP), [part()])["w"].not_finite
