@@ -195,39 +195,29 @@ class _Plan:
         self.loss = loss
         self._batch, self._steps, self._device = batch, steps, device
         self._probe, self._figure = probe, figure
-        self._threads = 1
-        self._settings: dict[str, str] = {}
 
     def prepare(self, threads: int, widths: Sequence[int], seeds: Sequence[int]) -> None:
         """Look at batch and loss, choose the runs that are diagnosed, and write the settings down."""
+        self._batches, self._threads = cached_batches(self._batch, self._steps), threads
         self._smallest = widths[0]
-        # exponents that are local to a parameter need neither the widest model nor every seed
-        few = self._figure
-        self._diagnosed = (
-            set(widths[: len(DIAGNOSED_WIDTHS)] if few else widths),
-            set(seeds[:DIAGNOSED_SEEDS] if few else seeds),
-        )
-        self._batches = cached_batches(self._batch, self._steps)
-        self._as_loss, self._threads, steps, device, loss = (
-            as_loss(self.loss),
-            threads,
-            self._steps,
-            self._device,
-            self.loss,
-        )
-        probe = (
-            self._probe if isinstance(self._probe, str) else "none" if self._probe is None else fingerprint(self._probe)
-        )
+        if self._figure:  # exponents that are local to a parameter need neither the widest model nor every seed
+            widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
+        self._diagnosed = set(widths), set(seeds)
         self._settings = {
-            "passes": ("figure " if self._figure else "") + f"diagnosis on {probe}",
-            "steps": str(steps),
+            "passes": ("figure, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
+            "steps": str(self._steps),
             "batch": fingerprint(self._batches.values if isinstance(self._batches, Batches) else self._batches),
-            "loss": describe_callable(loss),
-            "device": device or "as built",
+            "loss": describe_callable(self.loss),
+            "device": self._device or "as built",
             "threads": str(threads),
             "dtype": str(torch.get_default_dtype()),
             "torch": versions()["torch"],
         }
+
+    def _probe_text(self) -> str:
+        if self._probe is None or isinstance(self._probe, str):
+            return self._probe or "nothing"
+        return fingerprint(self._probe)
 
     def run(self, key: RunKey, build: Build) -> Run:
         """One run, with everything that changes its numbers in its settings."""
@@ -236,7 +226,7 @@ class _Plan:
         if self._probe is not None and key.width in widths and key.seed in seeds:
             given = None if isinstance(self._probe, str) else self._probe
             probe = Probe(given, degrees=key.width == self._smallest)
-        shared = self._batches, self._as_loss, self._steps, self._device, self._threads
+        shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe)
 
 

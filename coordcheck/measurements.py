@@ -73,6 +73,7 @@ def growing_outputs(records: Sequence[RunRecord]) -> dict[tuple[str, str], bool]
 def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
     """Layers that were seen at some widths only, with those widths, per (label, layer)."""
     partial = {}
+    table = table[table["kind"].isin([Kind.MODULE.value, Kind.PASSTHROUGH.value])]  # few runs are diagnosed
     for label, runs in table.groupby("label", sort=False):
         widths = runs["width"].nunique()
         for layer, seen in runs.groupby("layer", sort=False)["width"]:

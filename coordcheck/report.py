@@ -187,6 +187,8 @@ class Report:
             if idle:
                 notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
         notes.extend(audit(self.records, self.findings))
+        undiagnosed = {r.key.label for r in self.records if r.uses} - set(self.findings) - set(self.too_few_widths)
+        notes += [f"{label}: not diagnosed: too few of its widths were" for label in sorted(undiagnosed)]
         partial: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for (label, layer), widths in partial_layers(self.measurements).items():
             partial.setdefault((label, tuple(widths)), []).append(layer)

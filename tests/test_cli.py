@@ -94,6 +94,18 @@ def test_json_is_strict_and_complete(user_folder, capsys):
     }
 
 
+def test_diagnose_names_the_culprits(user_folder, capsys):
+    options = ["--batch", "train.py:batch", "--loss", "torch.nn.functional:cross_entropy"]
+    assert main(["diagnose", "train.py:build_sp", *options, "--figure", "exponents.png"]) == 1
+    printed = capsys.readouterr().out
+    assert "build_sp: VIOLATED  3 of 8 parameters to blame (exponents of SP)" in printed
+    assert "hidden.*.weight (2)" in printed
+    assert (user_folder / "exponents.png").exists()
+    assert main(["diagnose", "train.py:build_sp", *options, "--expect", "sp"]) == 0
+    assert main(["diagnose", "train.py:build_mup", *options]) == 0
+    assert main(["diagnose", "train.py:build_sp", *options, "--expect", "spp"]) == 2
+
+
 def test_jobs_find_the_users_file(user_folder, capsys):
     assert run("train.py:build_mup", options=("--jobs", "2", "--seeds", "1")) in (0, 3)
     assert "layers" in capsys.readouterr().out
@@ -192,7 +204,7 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert "blocks.*.attention.query.weight (2)     learns too fast          lr × m^-1" in printed
     assert "µP: OK" in printed
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made == {"coordinate_check.png", "slopes.png", "verdicts.csv", "experiment.json", "runs"}
+    assert made == {"coordinate_check.png", "slopes.png", "exponents.png", "verdicts.csv", "experiment.json", "runs"}
     assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
 
 

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
 from coordcheck import CoordCheckError, Report
-from coordcheck.figures import draw_divergence, draw_slope_map, save_figure
+from coordcheck.figures import draw_divergence, draw_exponents, draw_slope_map, save_figure
 from coordcheck.records import Quantity, Status, printable
 from coordcheck.report import Criteria
 
@@ -494,3 +494,61 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, drawn):
     (tmp_path / "file").write_text("")
     with pytest.raises(CoordCheckError, match=r"cannot write .*file.a\.png: .*Give a folder that can be written"):
         save_figure(drawn, tmp_path / "file" / "a.png")
+
+
+# ---- exponents
+
+
+def points(axis: Axes) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """The points of a forest plot, by legend text and colour."""
+    return {
+        (str(bar.get_label()), str(bar.lines[0].get_color())): list(
+            zip(bar.lines[0].get_xdata(), bar.lines[0].get_ydata(), strict=True)
+        )
+        for bar in axis.containers
+    }
+
+
+@pytest.fixture(scope="module")
+def forest(report) -> Figure:
+    return draw_exponents(report)
+
+
+def test_the_exponents_have_two_panels_per_label_and_a_row_per_matrix(report, forest):
+    assert len(forest.axes) == 4
+    rows = [tick.get_text() for tick in forest.axes[0].get_yticklabels()]
+    assert rows == ["input.weight", "hidden.0.weight", "hidden.1.weight", "readout.weight"]
+    assert [text.get_text() for text in forest.texts] == ["SP: 3 to blame", "µP: none to blame"]
+    assert [axis.get_xlabel() for axis in forest.axes] == ["exponent of the width", "distance from target"] * 2
+
+
+def test_the_points_are_the_exponents_of_the_table(report, forest):
+    for label, pair in zip(report.labels, (forest.axes[:2], forest.axes[2:]), strict=True):
+        table = report.parameters[report.parameters["label"] == label].set_index("layer")
+        matrices = [name for name in table.index if name.endswith("weight")]
+        updates = {text: found for (text, _), found in points(pair[0]).items()}
+        for text, column in (("own update", "own_update"), ("inherited", "inherited")):
+            known = table.loc[matrices, column].dropna()
+            assert [x for x, _ in updates[text]] == pytest.approx(list(known))
+        distances = [x for found in points(pair[1]).values() for x, _ in found]
+        wanted = [*(table["gain"] - table["gain_target"]), *(table["response"] - table["response_target"])[matrices]]
+        assert sorted(distances) == pytest.approx(sorted(x for x in wanted if not math.isnan(x)))
+
+
+def test_what_is_to_blame_is_red(forest):
+    red = {
+        name: [f for (_, colour), f in points(axis).items() if colour == "#b2182b"]
+        for name, axis in (("SP", forest.axes[1]), ("µP", forest.axes[3]))
+    }
+    assert sum(len(found) for found in red["SP"]) == 4  # three learning rates and the readout's initialisation
+    assert sum(len(found) for found in red["µP"]) == 0
+
+
+def test_exponents_need_a_diagnosis(report):
+    with pytest.raises(CoordCheckError, match="nothing was diagnosed"):
+        draw_exponents(synthetic({"fc": FLAT}))
+
+
+def test_the_report_draws_its_exponents(report, tmp_path):
+    report.figure("exponents", path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000

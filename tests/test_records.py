@@ -24,6 +24,7 @@ from coordcheck.records import (
     RunRecord,
     Site,
     Status,
+    Use,
     same_label,
     status_of,
 )
@@ -50,6 +51,12 @@ def records(draw: st.DrawFn) -> RunRecord:
         outcome,
     )
     optional = st.none() | finite
+    places = st.integers(0, max(len(sites) - 1, 0))
+    sizes = st.integers(1, 2**40)
+    uses = st.builds(
+        *(Use, places, texts, texts, texts, sizes, sizes, finite, optional, st.booleans()),
+        *(st.lists(places, max_size=3).map(tuple), texts),
+    )
     return RunRecord(
         key=RunKey(draw(texts), draw(st.integers(1, 2**20)), draw(st.integers(0, 2**40))),
         settings=draw(st.dictionaries(texts, texts, max_size=3)),
@@ -61,6 +68,7 @@ def records(draw: st.DrawFn) -> RunRecord:
         parameters=draw(
             st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans()), max_size=3)
         ),
+        uses=draw(st.lists(uses, max_size=3)) if sites else [],
         notes=draw(st.lists(texts, max_size=3)),
         seconds=draw(scales),
     )
@@ -76,6 +84,7 @@ def data() -> dict:
     record = power_law_records({"fc": {"activation": 0.0, "change": 0.5}}, widths=(8,), seeds=1)[0]
     record.settings = {"steps": "2"}
     record.parameters = [ParameterInfo("fc.weight", (8, 4), 0.1, None, True)]
+    record.uses = [Use(0, "fc.weight", "fc", "linear", 4, 8, 1.0, None, True, (0,))]
     record.notes = ["dropout is on"]
     return json.loads(as_text(record))
 
@@ -104,6 +113,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
 PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True]
+USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], ""]
 
 
 def but(row: list, index: int, value: object) -> list:
@@ -134,6 +144,12 @@ WRONG = [
     *(("parameters", but(PARAMETER, 1, value)) for value in ("", {}, [8.0])),
     *(("parameters", but(PARAMETER, 2, value)) for value in ("0.1", math.nan, True)),
     *(("parameters", but(PARAMETER, 4, value)) for value in ("no", 1, None)),
+    *(("uses", value) for value in (None, {}, "", [USE[:9]], [[*USE, 1]], [[]])),
+    *(("uses", but(USE, 0, value)) for value in (1, -1, "0", True)),
+    *(("uses", but(USE, number, 3)) for number in (1, 2, 3, 8, 9, 10)),
+    *(("uses", but(USE, number, value)) for number in (4, 5) for value in (0, -1, 0.5, None)),
+    *(("uses", but(USE, number, value)) for number in (6, 7) for value in (math.nan, "1", True)),
+    *(("uses", but(USE, 9, value)) for value in ([1], [-1], ["0"])),
     *(("notes", value) for value in (None, {}, "note", [3])),
     *(("seconds", value) for value in (None, "1.5", "nan", True, math.nan, math.inf, 10**400)),
 ]
@@ -147,7 +163,7 @@ def test_a_field_of_another_type_is_refused(data: dict, field: str, value: objec
 
 
 def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):
-    data |= {"sites": [SITE], "rows": [ROW], "parameters": [PARAMETER]}
+    data |= {"sites": [SITE], "rows": [ROW], "parameters": [PARAMETER], "uses": [USE]}
     assert RunRecord.from_json(data).to_json() == data
 
 

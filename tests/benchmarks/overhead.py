@@ -71,7 +71,9 @@ def cases() -> list[Case]:
     piece = tokens[:2, :8], tokens[:2, 1:9].flatten()
     images, text = (x, y), (tokens[:, :-1], tokens[:, 1:].flatten())
     return [
-        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (x[:4], y[:4]), (64, 256, 1024)),
+        Case(
+            "MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (x[:4], y[:4]), (64, 256, 1024)
+        ),
         Case("Transformer", _flat_transformer, text, Batches([text]), piece, (64, 256, 512)),
     ]
 

@@ -180,9 +180,10 @@ TRANSFORMER: Mapping[str, tuple[float, float, float, float, float]] = {
 
 def transformer_table(widths: Sequence[int], seeds: int, tally: Tally) -> None:
     """Print the table of Transformers under Adam."""
-    tokens = torch.randint(64, (1, 9), generator=torch.Generator().manual_seed(0))
-    options = {"vocabulary": 64, "context": 8, "gains": False, "activation": "relu", "lr": 1e-4}
-    print(f"\nTransformer, 2 blocks, Adam, widths {widths}, {seeds} seeds, 8 tokens: theory (measured)")
+    tokens = torch.randint(64, (8, 33), generator=torch.Generator().manual_seed(0))
+    options = {"vocabulary": 64, "context": 32, "gains": False, "activation": "relu", "lr": 1e-3}
+    print(f"\nTransformer, 2 blocks, Adam, widths {widths}, {seeds} seeds: theory (measured)")
+    print("h0 and own0 on 8 tokens; the change of the layer's output, which sums own and inherited, on 256")
     print(f"{'':26}{'h0 µP':16}{'own0 µP':16}{'change µP':16}{'h0 SP':16}{'own0 SP':16}change SP")
     reports = {
         name: coordcheck.check(
@@ -192,7 +193,7 @@ def transformer_table(widths: Sequence[int], seeds: int, tally: Tally) -> None:
             widths=widths,
             seeds=seeds,
             steps=1,
-            probe=tokens,
+            probe=tokens[:1, :9],
         )
         for name in ("µP", "SP")
     }
