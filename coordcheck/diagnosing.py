@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from coordcheck import scales
 from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
+from coordcheck.operations import is_known
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
 from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks
@@ -189,8 +190,10 @@ class _Session:
             if name not in self.initial:
                 continue
             replay = FunctionReplay(use, self.initial)
+            unknown = use.operand.size[1:] and not is_known(operation)
+            hidden = f"it acts in {operation}, of which it is not known over what it sums" if unknown else ""
             first = not any(part.parameter == name for part in parts)
-            parts.append(Part(name if first else f"{name}@{operation}", name, use, replay))
+            parts.append(Part(name if first else f"{name}@{operation}", name, use, replay, None, hidden))
             if operation == "linear":
                 for number, block in enumerate(blocks(use.operand, use.pieces)):
                     parts.append(Part(f"{parts[-1 - number].name}[{number}]", name, use, replay, block))

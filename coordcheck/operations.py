@@ -22,17 +22,25 @@ SCALAR_QUOTIENTS = frozenset(
     {"div", "div_", "divide", "divide_", "true_divide", "true_divide_", "__truediv__", "__itruediv__"}
 )
 SUMS = frozenset({"add", "add_", "sub", "sub_", "subtract", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__"})
+NEGATIONS = frozenset({"neg", "neg_", "negative", "__neg__"})
 MASKINGS = frozenset({"masked_fill", "masked_fill_", "where", "tril", "triu", "clamp", "clip"})
+JOINS = frozenset(
+    {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "where", "maximum", "minimum", "lerp", "addcmul"}
+) | frozenset({"pow", "__pow__", "__rpow__", "masked_fill", "addcdiv", "rsub", "__rsub__", "dropout", "copysign"})
 # functions that hand on the same values (or some of them) in another shape, place or precision
 ALIASES = frozenset(
     {"clone", "contiguous", "to", "type", "float", "half", "bfloat16", "double", "detach", "reshape", "flatten"}
-)
+) | frozenset({"type_as", "expand_as", "view_as", "reshape_as", "dropout", "dropout1d", "dropout2d", "dropout3d"})
 SPLITS = frozenset({"split", "chunk", "tensor_split", "split_with_sizes", "unbind", "__getitem__"})
-PRODUCTS = frozenset({"matmul", "mm", "bmm", "__matmul__", "einsum", "baddbmm", "addmm", "linear"})
+PRODUCTS = frozenset({"matmul", "mm", "bmm", "__matmul__", "einsum", "baddbmm", "addmm", "linear", "linalg_matmul"})
+ADDED = frozenset({"addmm", "baddbmm", "addmv", "addbmm"})  # their first argument is added to a product
 ATTENTION = "scaled_dot_product_attention"
 SOFTMAX = "softmax"
 ELEMENTWISE = SCALAR_PRODUCTS | SCALAR_QUOTIENTS | SUMS
 NORMALISATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"})
+RECURRENT = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+)
 
 
 def name_of(function: Any) -> str:
@@ -40,34 +48,61 @@ def name_of(function: Any) -> str:
     return str(getattr(function, "__name__", function))
 
 
-def _linear(weight: Sequence[int], _: int, __: Sequence[Any]) -> Fans:
-    return Fans(weight[-1], weight[0])  # (out, in)
+class _Given(NamedTuple):
+    """One function call as it was made: the weight's shape and place, and all arguments."""
+
+    shape: tuple[int, ...]
+    position: int
+    leaves: Sequence[Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    def argument(self, place: int, name: str, default: Any) -> Any:
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
-def _convolution(weight: Sequence[int], _: int, __: Sequence[Any]) -> Fans:
-    return Fans(math.prod(weight[1:]), weight[0])  # (out, in / groups, *kernel)
+def _linear(given: _Given) -> Fans:
+    return Fans(given.shape[-1], given.shape[0])  # (out, in)
 
 
-def _transposed_convolution(weight: Sequence[int], _: int, leaves: Sequence[Any]) -> Fans:
-    # (in, out / groups, *kernel): every output coordinate sees all inputs of its group; groups is the sixth argument
-    whole = [leaf for leaf in leaves if isinstance(leaf, int) and not isinstance(leaf, bool)]
-    groups = whole[-1] if whole and weight[0] % max(whole[-1], 1) == 0 and len(whole) > 6 else 1
-    return Fans(weight[0] // groups * math.prod(weight[2:]), weight[1] * groups)
+def _convolution(given: _Given) -> Fans:
+    return Fans(math.prod(given.shape[1:]), given.shape[0])  # (out, in / groups, *kernel)
 
 
-def _embedding(weight: Sequence[int], _: int, __: Sequence[Any]) -> Fans:
-    return Fans(1, weight[-1])  # picks a row
+def _transposed_convolution(given: _Given) -> Fans:
+    # (in, out / groups, *kernel): every output coordinate sees all inputs of its group
+    groups = int(given.argument(6, "groups", 1))
+    return Fans(given.shape[0] // groups * math.prod(given.shape[2:]), given.shape[1] * groups)
 
 
-def _product(weight: Sequence[int], position: int, leaves: Sequence[Any]) -> Fans:
-    first = min(index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-    if len(weight) < 2:
-        return Fans(weight[0], 1)
-    return Fans(weight[-1], weight[-2]) if position == first else Fans(weight[-2], weight[-1])
+def _embedding(given: _Given) -> Fans:
+    return Fans(1, given.shape[-1])  # picks a row
 
 
-def _added_product(weight: Sequence[int], position: int, leaves: Sequence[Any]) -> Fans:
-    return _product(weight, position, [None, *leaves[1:]])
+def _product(given: _Given) -> Fans:
+    if len(given.shape) < 2:
+        return Fans(given.shape[0], 1)
+    first = min(index for index, leaf in enumerate(given.leaves) if isinstance(leaf, Tensor))
+    *_, rows, columns = given.shape
+    return Fans(columns, rows) if given.position == first else Fans(rows, columns)
+
+
+def _added_product(given: _Given) -> Fans:
+    return _product(given._replace(leaves=[None, *given.leaves[1:]]))
+
+
+def _tensordot(given: _Given) -> Fans:
+    dims = given.argument(2, "dims", 2)
+    first = min(index for index, leaf in enumerate(given.leaves) if isinstance(leaf, Tensor)) == given.position
+    rank = len(given.shape)
+    if isinstance(dims, int):
+        axes = set(range(rank - dims, rank)) if first else set(range(dims))
+    else:
+        axes = {int(axis) % rank for axis in dims[0 if first else 1]}
+    return Fans(
+        math.prod(size for axis, size in enumerate(given.shape) if axis in axes),
+        math.prod(size for axis, size in enumerate(given.shape) if axis not in axes),
+    )
 
 
 def equation(text: str) -> tuple[list[str], str]:
@@ -84,45 +119,54 @@ def equation(text: str) -> tuple[list[str], str]:
     return terms, output if arrow else once
 
 
-def _einsum(weight: Sequence[int], position: int, leaves: Sequence[Any]) -> Fans:
-    terms, output = equation(next(leaf for leaf in leaves if isinstance(leaf, str)))
-    tensors = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    term = terms[tensors.index(position)]
-    others = "".join(other for index, other in enumerate(terms) if index != tensors.index(position))
-    sizes = dict(zip(term.replace("...", ""), weight, strict=False))
+def _einsum(given: _Given) -> Fans:
+    terms, output = equation(next(leaf for leaf in given.leaves if isinstance(leaf, str)))
+    tensors = [index for index, leaf in enumerate(given.leaves) if isinstance(leaf, Tensor)]
+    own = tensors.index(given.position)
+    others = "".join(other for index, other in enumerate(terms) if index != own)
+    sizes = dict(zip(terms[own].replace("...", ""), given.shape, strict=False))
     return Fans(
         math.prod(size for axis, size in sizes.items() if axis not in output),
         math.prod(size for axis, size in sizes.items() if axis in output and axis not in others),
     )
 
 
-_FANS: Mapping[str, Callable[[Sequence[int], int, Sequence[Any]], Fans]] = {
-    "linear": _linear,
+_FANS: Mapping[str, Callable[[_Given], Fans]] = {
+    **dict.fromkeys(("linear", *RECURRENT), _linear),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
-    "embedding": _embedding,
-    **dict.fromkeys(("matmul", "mm", "bmm", "__matmul__"), _product),
-    **dict.fromkeys(("addmm", "baddbmm"), _added_product),
+    **dict.fromkeys(("embedding", "embedding_bag", "__getitem__", "index_select"), _embedding),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "__matmul__", "linalg_matmul"), _product),
+    **dict.fromkeys(ADDED, _added_product),
+    "tensordot": _tensordot,
     "einsum": _einsum,
 }
+ROW_WISE = frozenset({"linear", "embedding"})  # act on every row of their input by itself: a subset of rows is enough
+LOOKUPS = frozenset({"embedding", "embedding_bag", "__getitem__", "index_select"})
+BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d", *(f"conv_transpose{d}d" for d in (1, 2, 3))})
+# linear in the weight and in the input, with nothing added but a bias
+ALONE = BIASED | {"embedding", "matmul", "mm", "bmm", "mv", "__matmul__"}
 
 
 def is_linear(name: str) -> bool:
     """Whether a function is linear in each of its tensor arguments, the others being fixed."""
-    return name in _FANS or name in ELEMENTWISE
+    return name in _FANS.keys() - RECURRENT or name in SCALAR_PRODUCTS | SUMS
 
 
-def fans(name: str, weight: Tensor, position: int, leaves: Sequence[Any]) -> Fans | None:
-    """How the argument at `position` of a function's flattened arguments acts; None for one that acts elementwise.
+def is_known(name: str) -> bool:
+    """Whether it is known over which axes a function sums."""
+    return name in _FANS or name in ELEMENTWISE | NORMALISATIONS | JOINS
 
-    A function that is not known takes matrices as torch's recurrent layers do: (out, in).
-    """
+
+def fans(
+    name: str, weight: Tensor, position: int, leaves: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Fans | None:
+    """How the argument at `position` of a function's flattened arguments acts; None for one that acts elementwise."""
     shape = tuple(weight.shape)
-    if name in ELEMENTWISE or name in NORMALISATIONS:
+    flat = len(shape) < 2 and name not in ("matmul", "mm", "__matmul__", "einsum")  # a bias
+    if name not in _FANS or flat or (name in ADDED and position == 0):
         return None
-    if len(shape) < 2 and name not in ("matmul", "mm", "__matmul__", "einsum"):  # a bias
-        return None
-    return _FANS.get(name, _linear)(shape, position, leaves)
+    return _FANS[name](_Given(shape, position, leaves, args, kwargs))
 
 
 def inside(function: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
+from coordcheck import operations as ops
 from coordcheck import scales
 from coordcheck.tracing import ModuleCall, Operand, UseCall, first_tensor, snapshot
 
@@ -46,7 +46,7 @@ class FunctionReplay:
         position = use.input_position
         self._input = None if position is None else use.leaves[position]
         self._rows: dict[int, Any] = {}
-        if use.operation in ROW_WISE and isinstance(self._input, Tensor) and position is not None:
+        if use.operation in ops.ROW_WISE and use.alone and isinstance(self._input, Tensor) and position is not None:
             self._rows = {position: scales.sample_rows(self._input)}
             self._input = self._rows[position]
 
@@ -59,53 +59,58 @@ class FunctionReplay:
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
-        before = self._initial[self._use.parameter]
-        if self._use.linear:
-            return self._alone(before) * self._scale
-        return (self._in_double(before) - self._in_double(torch.zeros_like(before))) * self._scale
+        return self._difference(self._initial[self._use.parameter])
 
     def own_update(self, now: Tensor) -> Tensor:
         """f(p_t; x_0) - f(p_0; x_0)."""
-        before = self._initial[self._use.parameter]
-        if self._use.linear:
-            return self._alone(now.detach() - before) * self._scale
-        return (self._in_double(now.detach()) - self._in_double(before)) * self._scale
+        return self._difference(now.detach(), self._initial[self._use.parameter])
 
     def inherited(self, later: UseCall) -> Tensor:
         """f(p_0; x_t) - f(p_0; x_0), with x_t from a later trace."""
-        position = self._use.input_position
+        use, position = self._use, self._use.input_position
         if position is None:
             return torch.zeros(1)
-        x0, xt = self._use.leaves[position], later.leaves[position]
-        if self._use.linear:
-            return self._alone(self._initial[self._use.parameter], {position: xt - x0}) * self._scale
-        before = self._initial[self._use.parameter]
-        moved = self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})
-        return moved * self._scale
+        x0, xt = use.leaves[position], later.leaves[position]
+        before = self._initial[use.parameter]
+        if use.alone:
+            moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
+            return self._alone(before, {position: moved}) * self._scale
+        return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
 
-    def _alone(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
-        """The function of this parameter alone: others, such as a bias, are zero."""
+    def _difference(self, values: Tensor, minus: Tensor | None = None) -> Tensor:
+        """f(values; x_0) - f(minus; x_0), minus being zero when it is not given."""
         use = self._use
-        if inputs is not None and use.operation in ROW_WISE:
-            inputs = {position: scales.sample_rows(tensor) for position, tensor in inputs.items()}
-        if use.operation in ADDITIVE:  # the input is added, not multiplied
-            return use.operand.of(values)
-        if use.operation in ("linear", "conv1d", "conv2d", "conv3d") and not use.matrix:
-            return use.operand.of(values)  # a bias
-        others = {position: torch.zeros_like(use.leaves[position]) for position in use.others}
-        return use.call({**others, **self._rows, **(inputs or {}), use.position: use.operand.of(values)})
+        change = values if minus is None else values - minus
+        if use.operation in ops.BIASED and not use.matrix:  # a bias is its own part of the output
+            return use.operand.of(change)
+        if use.alone:
+            return self._alone(change, self._rows) * self._scale
+        return (
+            self._in_double(values) - self._in_double(torch.zeros_like(values) if minus is None else minus)
+        ) * self._scale
+
+    def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
+        """The function of this parameter alone: without its bias."""
+        use = self._use
+        biases = dict.fromkeys(use.others, None)
+        return use.call({**biases, **inputs, use.position: use.operand.of(values)})
 
     def _in_double(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
         use = self._use
         leaves: dict[int, Any] = dict(enumerate(use.leaves)) | dict(inputs or {})
-        for position, operand in (*use.others.items(), (use.position, use.operand)):
-            leaves[position] = operand.of(self._initial[operand.parameter])
+        for position, operand in use.others.items():
+            if operand.parameter in self._initial:
+                leaves[position] = operand.of(self._initial[operand.parameter])
         leaves[use.position] = use.operand.of(values)
-        return use.call({position: _double(leaf) for position, leaf in leaves.items()})
+        return use.call({p: leaf.detach().double() if _floats(leaf) else _copied(leaf) for p, leaf in leaves.items()})
 
 
-ROW_WISE = frozenset({"linear", "embedding"})  # acts on every row of its input by itself: a subset of rows is enough
-ADDITIVE = frozenset({"add", "add_", "sub", "sub_", "__add__", "__radd__", "__iadd__", "__sub__", "__isub__"})
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 class ModuleReplay:
@@ -176,13 +181,6 @@ def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
         return []
     starts = [sum(pieces[:index]) for index in range(len(pieces))]
     return [Block(start, size) for start, size in zip(starts, pieces, strict=True)]
-
-
-def _double(value: Any) -> Any:
-    def widened(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return tree_map(widened, value)
 
 
 def _rms(tensor: Tensor) -> float:

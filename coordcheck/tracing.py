@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from coordcheck import operations as ops
+from coordcheck.calls import version
 from coordcheck.operations import Fans
 from coordcheck.sites import ROOT, in_backward
 
@@ -38,6 +39,7 @@ class Operand(NamedTuple):
     stride: tuple[int, ...]
     offset: int
     factor: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     def of(self, values: Tensor) -> Tensor:
         """The tensor made in the same way from other values of the parameter's own shape and strides."""
@@ -72,7 +74,8 @@ class UseCall(Node):
         """Sizes into which the output's channels were split."""
         self.gradient: Tensor | None = None
         self.source: Mark | None = None
-        self.output: Tensor | None = None
+        self.rank = 0
+        """Axes of the output."""
 
     @property
     def parameter(self) -> str:
@@ -88,16 +91,22 @@ class UseCall(Node):
 
     @property
     def input_position(self) -> int | None:
-        """The position of the activation among the arguments: the largest floating tensor that is no parameter."""
-        tensors = [
-            (leaf.numel(), -index)
-            for index, leaf in enumerate(self.leaves)
-            if isinstance(leaf, Tensor)
-            and index != self.position
-            and index not in self.others
-            and leaf.is_floating_point()
-        ]
-        return -max(tensors)[1] if tensors else None
+        """The position of the activation among the arguments: the first floating tensor that is no parameter."""
+        for index, leaf in enumerate(self.leaves):
+            own = index == self.position or index in self.others or (self.operation in ops.ADDED and index == 0)
+            if not own and isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return index
+        return None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the function may be called with a change of the parameter alone, instead of before and after it."""
+        tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        others = [self.leaves[position] for position in self.others]
+        only_biases = self.operation in ops.BIASED and all(other.dim() == 1 for other in others)
+        plain = self.matrix and self.operation in ops.ALONE and (not others or only_biases)
+        same_type = self.operand.dtype == self.leaves[self.position].dtype
+        return plain and same_type and len(tensors) == 2 + len(others)
 
     @property
     def downstream(self) -> float:
@@ -144,6 +153,22 @@ class Mark(NamedTuple):
     factor: float = 1.0
     flow: frozenset[Node] = frozenset()
     """The nodes it depends on through no other node."""
+
+
+COMPUTED = "computed"  # the mark of a tensor that was computed from parameters alone, in some other way
+
+
+class _Seen(NamedTuple):
+    """One function call."""
+
+    name: str
+    function: Any
+    leaves: list[Any]
+    kept: list[Any]
+    """The same with copies of all activations, where it takes a parameter."""
+    spec: Any
+    operands: dict[int, Operand]
+    in_place: bool
 
 
 class ModuleCall(NamedTuple):
@@ -213,25 +238,27 @@ class Tracer:
             return
         self._stack.append(name)
         if self._keep_calls:
-            with torch._C.DisableTorchFunction():
+            with torch._C.DisableTorchFunction(), suppress(Exception):  # of arguments that cannot be copied
                 self.calls[name] = ModuleCall(snapshot(args), snapshot(kwargs), None, torch.get_rng_state())
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if in_backward() or not self._stack:
             return
         name = self._stack.pop()
-        if self._keep_calls:
-            with torch._C.DisableTorchFunction():
+        if name in self.calls:
+            with torch._C.DisableTorchFunction(), suppress(Exception):
                 self.calls[name] = self.calls[name]._replace(output=snapshot(output))
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
         name = ops.name_of(func)
-        if name in ("__get__", "__set__") or in_backward():
+        if name == "__set__" or in_backward():
             return func(*args, **kwargs)
         if ops.inside(func):  # one of torch's own compositions: with its own question answered, its steps come here
             with self._mode, mock.patch.object(F, "has_torch_function", return_value=False):
                 return func(*args, **kwargs)
+        if "input" in kwargs:  # where arguments are told by their place, the input comes first
+            kwargs = {"input": kwargs["input"], **kwargs}
         try:
             leaves, spec = tree_flatten((args, kwargs))
             operands = self._operands(leaves)
@@ -239,12 +266,14 @@ class Tracer:
             kept = (
                 [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)] if operands else leaves
             )
+            versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         try:
-            self._see(name, func, leaves, kept, spec, operands, output)
+            in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+            self._see(_Seen(name, func, leaves, kept, spec, operands, in_place), output)
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
@@ -272,49 +301,51 @@ class Tracer:
         for name, parameter in self._storages.get(tensor.untyped_storage().data_ptr(), ()):
             offset = tensor.storage_offset() - parameter.storage_offset()
             if 0 <= offset < max(parameter.numel(), 1) and tensor.dtype == parameter.dtype:
-                return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset))
+                return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset), 1.0, tensor.dtype)
         return None
 
-    def _see(
-        self,
-        name: str,
-        func: Any,
-        leaves: list[Any],
-        kept: list[Any],
-        spec: Any,
-        operands: dict[int, Operand],
-        output: Any,
-    ) -> None:
+    def _see(self, seen: _Seen, output: Any) -> None:
         produced = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
         if not produced:
             return
-        tensors = {p: leaf for p, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-        activations = {p: t for p, t in tensors.items() if p not in operands and t.numel() > 1}
-        if operands and not activations:
-            self._derive(name, leaves, operands, produced)
-            return
-        if operands:
-            self._use(func, kept, spec, operands, activations, produced)
-            return
+        name, operands = seen.name, seen.operands
+        tensors = {p: leaf for p, leaf in enumerate(seen.leaves) if isinstance(leaf, Tensor) and leaf.numel() > 1}
+        activations = {p: t for p, t in tensors.items() if p not in operands and self._marks.get(t) != COMPUTED}
+        if operands and (not activations or (name in ops.ALIASES and min(operands) == 0)):
+            self._derive(seen, produced)
+        elif operands:
+            self._use(seen, activations, produced)
+        elif not activations and tensors:  # further computed from parameters alone
+            self._put(produced, COMPUTED)
+        else:
+            self._follow(seen, activations, produced, contracted=len(tensors) == len(activations))
+
+    def _follow(
+        self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor], contracted: bool
+    ) -> None:
+        """A function of activations: hand on what is known of them."""
+        name = seen.name
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
-        factor = self._scalar(name, leaves, activations)
+        factor = self._scalar(name, seen.leaves, activations)
         first = next(iter(marks.values()), Mark())
         if factor is not None:
             self._put(produced, first._replace(factor=first.factor * factor))
-        elif name in ops.ALIASES or (not name.endswith("_") and _shares_storage(activations, produced)):
-            self._split(name, first, activations, produced)
+        elif name in ops.ALIASES or (not seen.in_place and _shares_storage(activations, produced)):
+            self._split(seen, first, activations, produced)
             self._put(produced, first)
         elif name == ops.SOFTMAX and first.product is not None:
             self._attend(first)
             self._put(produced, Mark(flow=frozenset({first.product})))
         elif name == ops.ATTENTION:
-            self._put(produced, Mark(flow=self._fused_attention(leaves, spec)))
-        elif name in ops.PRODUCTS and len(activations) >= 2:
-            self._put(produced, self._product(name, leaves, activations, marks, flow, produced[0]))
+            self._put(produced, Mark(flow=self._fused_attention(seen.leaves, seen.spec)))
+        elif name in ops.PRODUCTS and len(activations) >= 2 and contracted:
+            self._put(produced, self._product(seen, activations, marks, flow, produced[0]))
         elif (name in ops.SUMS or name in ops.MASKINGS) and any(m.product for m in marks.values()):
             kept_mark = next(mark for mark in marks.values() if mark.product)
             self._put(produced, kept_mark._replace(flow=flow))
+        elif (same := _one_use(name, marks, activations)) is not None:
+            self._put(produced, same._replace(flow=flow))
         else:
             self._take_up(marks.values())
             self._put(produced, Mark(flow=flow))
@@ -323,7 +354,7 @@ class Tracer:
         mark = self._marks.get(tensor)
         return mark if isinstance(mark, Mark) else Mark()
 
-    def _put(self, produced: Iterable[Tensor], mark: Mark | Operand) -> None:
+    def _put(self, produced: Iterable[Tensor], mark: Mark | Operand | str) -> None:
         for tensor in produced:
             self._marks[tensor] = mark
 
@@ -336,6 +367,8 @@ class Tracer:
         """The number that this call multiplies its only tensor by; None when it does something else."""
         if len(tensors) != 1:
             return None
+        if name in ops.NEGATIONS:
+            return -1.0
         numbers = [
             leaf
             for position, leaf in enumerate(leaves)
@@ -350,29 +383,33 @@ class Tracer:
             return 1 / float(numbers[0])
         return None
 
-    def _derive(
-        self, name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], produced: Sequence[Tensor]
-    ) -> None:
-        """Follow a parameter through a product with a scalar; views are known by their storage."""
-        (position, operand), *more = operands.items()
-        factor = None if more else self._scalar(name, leaves, {position: leaves[position]})
-        if factor is not None and self._operand(produced[0]) is None:
-            self._put(produced, operand._replace(factor=operand.factor * factor))
+    def _derive(self, seen: _Seen, produced: Sequence[Tensor]) -> None:
+        """Follow a parameter through copies, views and products with a scalar; views of itself are known by storage."""
+        (position, operand), *more = seen.operands.items()
+        made = produced[0]
+        if self._operand(made) is not None:
+            return
+        tensor = seen.leaves[position]
+        factor = None if more else self._scalar(seen.name, seen.leaves, {position: tensor})
+        if factor is not None:
+            self._put([made], operand._replace(factor=operand.factor * factor))
+        elif seen.name in ops.ALIASES and tuple(made.shape) == operand.size:
+            self._put([made], operand)
+        elif not more and tensor.stride() == operand.stride and _shares_storage({0: tensor}, [made]):
+            offset = operand.offset + int(made.storage_offset() - tensor.storage_offset())
+            self._put([made], operand._replace(size=tuple(made.shape), stride=tuple(made.stride()), offset=offset))
+        else:
+            self._put(produced, COMPUTED)
 
-    def _use(
-        self,
-        func: Any,
-        kept: list[Any],
-        spec: Any,
-        operands: dict[int, Operand],
-        activations: Mapping[int, Tensor],
-        produced: Sequence[Tensor],
-    ) -> None:
+    def _use(self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
+        operands, kept = seen.operands, seen.kept
+        args, kwargs = tree_unflatten(list(kept), seen.spec)
         uses = []
         for position, operand in operands.items():
-            use = UseCall(operand, position, func, self._layer, kept, spec)
-            use.fans = ops.fans(use.operation, kept[position], position, kept)
+            use = UseCall(operand, position, seen.function, self._layer, kept, seen.spec)
+            use.fans = ops.fans(seen.name, kept[position], position, kept, args, kwargs)
             use.others = {p: other for p, other in operands.items() if p != position}
+            use.rank = produced[0].dim()
             uses.append(use)
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         self._take_up(marks.values())
@@ -405,10 +442,12 @@ class Tracer:
 
         output.register_hook(keep)
 
-    def _split(self, name: str, mark: Mark, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
+    def _split(self, seen: _Seen, mark: Mark, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
         """Note into which blocks of channels a matrix's output is split."""
         use = mark.use
-        if use is None or use.fans is None or use.pieces or name not in ops.SPLITS:
+        if use is None or use.fans is None or use.pieces or seen.name not in ops.SPLITS:
+            return
+        if seen.name == "__getitem__" and not (len(seen.leaves) == 2 and isinstance(seen.leaves[1], int)):
             return
         whole, channels = next(iter(activations.values())), use.fans.fan_out
         lasts = tuple(int(piece.shape[-1]) for piece in produced)
@@ -416,7 +455,7 @@ class Tracer:
             use.pieces = lasts
         else:  # (..., 3, ...) taken apart along an axis of its own
             parts = len(produced) if len(produced) > 1 else int(whole.shape[0])
-            removed = whole.dim() - produced[0].dim() == 1
+            removed = whole.dim() - produced[0].dim() == 1 and whole.dim() > use.rank  # an axis made of channels
             if removed and 2 <= parts <= MAX_BLOCKS and channels % parts == 0:
                 use.pieces = (channels // parts,) * parts
 
@@ -429,8 +468,7 @@ class Tracer:
 
     def _product(
         self,
-        name: str,
-        leaves: Sequence[Any],
+        seen: _Seen,
         activations: Mapping[int, Tensor],
         marks: Mapping[int, Mark],
         flow: frozenset[Node],
@@ -439,13 +477,14 @@ class Tracer:
         """A product of two activations: attention logits, if a softmax follows."""
         self._take_up(marks.values(), contracted=True)
         (left_at, left), (right_at, right) = list(activations.items())[-2:]
-        fans = ops.fans("matmul" if name in ("baddbmm", "addmm") else name, right, right_at, leaves)
-        attention = AttentionCall(self._layer, name)
+        args, kwargs = tree_unflatten(list(seen.leaves), seen.spec)
+        fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
+        attention = AttentionCall(self._layer, seen.name)
         attention.head_size = max(1, fans.fan_in if fans else 1)
-        attention.query = left.detach(), marks[left_at].factor
-        attention.key = right.detach(), marks[right_at].factor
+        attention.query = left.detach().clone(), marks[left_at].factor
+        attention.key = right.detach().clone(), marks[right_at].factor
         attention.scale = marks[left_at].factor * marks[right_at].factor
-        attention.logits = output.detach()
+        attention.logits = output.detach().clone()  # what is masked in place later was a logit, too
         for node in flow:
             node.feeds.add(attention)
         return Mark(product=attention, flow=flow | {attention})
@@ -500,6 +539,17 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
         allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
         seen = seen & allowed
     return logits[seen.expand_as(logits)]
+
+
+def _one_use(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tensor]) -> Mark | None:
+    """What a product with a table, or a sum of parts of one output, hands on: rotary positions keep a scale."""
+    known = [mark for mark in marks.values() if mark.use is not None]
+    if not known or len({(mark.use, abs(mark.factor)) for mark in known}) != 1:
+        return None
+    tables = [activations[p] for p, mark in marks.items() if mark.use is None]
+    product = name in ops.SCALAR_PRODUCTS and len(known) == 1 and not any(t.requires_grad for t in tables)
+    parts = (name in ops.SUMS or name in ops.JOINS) and not tables and len(known) > 1
+    return known[0]._replace(factor=abs(known[0].factor)) if product or parts else None
 
 
 def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
