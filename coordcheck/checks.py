@@ -195,6 +195,7 @@ class _Plan:
         self.loss = loss
         self._batch, self._steps, self._device = batch, steps, device
         self._probe, self._figure = probe, figure
+        self._described: dict[str, str] = {}
 
     def prepare(self, threads: int, widths: Sequence[int], seeds: Sequence[int]) -> None:
         """Look at batch and loss, choose the runs that are diagnosed, and write the settings down."""
@@ -221,7 +222,9 @@ class _Plan:
 
     def run(self, key: RunKey, build: Build) -> Run:
         """One run, with everything that changes its numbers in its settings."""
-        settings = {**self._settings, "build": describe_callable(build)}
+        if key.label not in self._described:
+            self._described[key.label] = describe_callable(build)
+        settings = {**self._settings, "build": self._described[key.label]}
         probe, (widths, seeds) = None, self._diagnosed
         if self._probe is not None and key.width in widths and key.seed in seeds:
             given = None if isinstance(self._probe, str) else self._probe

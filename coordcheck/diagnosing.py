@@ -41,6 +41,7 @@ class Part(NamedTuple):
     replay: FunctionReplay | ModuleReplay | None
     block: Block | None = None
     hidden: str = ""
+    trained: bool = True
 
     def rows(self, values: Tensor) -> Tensor:
         return values if self.block is None else self.block.rows(values)
@@ -113,7 +114,8 @@ class _Session:
         self.tracer, loss = self._forward(keep_calls=True)
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
-        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
         self.parts = self._parts()
 
     def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
@@ -146,7 +148,7 @@ class _Session:
         """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
         moved, gradients = {}, self._gradients()
         for name, parameter in self.model.named_parameters():
-            if name in self.initial:
+            if name in self.trained:
                 gradient = gradients.get(name)
                 change = parameter.detach() - self.initial[name]
                 moved[name] = _rms(change), math.nan if gradient is None else _rms(gradient)
@@ -162,6 +164,13 @@ class _Session:
                 return True
         return False
 
+    def _moved(self, part: Part, steps: int) -> bool:
+        """Whether one of the first updates moved a parameter by its gradient; a decay moves it without one."""
+        return any(
+            self._update(part, step) > 0 and self._facts.get((part.name, step - 1, Quantity.WEIGHT_GRADIENT), 0.0) > 0
+            for step in range(1, steps + 1)
+        )
+
     def _update(self, part: Part, step: int) -> float:
         return self._facts.get((part.name, step, Quantity.WEIGHT_UPDATE), 0.0)
 
@@ -171,10 +180,8 @@ class _Session:
         for step in range(1, MAX_UPDATES + 1):
             self.update()
             self._note_updates(step)
-            waiting = [
-                part for part in self.parts if not any(self._update(part, taken) for taken in range(1, step + 1))
-            ]
-            more = step < MAX_UPDATES and any(not part.hidden for part in waiting)
+            waiting = [part for part in self.parts if part.trained and not part.hidden and not self._moved(part, step)]
+            more = step < MAX_UPDATES and bool(waiting)
             with torch.set_grad_enabled(more):
                 later, loss = self._forward()
             if more:
@@ -187,38 +194,36 @@ class _Session:
         """Every trainable parameter's uses, in the order in which they were first seen."""
         parts: list[Part] = []
         for (name, operation), use in self.tracer.uses.items():
-            if name not in self.initial:
-                continue
             replay = FunctionReplay(use, self.initial)
             unknown = use.operand.size[1:] and not is_known(operation)
             hidden = f"it acts in {operation}, of which it is not known over what it sums" if unknown else ""
             first = not any(part.parameter == name for part in parts)
-            parts.append(Part(name if first else f"{name}@{operation}", name, use, replay, None, hidden))
-            if operation == "linear":
-                for number, block in enumerate(blocks(use.operand, use.pieces)):
-                    parts.append(Part(f"{parts[-1 - number].name}[{number}]", name, use, replay, block))
+            whole = Part(
+                name if first else f"{name}@{operation}", name, use, replay, None, hidden, name in self.trained
+            )
+            parts.append(whole)
+            for number, block in enumerate(blocks(use)):
+                parts.append(whole._replace(name=f"{whole.name}[{number}]", block=block))
         seen = {part.parameter for part in parts}
-        return parts + [self._unseen(name) for name in self.initial if name not in seen]
+        return parts + [self._unseen(name) for name in self.initial if name in self.trained - seen]
 
     def _unseen(self, name: str) -> Part:
         """A parameter that no function was seen to take: through its module's call, or not visible."""
         if name not in self._gradients():
-            return Part(name, name, None, None, hidden="no gradient reached it")
+            return Part(name, name, None, None, None, "no gradient reached it")
         path = name.rpartition(".")[0]
         while path and path not in self.tracer.calls:
             path = path.rpartition(".")[0]
         call = self.tracer.calls.get(path or ROOT)
         if call is None or call.output is None:
-            return Part(name, name, None, None, hidden="it was used outside every module's call")
+            return Part(name, name, None, None, None, "it was used outside every module's call")
         module = self.model.get_submodule(path)
         inside = name[len(path) + 1 :] if path else name
-        initial = {
-            n: self.initial[f"{path}.{n}" if path else n] for n, p in module.named_parameters() if p.requires_grad
-        }
+        initial = {n: self.initial[f"{path}.{n}" if path else n] for n, _ in module.named_parameters()}
         try:
             return Part(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
         except NotReplayed as reason:
-            return Part(name, name, None, None, hidden=str(reason))
+            return Part(name, name, None, None, None, str(reason))
 
     def _note(self, name: str, step: int, quantity: Quantity, value: float) -> None:
         self._facts[name, step, quantity] = value
@@ -267,6 +272,8 @@ class _Session:
     def _note_updates(self, step: int) -> None:
         current = dict(self.model.named_parameters())
         for part in self.parts:
+            if not part.trained:
+                continue
             now, before = current[part.parameter], self.initial[part.parameter]
             change = part.rows(now.detach() - before)
             count = self._counts.get(part.name) or change.numel()
@@ -283,7 +290,7 @@ class _Session:
             use = None if part.use is None else later.uses.get((part.parameter, part.use.operation))
             if updated:
                 self._note_gradients(part, step, use, gradients)
-            if use is not None and isinstance(part.replay, FunctionReplay):
+            if use is not None and isinstance(part.replay, FunctionReplay) and part.trained:
                 self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
 
@@ -296,6 +303,8 @@ class _Session:
                     self._note(name, step, quantity, _rms(tensor) / abs(factor) if factor else math.nan)
 
     def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
+        if part.block is not None and part.block.stacked:  # which part of the output is its own is not known
+            return
         try:
             with torch.no_grad():
                 value = _rms(part.channels(replay()))
@@ -353,7 +362,7 @@ class _Session:
             feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
             exact = part.use.linear
             fan_in, fan_out = part.use.fans or (1, math.prod(shape) or 1)
-        fan_out = part.block.size if part.block is not None else fan_out
+        fan_out = part.block.size if part.block is not None and not part.block.stacked else fan_out
         return Use(
             *(site, part.parameter, layer, operation, max(fan_in, 1), max(fan_out, 1), multiplier),
             *(degree, exact, feeds, part.hidden),

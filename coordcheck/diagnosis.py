@@ -29,6 +29,9 @@ from coordcheck.roles import Part
 from coordcheck.verdicts import Answer, Verdict, compare
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
+COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
+# functions in which a vector multiplies what it meets
+SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
 NAMED_WITHIN = 0.35  # distance to a parametrization's exponents up to which the model is called by its name
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
@@ -120,7 +123,8 @@ def diagnose(
         findings.append(_judge(part, exponents[part.name], targets, tolerance, first))
     findings = _without_blocks(findings)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
-        findings = [_judge_growth(finding, tolerance) for finding in findings]
+        shift = _common_growth(findings)
+        findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
     return findings
 
 
@@ -133,6 +137,10 @@ def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, fir
         return Finding(part, found, Verdict.NOT_VISIBLE, explanation=part.hidden)
     if found.not_finite:
         return Finding(part, found, Verdict.NOT_FINITE, explanation="NaN or Inf on the probe")
+    if not part.trained:
+        gain, target = _gain(part, found, targets, first)
+        fixed = Finding(part, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
+        return _decide(fixed, tolerance) if _off(gain, target, tolerance) else fixed
     if not found.has_gradient:
         why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
         return Finding(part, found, Verdict.NOT_VISIBLE, explanation=why)
@@ -147,13 +155,16 @@ def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, fir
 
 def _gain(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
     """The gain to judge, and what it should be; unknown where there is none to judge."""
-    if part.role in (Role.VECTOR, Role.CONSTANT) or found.zero_init or part.operation == "module":
+    vector = part.role is Role.VECTOR
+    if part.role is Role.CONSTANT or found.zero_init or part.operation == "module" or not found.gain_weight.known:
+        return UNKNOWN, math.nan
+    if vector and part.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
         return UNKNOWN, math.nan
     target = targets.gain.get(part.role, 0.0)
     weight, measured = found.gain_weight, found.gain
     if first is not None:  # a shared matrix: what its first use already explains
         weight = weight.shifted(first.init)
-    if part.tied or not part.exact or not measured.known:
+    if part.tied or vector or not part.exact or not measured.known:
         return weight, target
     gap = measured.value - weight.value
     margin = (measured.high - measured.low) / 2
@@ -178,9 +189,9 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     }
     gain_off = answer["gain"] in (Answer.GROWS, Answer.SHRINKS)
     response_off = answer["response"] in (Answer.GROWS, Answer.SHRINKS)
-    notes = []
-    if gain_off and part.role is Role.NARROW:
-        notes.append(f"warning: its initial gain is n^{judged.gain.value:.2f}, and it shrinks no growing layer")
+    notes: list[str] = []
+    if answer["gain"] is Answer.SHRINKS and part.role is Role.NARROW:
+        notes.append("warning: what it makes of a growing layer shrinks with the width")
         gain_off = False
     if gain_off and _harmless(judged):
         notes.append("warning: initialised as in SP, which a large vocabulary forgives; µP wants 1/fan_in")
@@ -197,9 +208,34 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     if response_off:
         verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
         return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-_half(lead))
+    if _off(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(judged):
+        beyond = judged.exponents.response.value - judged.response.value
+        why = f"its gradient is n^{beyond:.2f} times that of its own use of the input"
+        return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
     if answer["response"] in (Answer.UNDECIDED, None) or answer["gain"] is Answer.UNDECIDED:
         return judged._replace(verdict=Verdict.UNDECIDED)
     return judged
+
+
+def _off(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
+    """How an exponent is beyond its target, if it is."""
+    answer = _compare(exponent, target, tolerance)
+    return answer if answer in (Answer.GROWS, Answer.SHRINKS) else None
+
+
+def _follows_gradient(judged: Finding) -> bool:
+    """A matrix whose update is one of its gradient, of which both sides are known."""
+    part = judged.part
+    return part.exact and not part.tied and judged.exponents.degree > 0.5 and part.role in (Role.INPUT, Role.HIDDEN)
+
+
+def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Finding:
+    return finding._replace(
+        verdict=Verdict.LEARNS_TOO_FAST,
+        cause=Cause.GRADIENT_FAN_IN,
+        learning_rate=-_half(excess),
+        explanation=explanation,
+    )
 
 
 def _harmless(judged: Finding) -> bool:
@@ -239,21 +275,22 @@ def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
     )
 
 
-def _judge_growth(finding: Finding, tolerance: float) -> Finding:
+def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:
     """Under an optimizer of degree 1: an own update that grows though gain and response are right."""
-    growth, part = finding.exponents.growth, finding.part
+    part, growth = finding.part, finding.exponents.growth.shifted(-shift)
     if finding.culprit or finding.verdict is not Verdict.OK or finding.exponents.degree < 0.5:
         return finding
-    answer = _compare(growth, 0.0, tolerance)
-    if answer is not Answer.GROWS or part.role in (Role.CONSTANT, Role.ATTENTION):
+    if part.role in (Role.CONSTANT, Role.ATTENTION) or _off(growth, 0.0, tolerance) is not Answer.GROWS:
         return finding
-    return finding._replace(
-        verdict=Verdict.LEARNS_TOO_FAST,
-        cause=Cause.GRADIENT_FAN_IN,
-        learning_rate=-_half(growth.value),
-        explanation=f"own update ~ n^{growth.value:.2f} though gain and response are right: its gradient sums over "
-        "terms whose number grows with the width",
-    )
+    why = f"own update ~ n^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
+    return _gradient_fan_in(finding, growth.value, why + "number grows with the width")
+
+
+def _common_growth(findings: Sequence[Finding]) -> float:
+    """The growth that all updates share: chance in the loss's gradient, which is no parameter's own."""
+    values = [f.exponents.growth.value for f in findings if f.exponents.growth.known]
+    middle = float(np.median(values)) if values else 0.0
+    return middle if abs(middle) < COMMON else 0.0
 
 
 def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:

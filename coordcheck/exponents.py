@@ -37,7 +37,8 @@ from coordcheck.slopes import fit_logs
 Array = NDArray[np.float64]
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
-FLAT_SPECTRUM = 0.35  # how far an update's RMS may outgrow its spectral norm: by 1/2 when singular values are alike
+FLAT_RANK = 32  # and at least this stable rank, which no gradient of a tiny probe has
+FLAT_SPECTRUM = 0.25  # share of its full rank from which on an update's singular values count as alike
 
 
 class Exponent(NamedTuple):
@@ -169,13 +170,13 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
         "output": logs.fit(logs.at(Quantity.OUTPUT, start)),
     }
     rounding = _rounding(logs, parts)
+    flat = _flat_spectra(logs, first, fan_in, fan_out)
     result = {}
     for number, part in enumerate(parts):
         gain_weight = _sampled(fits["gain_weight"][number], part, logs)
         weight = fits["aligned"][number]
-        flat = fits["spectral"][number]
-        if flat.known and weight.known and weight.value - flat.value > FLAT_SPECTRUM:  # as Muon's updates
-            weight = flat
+        if flat[number] and fits["spectral"][number].known:
+            weight = fits["spectral"][number]
         result[part.name] = Exponents(
             gain=fits["gain"][number],
             gain_weight=gain_weight,
@@ -208,12 +209,25 @@ def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
     return Exponent(fitted.value, stderr, fitted.value - 2 * stderr, fitted.value + 2 * stderr)
 
 
+def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> list[bool]:
+    """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
+
+    The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
+    """
+    frobenius = logs.at(Quantity.WEIGHT_UPDATE, steps) + (fan_in + fan_out) / 2
+    rank = 2 * (frobenius - logs.at(Quantity.WEIGHT_UPDATE_NORM, steps))
+    enough = np.maximum(np.minimum(fan_in, fan_out) + math.log2(FLAT_SPECTRUM), math.log2(FLAT_RANK))
+    known = np.where(np.isfinite(rank), rank, -np.inf)
+    return [bool(beyond > 0) for beyond in np.median((known - enough)[:, :, -1], axis=1)]
+
+
 def _first_movement(logs: Logs, number: int) -> int:
-    """The first step at which the parameter had moved in every run."""
+    """The first step at which the parameter had moved in every run, by more than a decay that needs no gradient."""
     for step in logs.steps:
         change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
+        gradient = logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number]
         seen = np.isfinite(change)
-        if step and seen.any() and (change[seen] > 0).all():
+        if step and seen.any() and (change[seen] > 0).all() and not (gradient[seen] == 0).all():
             return int(step)
     return 0
 

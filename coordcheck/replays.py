@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from coordcheck import operations as ops
 from coordcheck import scales
-from coordcheck.tracing import ModuleCall, Operand, UseCall, first_tensor, snapshot
+from coordcheck.tracing import MAX_BLOCKS, ModuleCall, UseCall, first_tensor, snapshot
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 
@@ -163,10 +163,11 @@ class NotReplayed(Exception):
 
 
 class Block(NamedTuple):
-    """Some rows of a matrix, and the channels of its output that they make."""
+    """Some rows of a matrix and the channels of its output that they make, or one of several stacked matrices."""
 
     start: int
     size: int
+    stacked: bool = False
 
     def rows(self, values: Tensor) -> Tensor:
         return values.narrow(0, self.start, self.size)
@@ -175,12 +176,17 @@ class Block(NamedTuple):
         return output.narrow(-1, self.start, self.size)
 
 
-def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
-    """The blocks of rows of a fused projection, such as the queries, keys and values of one matrix."""
-    if not pieces or len(operand.size) != 2 or operand.offset or sum(pieces) != operand.size[0]:
+def blocks(use: UseCall) -> list[Block]:
+    """The queries, keys and values of a fused projection, as its output was split; or the matrices of a stack."""
+    size, pieces = use.operand.size, use.pieces
+    if use.fans is None or use.operand.offset:
         return []
-    starts = [sum(pieces[:index]) for index in range(len(pieces))]
-    return [Block(start, size) for start, size in zip(starts, pieces, strict=True)]
+    if use.operation == "linear" and pieces and len(size) == 2 and sum(pieces) == size[0]:
+        starts = [sum(pieces[:index]) for index in range(len(pieces))]
+        return [Block(start, piece) for start, piece in zip(starts, pieces, strict=True)]
+    if use.operation in ops.STACKED and len(size) == 3 and 2 <= size[0] <= MAX_BLOCKS:
+        return [Block(index, 1, stacked=True) for index in range(size[0])]
+    return []
 
 
 def _rms(tensor: Tensor) -> float:

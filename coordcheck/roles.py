@@ -33,6 +33,7 @@ class Part(NamedTuple):
     """Whether its output goes into attention logits: queries and keys."""
     tied: bool
     """Whether it is the second use of a parameter, such as an embedding that is read out as well."""
+    trained: bool
     hidden: str
     multipliers: Mapping[int, float]
     """By width."""
@@ -81,7 +82,8 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
                 all(u.exact for u, _ in uses[name].values()),
                 any(known.get(fed) in attentions for fed in use.feeds),
-                *(tied, next((u.hidden for u, _ in uses[name].values() if u.hidden), "")),
+                *(tied, any(info.name == use.parameter for info in record.parameters) or not use.parameter),
+                *(next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),),
                 *(
                     {width: getattr(u, field) for width, (u, _) in uses[name].items()}
                     for field in ("multiplier", "fan_in", "fan_out")
