@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from coordcheck import scales
@@ -20,14 +20,15 @@ from coordcheck.calls import leaves
 from coordcheck.operations import is_known
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
-from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks
+from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks, stacked
 from coordcheck.sites import ROOT
 from coordcheck.tracing import AttentionCall, Node, Tracer, UseCall, first_tensor
 from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the degree in the gradient is measured
-ROUNDED = 1e-5  # an update this small beside its parameter is done again in double precision
+ROUNDED = 100  # an update of fewer roundings than this beside its parameter is done again in double precision
+EXACT = torch.finfo(torch.float64).eps
 LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
 POWER_STEPS = 6  # of the power iteration; updates on a tiny batch have few large singular values
 
@@ -105,6 +106,9 @@ class _Session:
         self.model, self.optimizers, self._loss, _, self.device = ready
         self.probe, self._factor = probe, factor
         self.notes: list[str] = []
+        if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in self.model.parameters()):
+            with torch.no_grad():  # lazy modules are made by their first call
+                self._loss(self.model, to_device(self.probe, self.device))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
                 group["eps"] *= eps
@@ -121,7 +125,7 @@ class _Session:
     def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
         tracer = Tracer(self.model, keep_calls=keep_calls)
         with tracer:
-            loss = self._loss(self.model, self.probe)
+            loss = self._loss(self.model, to_device(self.probe, self.device))  # a copy: models write into their input
         check_scalar(loss)
         return tracer, loss
 
@@ -134,7 +138,7 @@ class _Session:
 
     def _gradients(self) -> dict[str, Tensor]:
         return {
-            name: parameter.grad
+            name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and parameter.grad is not None
         }
@@ -160,7 +164,8 @@ class _Session:
         for part in self.parts:
             weight = self._facts.get((part.name, 0, Quantity.WEIGHT), 0.0)
             first = next((u for t in range(1, MAX_UPDATES + 1) if (u := self._update(part, t)) > 0), math.inf)
-            if self.initial[part.parameter].dtype is not torch.float64 and first < ROUNDED * weight:
+            precision = torch.finfo(self.initial[part.parameter].dtype).eps
+            if precision > EXACT and first < ROUNDED * precision * weight:
                 return True
         return False
 
@@ -182,8 +187,7 @@ class _Session:
             self._note_updates(step)
             waiting = [part for part in self.parts if part.trained and not part.hidden and not self._moved(part, step)]
             more = step < MAX_UPDATES and bool(waiting)
-            with torch.set_grad_enabled(more):
-                later, loss = self._forward()
+            later, loss = self._forward()  # with gradients, even if they are not asked for: some losses take them
             if more:
                 self._backward(loss)
             self._note_trace(step, later, more)
@@ -197,24 +201,35 @@ class _Session:
             replay = FunctionReplay(use, self.initial)
             unknown = use.operand.size[1:] and not is_known(operation)
             hidden = f"it acts in {operation}, of which it is not known over what it sums" if unknown else ""
+            hidden = (
+                hidden
+                if replay.multiplier and self.initial[name].numel()
+                else "it has no effect: it is empty or times 0"
+            )
             first = not any(part.parameter == name for part in parts)
             whole = Part(
                 name if first else f"{name}@{operation}", name, use, replay, None, hidden, name in self.trained
             )
             parts.append(whole)
-            for number, block in enumerate(blocks(use)):
+            fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
+            for number, block in enumerate(fused):
                 parts.append(whole._replace(name=f"{whole.name}[{number}]", block=block))
         seen = {part.parameter for part in parts}
         return parts + [self._unseen(name) for name in self.initial if name in self.trained - seen]
 
     def _unseen(self, name: str) -> Part:
         """A parameter that no function was seen to take: through its module's call, or not visible."""
+        if not self.initial[name].numel():
+            return Part(name, name, None, None, None, "it has no coordinates")
         if name not in self._gradients():
             return Part(name, name, None, None, None, "no gradient reached it")
         path = name.rpartition(".")[0]
-        while path and path not in self.tracer.calls:
+        while path and not self._takes_input(path):
             path = path.rpartition(".")[0]
         call = self.tracer.calls.get(path or ROOT)
+        others = [use for use in self.tracer.uses.values() if use.matrix and _within(use.layer, path)]
+        if others:  # what the module makes of it depends on the others as well
+            return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
         if call is None or call.output is None:
             return Part(name, name, None, None, None, "it was used outside every module's call")
         module = self.model.get_submodule(path)
@@ -225,6 +240,11 @@ class _Session:
         except NotReplayed as reason:
             return Part(name, name, None, None, None, str(reason))
 
+    def _takes_input(self, path: str) -> bool:
+        """Whether a module was called with a tensor; a parametrization is called with none."""
+        call = self.tracer.calls.get(path)
+        return call is not None and any(isinstance(leaf, Tensor) for _, leaf in leaves((call.args, call.kwargs)))
+
     def _note(self, name: str, step: int, quantity: Quantity, value: float) -> None:
         self._facts[name, step, quantity] = value
 
@@ -233,7 +253,7 @@ class _Session:
         for part in self.parts:
             self._note(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
             self._note_gradients(part, 0, part.use, gradients)
-            if part.replay is not None:
+            if part.replay is not None and not part.hidden:
                 self._note(part.name, 0, Quantity.INPUT, part.replay.input_scale)
                 self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
         self._note_attentions(0, self.tracer)
@@ -276,7 +296,7 @@ class _Session:
                 continue
             now, before = current[part.parameter], self.initial[part.parameter]
             change = part.rows(now.detach() - before)
-            count = self._counts.get(part.name) or change.numel()
+            count = max(self._counts.get(part.name) or change.numel(), 1)
             self._note(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / math.sqrt(count))
             matrix = _as_matrix(part, change)
             if matrix is not None:
@@ -461,4 +481,12 @@ def _rms(tensor: Tensor) -> float:
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.float()))
+    try:
+        return float(torch.linalg.vector_norm(scales.measurable(tensor)))
+    except scales.NotMeasurable:
+        return math.nan
+
+
+def _within(layer: str, path: str) -> bool:
+    """Whether a module is another one or inside it."""
+    return not path or layer == path or layer.startswith(f"{path}.")

@@ -114,7 +114,7 @@ def diagnose(
     Blocks of a fused matrix replace the whole where they do not agree with one another. A second use of a parameter is
     judged by what the first leaves to explain. The growth is looked at last, where nothing else is wrong.
     """
-    if not any(found.moved for found in exponents.values()):
+    if not any(found.moved or found.not_finite for found in exponents.values()):
         why = "nothing moved: is the learning rate zero?"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     findings: list[Finding] = []
@@ -213,7 +213,8 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         why = f"its gradient is n^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
     if answer["response"] in (Answer.UNDECIDED, None) or answer["gain"] is Answer.UNDECIDED:
-        return judged._replace(verdict=Verdict.UNDECIDED)
+        why = judged.explanation or "its exponents could not be measured"
+        return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged
 
 

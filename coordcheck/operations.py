@@ -143,7 +143,7 @@ _FANS: Mapping[str, Callable[[_Given], Fans]] = {
 }
 STACKED = frozenset({"bmm", "baddbmm", "matmul", "__matmul__", "einsum"})  # may take a stack of matrices, as of experts
 ROW_WISE = frozenset({"linear", "embedding"})  # act on every row of their input by itself: a subset of rows is enough
-LOOKUPS = frozenset({"embedding", "embedding_bag", "__getitem__", "index_select"})
+PICKS = frozenset({"__getitem__", "index_select"})
 BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d", *(f"conv_transpose{d}d" for d in (1, 2, 3))})
 # linear in the weight and in the input, with nothing added but a bias
 ALONE = BIASED | {"embedding", "matmul", "mm", "bmm", "mv", "__matmul__"}

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from coordcheck import operations as ops
 from coordcheck import scales
-from coordcheck.tracing import MAX_BLOCKS, ModuleCall, UseCall, first_tensor, snapshot
+from coordcheck.tracing import MAX_BLOCKS, ModuleCall, Operand, UseCall, first_tensor, snapshot
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 
@@ -128,6 +128,10 @@ class ModuleReplay:
         self._module, self._name, self._call, self._initial = module, name, call, initial
         try:
             again, before = self._called({}), first_tensor(call.output)
+            if not before.numel():
+                raise NotReplayed(f"{layer} saw no example on the probe")
+        except NotReplayed:
+            raise
         except Exception as error:  # the user's forward, called without its context
             raise NotReplayed(f"{layer} cannot be called by itself ({type(error).__name__})") from error
         close = again.shape == before.shape and _rms(again - before.detach()) <= REPRODUCED * max(_rms(before), 1e-30)
@@ -138,7 +142,7 @@ class ModuleReplay:
     def input_scale(self) -> float:
         try:
             return _rms(first_tensor((self._call.args, self._call.kwargs)))
-        except ValueError:  # ids
+        except (ValueError, scales.NotMeasurable):  # ids, or nothing
             return 1.0
 
     def output(self) -> Tensor:
@@ -176,17 +180,21 @@ class Block(NamedTuple):
         return output.narrow(-1, self.start, self.size)
 
 
-def blocks(use: UseCall) -> list[Block]:
-    """The queries, keys and values of a fused projection, as its output was split; or the matrices of a stack."""
-    size, pieces = use.operand.size, use.pieces
-    if use.fans is None or use.operand.offset:
+def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
+    """The blocks of rows of a fused projection, such as the queries, keys and values of one matrix."""
+    if not pieces or len(operand.size) != 2 or operand.offset or sum(pieces) != operand.size[0]:
         return []
-    if use.operation == "linear" and pieces and len(size) == 2 and sum(pieces) == size[0]:
-        starts = [sum(pieces[:index]) for index in range(len(pieces))]
-        return [Block(start, piece) for start, piece in zip(starts, pieces, strict=True)]
-    if use.operation in ops.STACKED and len(size) == 3 and 2 <= size[0] <= MAX_BLOCKS:
-        return [Block(index, 1, stacked=True) for index in range(size[0])]
-    return []
+    starts = [sum(pieces[:index]) for index in range(len(pieces))]
+    return [Block(start, size) for start, size in zip(starts, pieces, strict=True)]
+
+
+def stacked(use: UseCall) -> list[Block]:
+    """The matrices of a stack, such as those of the experts."""
+    size = use.operand.size
+    whole = use.fans is not None and not use.operand.offset and use.operand.gather is None
+    if not whole or use.operation not in ops.STACKED or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
+        return []
+    return [Block(index, 1, stacked=True) for index in range(size[0])]
 
 
 def _rms(tensor: Tensor) -> float:

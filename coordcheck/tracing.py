@@ -9,7 +9,7 @@ a module or in the code around it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,11 +40,14 @@ class Operand(NamedTuple):
     offset: int
     factor: float = 1.0
     dtype: torch.dtype = torch.float32
+    gather: Callable[[Tensor], Tensor] | None = None
+    """How some of its matrices are picked, where the tensor holds those of some experts only."""
 
     def of(self, values: Tensor) -> Tensor:
         """The tensor made in the same way from other values of the parameter's own shape and strides."""
-        view = values.as_strided(self.size, self.stride, self.offset)
-        return view if self.factor == 1.0 else view * self.factor
+        view = values.as_strided(self.size, self.stride, values.storage_offset() + self.offset)
+        view = view if self.factor == 1.0 else view * self.factor
+        return view if self.gather is None else self.gather(view)
 
 
 class Node:
@@ -213,6 +216,7 @@ class Tracer:
         self._stack: list[str] = []
         self._marks = WeakTensorKeyDictionary()
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
+        self._buffers: set[int] = set()
         self._hooks = ExitStack()
         self._mode = _Mode(self)
 
@@ -220,6 +224,8 @@ class Tracer:
         for name, parameter in self._model.named_parameters():
             if not isinstance(parameter, nn.parameter.UninitializedParameter):
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
+        strided = [buffer for buffer in self._model.buffers() if buffer.layout is torch.strided]
+        self._buffers = {buffer.untyped_storage().data_ptr() for buffer in strided if buffer.numel()}
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
                 before = module.register_forward_pre_hook(partial(self._enter, name or ROOT), with_kwargs=True)
@@ -310,15 +316,34 @@ class Tracer:
             return
         name, operands = seen.name, seen.operands
         tensors = {p: leaf for p, leaf in enumerate(seen.leaves) if isinstance(leaf, Tensor) and leaf.numel() > 1}
-        activations = {p: t for p, t in tensors.items() if p not in operands and self._marks.get(t) != COMPUTED}
-        if operands and (not activations or (name in ops.ALIASES and min(operands) == 0)):
+        activations = {p: t for p, t in tensors.items() if p not in operands and self._is_activation(t)}
+        picks = name in ops.PICKS and min(operands, default=1) == 0 and seen.leaves[0].dim() > 2
+        if picks and activations:
+            self._gather(seen, produced)
+        elif operands and (not activations or (name in ops.ALIASES and min(operands) == 0)):
             self._derive(seen, produced)
         elif operands:
             self._use(seen, activations, produced)
-        elif not activations and tensors:  # further computed from parameters alone
+        elif not activations and tensors:  # further computed from parameters and tables alone
             self._put(produced, COMPUTED)
         else:
             self._follow(seen, activations, produced, contracted=len(tensors) == len(activations))
+
+    def _is_activation(self, tensor: Tensor) -> bool:
+        """Neither computed from parameters alone, nor one of the model's tables."""
+        if self._marks.get(tensor) == COMPUTED:
+            return False
+        return tensor.layout is not torch.strided or tensor.untyped_storage().data_ptr() not in self._buffers
+
+    def _gather(self, seen: _Seen, produced: Sequence[Tensor]) -> None:
+        """Follow a stack of matrices of which some are picked, as those of the experts that tokens chose."""
+        leaves, spec, function = [*seen.kept], seen.spec, seen.function
+
+        def gather(values: Tensor) -> Tensor:
+            args, kwargs = tree_unflatten([values, *leaves[1:]], spec)
+            return first_tensor(function(*args, **kwargs))
+
+        self._put(produced, seen.operands[0]._replace(gather=gather))
 
     def _follow(
         self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor], contracted: bool
@@ -372,8 +397,7 @@ class Tracer:
         numbers = [
             leaf
             for position, leaf in enumerate(leaves)
-            if position not in tensors
-            and (isinstance(leaf, (int, float)) or (isinstance(leaf, Tensor) and not leaf.requires_grad))
+            if position not in tensors and (isinstance(leaf, (int, float)) or _is_number(leaf))
         ]
         if len(numbers) != 1 or len(leaves) != 2 or isinstance(numbers[0], bool):
             return None
@@ -550,6 +574,10 @@ def _one_use(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Ten
     product = name in ops.SCALAR_PRODUCTS and len(known) == 1 and not any(t.requires_grad for t in tables)
     parts = (name in ops.SUMS or name in ops.JOINS) and not tables and len(known) > 1
     return known[0]._replace(factor=abs(known[0].factor)) if product or parts else None
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and not leaf.requires_grad and leaf.numel() == 1
 
 
 def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:

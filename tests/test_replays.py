@@ -320,7 +320,6 @@ def test_own_update_beside_a_parameter_that_is_not_trained():
     torch.testing.assert_close(replay.own_update(now).double(), by_hand(model, "weight", examples(), now))
 
 
-@pytest.mark.xfail(strict=True, reason="a view is made at its offset in the copy, which begins elsewhere in memory")
 def test_own_update_of_a_parameter_that_is_a_view_of_a_flat_buffer():
     flat = examples(2 * IN).clone()
     model = Called(lambda s, x: F.layer_norm(x, (IN,), s.p))
@@ -502,7 +501,6 @@ def test_a_module_of_ids_has_an_input_scale_of_one():
     )
 
 
-@pytest.mark.xfail(strict=True, reason="an output without coordinates raises, which ends the whole run")
 def test_a_module_that_saw_no_example_is_refused():
     model = nn.Sequential(nn.Linear(IN, OUT))
     with pytest.raises(NotReplayed):

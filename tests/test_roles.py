@@ -106,6 +106,7 @@ def test_the_first_matrix_of_lora_is_narrow_and_the_second_like_an_input():
     found, _ = roles(lambda width: adam(LoRA(width)), pair_batch())
     assert found == {
         "input.weight": "input",
+        "base.weight": "hidden",
         "down.weight": "narrow",
         "up.weight": "input",
         "readout.weight": "readout",
