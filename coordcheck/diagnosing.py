@@ -20,9 +20,9 @@ from coordcheck.calls import leaves
 from coordcheck.operations import is_known
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
-from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks, stacked
+from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, Slice, blocks, stacked
 from coordcheck.sites import ROOT
-from coordcheck.tracing import AttentionCall, Node, Tracer, UseCall, first_tensor
+from coordcheck.tracing import MAX_BLOCKS, AttentionCall, Node, Tracer, UseCall, first_tensor
 from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     parameter: str
     use: UseCall | None
     replay: FunctionReplay | ModuleReplay | None
-    block: Block | None = None
+    block: Block | Slice | None = None
     hidden: str = ""
     trained: bool = True
 
@@ -214,8 +214,23 @@ class _Session:
             fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
             for number, block in enumerate(fused):
                 parts.append(whole._replace(name=f"{whole.name}[{number}]", block=block))
+            parts += self._sliced(whole, self.tracer.slices.get((name, operation), {}))
         seen = {part.parameter for part in parts}
         return parts + [self._unseen(name) for name in self.initial if name in self.trained - seen]
+
+    def _sliced(self, whole: Part, uses: Mapping[tuple[int, tuple[int, ...]], UseCall]) -> list[Part]:
+        """The parts of a parameter that calls of their own take."""
+        if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.gather for use in uses.values()):
+            return []
+        return [
+            whole._replace(
+                name=f"{whole.name}[{number}]",
+                use=uses[key],
+                replay=FunctionReplay(uses[key], self.initial),
+                block=Slice(uses[key].operand),
+            )
+            for number, key in enumerate(sorted(uses))
+        ]
 
     def _unseen(self, name: str) -> Part:
         """A parameter that no function was seen to take: through its module's call, or not visible."""
@@ -307,7 +322,7 @@ class _Session:
     def _note_trace(self, step: int, later: Tracer, updated: bool) -> None:
         gradients = self._gradients() if updated else {}
         for part in self.parts:
-            use = None if part.use is None else later.uses.get((part.parameter, part.use.operation))
+            use = None if part.use is None else _again(part.use, part.block, later)
             if updated:
                 self._note_gradients(part, step, use, gradients)
             if use is not None and isinstance(part.replay, FunctionReplay) and part.trained:
@@ -382,7 +397,7 @@ class _Session:
             feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
             exact = part.use.linear
             fan_in, fan_out = part.use.fans or (1, math.prod(shape) or 1)
-        fan_out = part.block.size if part.block is not None and not part.block.stacked else fan_out
+        fan_out = part.block.size if isinstance(part.block, Block) and not part.block.stacked else fan_out
         return Use(
             *(site, part.parameter, layer, operation, max(fan_in, 1), max(fan_out, 1), multiplier),
             *(degree, exact, feeds, part.hidden),
@@ -485,6 +500,14 @@ def _norm(tensor: Tensor) -> float:
         return float(torch.linalg.vector_norm(scales.measurable(tensor)))
     except scales.NotMeasurable:
         return math.nan
+
+
+def _again(use: UseCall, block: Block | Slice | None, later: Tracer) -> UseCall | None:
+    """The same use in a later trace."""
+    key = use.parameter, use.operation
+    if isinstance(block, Slice):
+        return later.slices.get(key, {}).get((use.operand.offset, use.operand.size))
+    return later.uses.get(key)
 
 
 def _within(layer: str, path: str) -> bool:

@@ -180,6 +180,19 @@ class Block(NamedTuple):
         return output.narrow(-1, self.start, self.size)
 
 
+class Slice(NamedTuple):
+    """The part of a parameter that one call takes, as of one expert in a loop over a stack."""
+
+    operand: Operand
+    stacked: bool = False
+
+    def rows(self, values: Tensor) -> Tensor:
+        return self.operand._replace(factor=1.0, gather=None).of(values)
+
+    def channels(self, output: Tensor) -> Tensor:
+        return output
+
+
 def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
     """The blocks of rows of a fused projection, such as the queries, keys and values of one matrix."""
     if not pieces or len(operand.size) != 2 or operand.offset or sum(pieces) != operand.size[0]:

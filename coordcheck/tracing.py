@@ -8,6 +8,7 @@ a module or in the code around it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -203,12 +204,14 @@ class Tracer:
 
     Attributes:
         uses: the last call per (parameter, function), in the order of the first.
+        slices: of those that take a part of their parameter, the last call per part.
         attentions: in the order of their softmax.
         calls: the last call of each module.
     """
 
     def __init__(self, model: nn.Module, *, keep_calls: bool = False) -> None:
         self.uses: dict[tuple[str, str], UseCall] = {}
+        self.slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self.attentions: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
         self.skipped: Counter[str] = Counter()
@@ -216,14 +219,18 @@ class Tracer:
         self._stack: list[str] = []
         self._marks = WeakTensorKeyDictionary()
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
+        self._sizes: dict[str, int] = {}
         self._buffers: set[int] = set()
         self._hooks = ExitStack()
         self._mode = _Mode(self)
 
     def __enter__(self) -> Tracer:
         for name, parameter in self._model.named_parameters():
-            if not isinstance(parameter, nn.parameter.UninitializedParameter):
+            if _made(parameter):
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
+        self._sizes = {
+            name: parameter.numel() for name, parameter in self._model.named_parameters() if _made(parameter)
+        }
         strided = [buffer for buffer in self._model.buffers() if buffer.layout is torch.strided]
         self._buffers = {buffer.untyped_storage().data_ptr() for buffer in strided if buffer.numel()}
         with ExitStack() as hooks:
@@ -447,6 +454,8 @@ class Tracer:
             if earlier is not None:
                 use.feeds |= earlier.feeds
             self.uses[key] = use
+            if use.matrix and math.prod(operand_size := use.operand.size) < self._sizes[use.parameter]:
+                self.slices.setdefault(key, {})[use.operand.offset, operand_size] = use
         for node in flow:
             node.feeds.update(matrices)
         if matrices and ops.is_linear(matrices[0].operation):
@@ -574,6 +583,10 @@ def _one_use(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Ten
     product = name in ops.SCALAR_PRODUCTS and len(known) == 1 and not any(t.requires_grad for t in tables)
     parts = (name in ops.SUMS or name in ops.JOINS) and not tables and len(known) > 1
     return known[0]._replace(factor=abs(known[0].factor)) if product or parts else None
+
+
+def _made(parameter: Tensor) -> bool:
+    return not isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
 def _is_number(leaf: Any) -> bool:
