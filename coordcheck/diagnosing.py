@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_map
 from coordcheck import scales
 from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
-from coordcheck.operations import is_known
+from coordcheck.parts import Part, Snapshot, again, parts_of
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
-from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, Slice, blocks, stacked
+from coordcheck.replays import Block, FunctionReplay
 from coordcheck.sites import ROOT
-from coordcheck.tracing import MAX_BLOCKS, AttentionCall, Node, Tracer, UseCall, first_tensor
+from coordcheck.tracing import Tracer
 from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
+from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the degree in the gradient is measured
@@ -31,24 +32,6 @@ ROUNDED = 100  # an update of fewer roundings than this beside its parameter is 
 EXACT = torch.finfo(torch.float64).eps
 LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
 POWER_STEPS = 6  # of the power iteration; updates on a tiny batch have few large singular values
-
-
-class Part(NamedTuple):
-    """What one row of the diagnosis is about: a parameter in one use, or a block of its rows."""
-
-    name: str
-    parameter: str
-    use: UseCall | None
-    replay: FunctionReplay | ModuleReplay | None
-    block: Block | Slice | None = None
-    hidden: str = ""
-    trained: bool = True
-
-    def rows(self, values: Tensor) -> Tensor:
-        return values if self.block is None else self.block.rows(values)
-
-    def channels(self, output: Tensor) -> Tensor:
-        return output if self.block is None else self.block.channels(output)
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:
@@ -119,8 +102,9 @@ class _Session:
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
         self.initial = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self.trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        self.parts = self._parts()
+        self.trained = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
+        named = frozenset(self._gradients())
+        self.parts = parts_of(Snapshot(self.model, self.tracer, self.initial, self.trained, named))
 
     def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
         tracer = Tracer(self.model, keep_calls=keep_calls)
@@ -194,72 +178,6 @@ class _Session:
             if not more:
                 break
 
-    def _parts(self) -> list[Part]:
-        """Every trainable parameter's uses, in the order in which they were first seen."""
-        parts: list[Part] = []
-        for (name, operation), use in self.tracer.uses.items():
-            replay = FunctionReplay(use, self.initial)
-            unknown = use.operand.size[1:] and not is_known(operation)
-            hidden = f"it acts in {operation}, of which it is not known over what it sums" if unknown else ""
-            hidden = (
-                hidden
-                if replay.multiplier and self.initial[name].numel()
-                else "it has no effect: it is empty or times 0"
-            )
-            first = not any(part.parameter == name for part in parts)
-            whole = Part(
-                name if first else f"{name}@{operation}", name, use, replay, None, hidden, name in self.trained
-            )
-            parts.append(whole)
-            fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
-            for number, block in enumerate(fused):
-                parts.append(whole._replace(name=f"{whole.name}[{number}]", block=block))
-            parts += self._sliced(whole, self.tracer.slices.get((name, operation), {}))
-        seen = {part.parameter for part in parts}
-        return parts + [self._unseen(name) for name in self.initial if name in self.trained - seen]
-
-    def _sliced(self, whole: Part, uses: Mapping[tuple[int, tuple[int, ...]], UseCall]) -> list[Part]:
-        """The parts of a parameter that calls of their own take."""
-        if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.gather for use in uses.values()):
-            return []
-        return [
-            whole._replace(
-                name=f"{whole.name}[{number}]",
-                use=uses[key],
-                replay=FunctionReplay(uses[key], self.initial),
-                block=Slice(uses[key].operand),
-            )
-            for number, key in enumerate(sorted(uses))
-        ]
-
-    def _unseen(self, name: str) -> Part:
-        """A parameter that no function was seen to take: through its module's call, or not visible."""
-        if not self.initial[name].numel():
-            return Part(name, name, None, None, None, "it has no coordinates")
-        if name not in self._gradients():
-            return Part(name, name, None, None, None, "no gradient reached it")
-        path = name.rpartition(".")[0]
-        while path and not self._takes_input(path):
-            path = path.rpartition(".")[0]
-        call = self.tracer.calls.get(path or ROOT)
-        others = [use for use in self.tracer.uses.values() if use.matrix and _within(use.layer, path)]
-        if others:  # what the module makes of it depends on the others as well
-            return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
-        if call is None or call.output is None:
-            return Part(name, name, None, None, None, "it was used outside every module's call")
-        module = self.model.get_submodule(path)
-        inside = name[len(path) + 1 :] if path else name
-        initial = {n: self.initial[f"{path}.{n}" if path else n] for n, _ in module.named_parameters()}
-        try:
-            return Part(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
-        except NotReplayed as reason:
-            return Part(name, name, None, None, None, str(reason))
-
-    def _takes_input(self, path: str) -> bool:
-        """Whether a module was called with a tensor; a parametrization is called with none."""
-        call = self.tracer.calls.get(path)
-        return call is not None and any(isinstance(leaf, Tensor) for _, leaf in leaves((call.args, call.kwargs)))
-
     def _note(self, name: str, step: int, quantity: Quantity, value: float) -> None:
         self._facts[name, step, quantity] = value
 
@@ -322,7 +240,7 @@ class _Session:
     def _note_trace(self, step: int, later: Tracer, updated: bool) -> None:
         gradients = self._gradients() if updated else {}
         for part in self.parts:
-            use = None if part.use is None else _again(part.use, part.block, later)
+            use = again(part, later)
             if updated:
                 self._note_gradients(part, step, use, gradients)
             if use is not None and isinstance(part.replay, FunctionReplay) and part.trained:
@@ -379,6 +297,7 @@ class _Session:
             )
         for name, (path, _) in self._functions.items():
             record.uses.append(Use(index[name], "", path, FORWARD, 1, 1, 1.0, None, False, ()))
+        record.outside = {path: factor for path, factor in self.tracer.outside.items() if math.isfinite(factor)}
         record.notes.extend(self.notes)
         skipped = [f"{what} was not measured" for what in self.tracer.skipped if " of " in what]
         record.notes.extend(skipped)
@@ -500,16 +419,3 @@ def _norm(tensor: Tensor) -> float:
         return float(torch.linalg.vector_norm(scales.measurable(tensor)))
     except scales.NotMeasurable:
         return math.nan
-
-
-def _again(use: UseCall, block: Block | Slice | None, later: Tracer) -> UseCall | None:
-    """The same use in a later trace."""
-    key = use.parameter, use.operation
-    if isinstance(block, Slice):
-        return later.slices.get(key, {}).get((use.operand.offset, use.operand.size))
-    return later.uses.get(key)
-
-
-def _within(layer: str, path: str) -> bool:
-    """Whether a module is another one or inside it."""
-    return not path or layer == path or layer.startswith(f"{path}.")

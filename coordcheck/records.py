@@ -260,6 +260,8 @@ class RunRecord:
     parameters: list[ParameterInfo] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     """What the diagnosis saw; empty when it did not run."""
+    outside: dict[str, float] = field(default_factory=dict)
+    """Module path -> the scalar that multiplies its output in the code around it, where there is one."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -283,6 +285,7 @@ class RunRecord:
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible] for p in self.parameters
             ],
             "uses": [[*use[:9], list(use.feeds), use.hidden] for use in self.uses],
+            "outside": self.outside,
             "notes": self.notes,
             "seconds": self.seconds,
         }
@@ -314,6 +317,7 @@ class RunRecord:
                     for name, shape, rate, decay, visible in map(_list, _list(data["parameters"]))
                 ],
                 uses=[_use(*_list(use)) for use in _list(data["uses"])],
+                outside={_text(k): _number(v) for k, v in data["outside"].items()},
                 notes=[_text(note) for note in _list(data["notes"])],
                 seconds=_number(data["seconds"]),
             )

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from coordcheck import operations as ops
 from coordcheck import scales
-from coordcheck.tracing import MAX_BLOCKS, ModuleCall, Operand, UseCall, first_tensor, snapshot
+from coordcheck.uses import MAX_BLOCKS, ModuleCall, Operand, UseCall, first_tensor, snapshot
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 

@@ -20,7 +20,7 @@ from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvarian
 from coordcheck.exponents import exponents
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers
 from coordcheck.records import Quantity, RunRecord, differences
-from coordcheck.roles import parts
+from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
 from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status
@@ -87,6 +87,7 @@ class Report:
             expect=self.criteria.exponents,
             tolerance=self.criteria.tolerance,
             trained=self.criteria.parametrization == "mup",
+            outside=outside(self.records),
         )
         return combined(sites, self.findings, self.criteria.tolerance)
 

@@ -97,6 +97,22 @@ def _is_attention(use: Use) -> bool:
     return not use.parameter and use.operation != FORWARD
 
 
+def outside(records: Sequence[RunRecord]) -> dict[tuple[str, str], float]:
+    """The exponent of the width that a layer's output should have, because of a scalar outside of it.
+
+    A readout whose logits are divided by the width may give logits that grow with it.
+
+    Returns:
+        Per (label, layer): minus the slope of log2 of the scalar against log2(width).
+    """
+    factors: dict[tuple[str, str], dict[int, float]] = {}
+    for record in records:
+        for path, factor in record.outside.items():
+            factors.setdefault((record.key.label, path), {})[record.key.width] = abs(factor)
+    slopes = {key: -round(2 * _growth(by_width)) / 2 for key, by_width in factors.items()}
+    return {key: slope for key, slope in slopes.items() if slope}
+
+
 def _role(fan_in: float, fan_out: float, elementwise: bool, followed: bool) -> Role:
     if elementwise:
         return Role.VECTOR if fan_out > GROWS else Role.CONSTANT

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,141 +25,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
-from coordcheck.operations import Fans
 from coordcheck.sites import ROOT, in_backward
-
-QUERY_ROWS = 64  # queries of a long sequence for which logits are rebuilt
-MASKED = -1e4  # an additive mask below this hides the position
-
-
-class Operand(NamedTuple):
-    """How a tensor is made from a parameter: a view of it, times a scalar."""
-
-    parameter: str
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    factor: float = 1.0
-    dtype: torch.dtype = torch.float32
-    gather: Callable[[Tensor], Tensor] | None = None
-    """How some of its matrices are picked, where the tensor holds those of some experts only."""
-
-    def of(self, values: Tensor) -> Tensor:
-        """The tensor made in the same way from other values of the parameter's own shape and strides."""
-        view = values.as_strided(self.size, self.stride, values.storage_offset() + self.offset)
-        view = view if self.factor == 1.0 else view * self.factor
-        return view if self.gather is None else self.gather(view)
-
-
-class Node:
-    """A matrix operation or an attention: what takes up the output of others."""
-
-    def __init__(self, layer: str, operation: str) -> None:
-        self.layer = layer
-        self.operation = operation
-        self.feeds: set[Node] = set()
-
-
-class UseCall(Node):
-    """One function call with a parameter among its arguments, ready to be called again with other values."""
-
-    def __init__(
-        self, operand: Operand, position: int, function: Any, layer: str, leaves: list[Any], spec: Any
-    ) -> None:
-        super().__init__(layer, ops.name_of(function))
-        self.operand, self.position = operand, position
-        self.function, self.leaves, self.spec = function, leaves, spec
-        self.fans: Fans | None = None
-        self.others: dict[int, Operand] = {}
-        """The call's other parameters, by position."""
-        self.taken_up: list[tuple[float, bool]] = []
-        """Per function that took up the output: the scalar before it, and whether it contracts two activations."""
-        self.pieces: tuple[int, ...] = ()
-        """Sizes into which the output's channels were split."""
-        self.gradient: Tensor | None = None
-        self.source: Mark | None = None
-        self.rank = 0
-        """Axes of the output."""
-
-    @property
-    def parameter(self) -> str:
-        return self.operand.parameter
-
-    @property
-    def matrix(self) -> bool:
-        return self.fans is not None
-
-    @property
-    def linear(self) -> bool:
-        return ops.is_linear(self.operation)
-
-    @property
-    def input_position(self) -> int | None:
-        """The position of the activation among the arguments: the first floating tensor that is no parameter."""
-        for index, leaf in enumerate(self.leaves):
-            own = index == self.position or index in self.others or (self.operation in ops.ADDED and index == 0)
-            if not own and isinstance(leaf, Tensor) and leaf.is_floating_point():
-                return index
-        return None
-
-    @property
-    def alone(self) -> bool:
-        """Whether the function may be called with a change of the parameter alone, instead of before and after it."""
-        tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-        others = [self.leaves[position] for position in self.others]
-        only_biases = self.operation in ops.BIASED and all(other.dim() == 1 for other in others)
-        plain = self.matrix and self.operation in ops.ALONE and (not others or only_biases)
-        same_type = self.operand.dtype == self.leaves[self.position].dtype
-        return plain and same_type and len(tensors) == 2 + len(others)
-
-    @property
-    def downstream(self) -> float:
-        """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
-        factors = {factor for factor, _ in self.taken_up}
-        if not self.matrix or len(factors) != 1 or any(contracted for _, contracted in self.taken_up):
-            return 1.0
-        return factors.pop()
-
-    @property
-    def upstream(self) -> float:
-        """The scalar that multiplies the input and does not belong to the output of the matrix before."""
-        if not self.matrix or self.source is None:
-            return 1.0
-        before = self.source.use
-        taken = before is not None and before.matrix and before.downstream != 1.0
-        return 1.0 if taken else self.source.factor
-
-    def call(self, values: Mapping[int, Any]) -> Tensor:
-        """Call the function again with other arguments at some positions; the first tensor it returns."""
-        leaves = [values.get(index, leaf) for index, leaf in enumerate(self.leaves)]
-        args, kwargs = tree_unflatten(leaves, self.spec)
-        return first_tensor(self.function(*args, **kwargs))
-
-
-class AttentionCall(Node):
-    """One product of queries and keys that goes into a softmax."""
-
-    def __init__(self, layer: str, operation: str) -> None:
-        super().__init__(layer, operation)
-        self.scale = 1.0
-        self.head_size = 1
-        self.logits: Tensor | None = None
-        self.query: tuple[Tensor, float] | None = None
-        """The queries, and the scalar that they were multiplied by before."""
-        self.key: tuple[Tensor, float] | None = None
-
-
-class Mark(NamedTuple):
-    """What is known of a tensor: the values of `use` or `product`, times `factor`, in another shape."""
-
-    use: UseCall | None = None
-    product: AttentionCall | None = None
-    factor: float = 1.0
-    flow: frozenset[Node] = frozenset()
-    """The nodes it depends on through no other node."""
-
-
-COMPUTED = "computed"  # the mark of a tensor that was computed from parameters alone, in some other way
+from coordcheck.uses import (
+    COMPUTED,
+    MAX_BLOCKS,
+    AttentionCall,
+    Mark,
+    ModuleCall,
+    Node,
+    Operand,
+    UseCall,
+    first_tensor,
+    fused_logits,
+    snapshot,
+)
 
 
 class _Seen(NamedTuple):
@@ -173,15 +52,6 @@ class _Seen(NamedTuple):
     spec: Any
     operands: dict[int, Operand]
     in_place: bool
-
-
-class ModuleCall(NamedTuple):
-    """One module call, kept for parameters that no function was seen to take."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    random_state: Tensor
 
 
 class _Mode(TorchFunctionMode):
@@ -221,6 +91,7 @@ class Tracer:
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
         self._sizes: dict[str, int] = {}
         self._buffers: set[int] = set()
+        self._exits: dict[str, Mark] = {}
         self._hooks = ExitStack()
         self._mode = _Mode(self)
 
@@ -258,6 +129,9 @@ class Tracer:
         if in_backward() or not self._stack:
             return
         name = self._stack.pop()
+        mark = self._marks.get(output) if isinstance(output, Tensor) else None
+        if isinstance(mark, Mark) and mark.use is not None:
+            self._exits[name] = mark
         if name in self.calls:
             with torch._C.DisableTorchFunction(), suppress(Exception):
                 self.calls[name] = self.calls[name]._replace(output=snapshot(output))
@@ -290,6 +164,13 @@ class Tracer:
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
+
+    @property
+    def outside(self) -> dict[str, float]:
+        """The scalar that multiplies a module's output outside of it, by path, where there is one."""
+        exits = {path: (mark.use, mark.factor) for path, mark in self._exits.items() if mark.use is not None}
+        found = {path: use.downstream / factor for path, (use, factor) in exits.items() if factor}
+        return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}
 
     @property
     def _layer(self) -> str:
@@ -546,34 +427,6 @@ class Tracer:
         return values.flow | {attention}
 
 
-MAX_BLOCKS = 8  # a fused projection holds at most so many matrices
-
-
-def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
-    """The logits q k^T * scale of one `scaled_dot_product_attention` call, masked ones left out: (logits,).
-
-    Long sequences are looked at on `QUERY_ROWS` queries spread over them.
-    """
-    query, key = given["query"], given["key"]
-    length = query.shape[-2]
-    rows = torch.arange(length, device=query.device)
-    if length > QUERY_ROWS:
-        rows = (torch.arange(QUERY_ROWS, device=query.device) * length) // QUERY_ROWS
-    query = query[..., rows, :]
-    if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    logits = (query @ key.transpose(-2, -1)).float() * scale
-    seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-    if given.get("is_causal"):
-        seen = rows[:, None] >= torch.arange(key.shape[-2], device=logits.device)[None, :]
-    mask = given.get("attn_mask")
-    if mask is not None:
-        allowed = mask if mask.dtype is torch.bool else mask > MASKED
-        allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
-        seen = seen & allowed
-    return logits[seen.expand_as(logits)]
-
-
 def _one_use(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tensor]) -> Mark | None:
     """What a product with a table, or a sum of parts of one output, hands on: rotary positions keep a scale."""
     known = [mark for mark in marks.values() if mark.use is not None]
@@ -599,21 +452,3 @@ def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -
         return False
     (tensor,) = tensors.values()
     return produced[0].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
-
-
-def first_tensor(value: Any) -> Tensor:
-    """The first floating tensor in a function's or module's output.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for leaf in tree_flatten(value)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise ValueError("no floating tensor in the output")
-
-
-def snapshot(value: Any) -> Any:
-    """A copy of every tensor in nested arguments, which later in-place operations do not change."""
-    leaves, spec = tree_flatten(value)
-    return tree_unflatten([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)

@@ -132,6 +132,7 @@ def judge(
     expect: Expectation | None = None,
     tolerance: float = TOLERANCE,
     trained: bool = True,
+    outside: Mapping[tuple[str, str], float] | None = None,
 ) -> pd.DataFrame:
     """One verdict per (label, layer), from the table of `fit_slopes`.
 
@@ -141,7 +142,8 @@ def judge(
     initialisation align within a few updates. Outputs with a fixed number of coordinates (`growing` is False:
     readouts, attention logits) may shrink at initialisation without limit and in training down to n ** -1/2.
     When `trained` is False the change in training is not judged: in other parametrizations than µP it depends on the
-    depth, and their exponents are judged parameter by parameter.
+    depth, and their exponents are judged parameter by parameter. `outside` is what a scalar in the code around a layer
+    adds to its expected exponent.
     Layers in `partial` that were seen at too few widths are not compared, and do not keep a label from being ok.
 
     Returns:
@@ -153,7 +155,7 @@ def judge(
         layers.setdefault((row["label"], row["layer"]), []).append({str(key): value for key, value in row.items()})
     rows = []
     for (label, layer), fits in layers.items():
-        expected = _expected(layer, expect or {})
+        expected = _expected(layer, expect or {}) + (outside or {}).get((label, layer), 0.0)
         found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True), trained)
         if found.verdict is Verdict.UNDECIDED and (label, layer) in (partial or {}):
             found = Judgement(Verdict.NOT_COMPARED, None, "it was seen at too few widths")

@@ -115,3 +115,40 @@ def test_the_status_is_the_culprits_when_no_layer_shows_it():
     assert report.status == {"model": Verdict.FROZEN}
     assert report.exit_code == 1
     assert "give it to the optimizer" in str(report)
+
+
+class Multiplied(torch.nn.Module):
+    """A reference MLP whose logits are divided by width / 64 in the code around its readout."""
+
+    def __init__(self, model, width):
+        super().__init__()
+        self.inner, self.factor = model, 64 / width
+
+    def forward(self, x):
+        return self.inner(x) * self.factor
+
+
+def multiplied(width):
+    """µP with a multiplier: the readout starts as in SP, times sqrt(m), and learns at the base rate."""
+    model, optimizer = mlp("µP", lr=3e-3)(width)
+    m = width / 64
+    model.readout.weight.data.mul_(m)
+    for group in optimizer.param_groups:
+        mine = [p for p in group["params"] if p is model.readout.weight]
+        group["params"] = [p for p in group["params"] if p is not model.readout.weight]
+        if mine:
+            readout = {"params": mine, "lr": group["lr"] * m}
+    optimizer.add_param_group(readout)
+    return Multiplied(model, width), optimizer
+
+
+def test_a_multiplier_outside_of_a_layer_belongs_to_its_scale():
+    report = coordcheck.check({"model": multiplied}, pair_batch(), **OPTIONS | {"seeds": 4})
+    assert report.exit_code == 0, str(report)
+    expected = dict(zip(report.layers["layer"], report.layers["expected"], strict=True))
+    assert expected["inner.readout"] == 1
+    assert expected["inner.hidden.0"] == 0
+    raw = report.slopes.query("layer == 'inner.readout' and quantity == 'change' and step == 1")["slope"].item()
+    assert raw == pytest.approx(1, abs=0.15)
+    # without a diagnosis nobody knows of the multiplier, and the layer's own output does grow
+    assert coordcheck.check({"model": multiplied}, pair_batch(), probe=None, **OPTIONS).exit_code == 1

@@ -16,7 +16,19 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
-    *("batches", "losses", "trials", "operations", "tracing", "replays", "diagnosing", "training", "sweep"),
+    *(
+        "batches",
+        "losses",
+        "trials",
+        "operations",
+        "uses",
+        "tracing",
+        "replays",
+        "parts",
+        "diagnosing",
+        "training",
+        "sweep",
+    ),
     *(
         "measurements",
         "slopes",

@@ -69,6 +69,7 @@ def records(draw: st.DrawFn) -> RunRecord:
             st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans()), max_size=3)
         ),
         uses=draw(st.lists(uses, max_size=3)) if sites else [],
+        outside=draw(st.dictionaries(texts, finite, max_size=3)),
         notes=draw(st.lists(texts, max_size=3)),
         seconds=draw(scales),
     )
@@ -150,6 +151,7 @@ WRONG = [
     *(("uses", but(USE, number, value)) for number in (4, 5) for value in (0, -1, 0.5, None)),
     *(("uses", but(USE, number, value)) for number in (6, 7) for value in (math.nan, "1", True)),
     *(("uses", but(USE, 9, value)) for value in ([1], [-1], ["0"])),
+    *(("outside", value) for value in (None, [], "", {"fc": "2"}, {"fc": math.nan}, {"fc": None})),
     *(("notes", value) for value in (None, {}, "note", [3])),
     *(("seconds", value) for value in (None, "1.5", "nan", True, math.nan, math.inf, 10**400)),
 ]

@@ -1,0 +1,131 @@
+"""The parts that a diagnosis is about: every parameter in every use, block by block and slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from coordcheck.calls import leaves
+from coordcheck.operations import is_known
+from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, Slice, blocks, stacked
+from coordcheck.sites import ROOT
+from coordcheck.tracing import Tracer
+from coordcheck.uses import MAX_BLOCKS, UseCall
+
+
+class Part(NamedTuple):
+    """What one row of the diagnosis is about: a parameter in one use, or a block of its rows."""
+
+    name: str
+    parameter: str
+    use: UseCall | None
+    replay: FunctionReplay | ModuleReplay | None
+    block: Block | Slice | None = None
+    hidden: str = ""
+    trained: bool = True
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values if self.block is None else self.block.rows(values)
+
+    def channels(self, output: Tensor) -> Tensor:
+        return output if self.block is None else self.block.channels(output)
+
+
+class Snapshot(NamedTuple):
+    """A model before its first update, as it was traced."""
+
+    model: nn.Module
+    tracer: Tracer
+    initial: Mapping[str, Tensor]
+    """Every parameter's values."""
+    trained: frozenset[str]
+    with_gradient: frozenset[str]
+
+
+def parts_of(taken: Snapshot) -> list[Part]:
+    """Every parameter's uses, in the order in which they were first seen, and then those that were not seen."""
+    parts: list[Part] = []
+    for (name, operation), use in taken.tracer.uses.items():
+        first = not any(part.parameter == name for part in parts)
+        replay = FunctionReplay(use, taken.initial)
+        shown = name if first else f"{name}@{operation}"
+        whole = Part(shown, name, use, replay, None, _hidden(use, replay), name in taken.trained)
+        fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
+        parts += [whole, *(whole._replace(name=f"{shown}[{i}]", block=block) for i, block in enumerate(fused))]
+        parts += _slices(whole, taken)
+    seen = {part.parameter for part in parts}
+    return parts + [_unseen(name, taken) for name in taken.initial if name in taken.trained - seen]
+
+
+def _hidden(use: UseCall, replay: FunctionReplay) -> str:
+    """Why a use cannot be judged; empty when it can."""
+    if not replay.multiplier or 0 in use.operand.size:
+        return "it has no effect: it is empty or times 0"
+    if use.operand.size[1:] and not is_known(use.operation):
+        return f"it acts in {use.operation}, of which it is not known over what it sums"
+    return ""
+
+
+def _slices(whole: Part, taken: Snapshot) -> list[Part]:
+    """The parts of a parameter that calls of their own take."""
+    if whole.use is None:
+        return []
+    uses = taken.tracer.slices.get((whole.parameter, whole.use.operation), {})
+    if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.gather for use in uses.values()):
+        return []
+    return [
+        whole._replace(
+            name=f"{whole.name}[{number}]",
+            use=use,
+            replay=FunctionReplay(use, taken.initial),
+            block=Slice(use.operand),
+        )
+        for number, (_, use) in enumerate(sorted(uses.items(), key=lambda item: item[0]))
+    ]
+
+
+def _unseen(name: str, taken: Snapshot) -> Part:
+    """A parameter that no function was seen to take: through its module's call, or not visible."""
+    if not taken.initial[name].numel():
+        return Part(name, name, None, None, None, "it has no coordinates")
+    if name not in taken.with_gradient:
+        return Part(name, name, None, None, None, "no gradient reached it")
+    path = name.rpartition(".")[0]
+    while path and not _takes_input(path, taken.tracer):
+        path = path.rpartition(".")[0]
+    call = taken.tracer.calls.get(path or ROOT)
+    if any(use.matrix and _within(use.layer, path) for use in taken.tracer.uses.values()):
+        # what the module makes of it depends on the other matrices as well
+        return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
+    if call is None or call.output is None:
+        return Part(name, name, None, None, None, "it was used outside every module's call")
+    module = taken.model.get_submodule(path)
+    inside = name[len(path) + 1 :] if path else name
+    initial = {n: taken.initial[f"{path}.{n}" if path else n] for n, _ in module.named_parameters()}
+    try:
+        return Part(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
+    except NotReplayed as reason:
+        return Part(name, name, None, None, None, str(reason))
+
+
+def _takes_input(path: str, tracer: Tracer) -> bool:
+    """Whether a module was called with a tensor; a parametrization is called with none."""
+    call = tracer.calls.get(path)
+    return call is not None and any(isinstance(leaf, Tensor) for _, leaf in leaves((call.args, call.kwargs)))
+
+
+def _within(layer: str, path: str) -> bool:
+    """Whether a module is another one or inside it."""
+    return not path or layer == path or layer.startswith(f"{path}.")
+
+
+def again(part: Part, later: Tracer) -> UseCall | None:
+    """A part's use in a later trace."""
+    if part.use is None:
+        return None
+    key = part.parameter, part.use.operation
+    if isinstance(part.block, Slice):
+        return later.slices.get(key, {}).get((part.use.operand.offset, part.use.operand.size))
+    return later.uses.get(key)
