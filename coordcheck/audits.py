@@ -9,6 +9,7 @@ import numpy as np
 
 from coordcheck.diagnosis import Cause, Finding, power
 from coordcheck.records import RunRecord, Status
+from coordcheck.verdicts import Verdict
 
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
 
@@ -23,7 +24,7 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
-        told = (*_common(found), *_decay(own), *_movement(found), *_degrees(found))
+        told = (*_common(found), *_decay(own), *_movement(found), *_degrees(found), *_not_visible(found))
         notes += [f"{label}: {note}" for note in told]
     return [*notes, *_identical(records)]
 
@@ -71,6 +72,17 @@ def _degrees(found: Sequence[Finding]) -> Iterator[str]:
             f"the update of {between[0].part.parameter}{more} is of degree {between[0].exponents.degree:.2f} in the "
             "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient?"
         )
+
+
+def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
+    """Parameters of which nothing is said, with the reason."""
+    reasons: dict[str, list[str]] = {}
+    for finding in found:
+        if finding.verdict is Verdict.NOT_VISIBLE:
+            reasons.setdefault(finding.explanation, []).append(finding.part.name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        yield f"not visible: {', '.join(names[:3])}{more}: {reason}"
 
 
 def _identical(records: Sequence[RunRecord]) -> Iterator[str]:

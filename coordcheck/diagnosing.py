@@ -31,7 +31,7 @@ EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the deg
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is done again in double precision
 EXACT = torch.finfo(torch.float64).eps
 LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
-POWER_STEPS = 6  # of the power iteration; updates on a tiny batch have few large singular values
+POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:

@@ -180,7 +180,12 @@ class Report:
         for record in self.records:
             label = record.key.label
             notes.extend(f"{label}: {note}" for note in record.notes)
-            hidden = [info.name for info in record.parameters if not info.visible]
+            followed = {
+                finding.part.parameter
+                for finding in self.findings.get(label, [])
+                if finding.verdict is not Verdict.NOT_VISIBLE
+            }
+            hidden = [info.name for info in record.parameters if not info.visible and info.name not in followed]
             if hidden:
                 why = "trained, but not in a call of their own module"
                 notes.append(f"{label}: not visible: {', '.join(hidden)} ({why})")

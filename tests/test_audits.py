@@ -84,3 +84,14 @@ def test_one_factor_for_all_learning_rates_is_one_advice():
         note.endswith("multiply the base learning rate by (width / base_width) ** 1") for note in report.notes
     ), report.notes
     assert not any("one factor" in note for note in diagnosed({"model": mlp("SP")}).notes)
+
+
+def test_parameters_that_are_not_visible_are_told_with_the_reason():
+    def build(width):
+        model, optimizer = mlp("µP")(width)
+        model.idle = torch.nn.Linear(width, width)
+        return model, optimizer
+
+    notes = diagnosed({"model": build}).notes
+    assert "model: not visible: idle.weight, idle.bias: no gradient reached it" in notes
+    assert not any("not visible" in note for note in diagnosed({"model": mlp("µP")}).notes)

@@ -13,10 +13,10 @@ from faultbench.scoring import PATHS, alarm, culprits, diagnosis, same
 from coordcheck.losses import as_loss
 
 KNOWN_MISSES: dict[str, str] = {
-    "chunk transformer, sgd: value block gradient": "the block and the power are right, but a gradient that a hook scales "
-    "is told as its fan-in: from outside the two cannot be told apart",
-    "mqa transformer, sgd: one learning rate": "of keys and values only the values' growth is decided on two seeds: that "
-    "of the keys starts lower, because the gradient of the logits is random at initialisation",
+    "chunk transformer, sgd: value block gradient": "the block and the power are right, but a gradient that a hook "
+    "scales is told as its fan-in: from outside the two cannot be told apart",
+    "mqa transformer, sgd: one learning rate": "of keys and values only the values' growth is decided on two seeds: "
+    "that of the keys starts lower, because the gradient of the logits is random at initialisation",
 }
 """Case -> why it is not answered exactly."""
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import coordcheck
 from coordcheck.batches import Batches
 from coordcheck.losses import as_loss
 from coordcheck.models import mlp, transformer
@@ -136,6 +137,35 @@ def ratios(case: Case, width: int, repetitions: int) -> tuple[float, dict[str, f
     return statistics.median(times["bare"]), paired
 
 
+GRID = (64, 128, 256, 512)
+
+
+def grid_ratios(case: Case, repetitions: int) -> dict[str, float]:
+    """A whole check, 4 widths and 3 seeds as by default, over bare training of the same runs: median ratios."""
+
+    def train() -> None:
+        for width in GRID * 3:
+            bare(case, width)
+
+    def check(probe: object) -> None:
+        coordcheck.check(
+            {"SP": case.build}, [case.batch], loss=F.cross_entropy, widths=GRID, probe=probe, executor=None
+        )
+
+    subjects = {"bare": train, "check": lambda: check(case.probe), "check, probe=None": lambda: check(None)}
+    times: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(repetitions):
+        for name, subject in subjects.items():
+            started = time.perf_counter()
+            subject()
+            times[name].append(time.perf_counter() - started)
+    return {
+        name: statistics.median(t / b for t, b in zip(taken, times["bare"], strict=True))
+        for name, taken in times.items()
+        if name != "bare"
+    }
+
+
 def peak_memory(name: str, case_index: int, width: int) -> float:
     """Peak resident MB of one subject above the process before it, in a process of its own (Linux)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -180,19 +210,23 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    names = ["coordcheck"] + (["mup"] if has_mup() else [])
+    names = ["coordcheck", "with diagnosis"] + (["mup"] if has_mup() else [])
     memory = [f"{name} MB" for name in ("bare", *names)]
     print(
         f"{'model':<12} {'width':>5} {'bare s':>8}",
-        *(f"{name + ' / bare':>18}" for name in names),
-        *(f"{m:>14}" for m in memory),
+        *(f"{name + ' / bare':>21}" for name in names),
+        *(f"{m:>17}" for m in memory),
     )
     for index, case in enumerate(cases()):
         for width in case.widths:
             seconds, paired = ratios(case, width, options.repetitions)
             peaks = [peak_memory(name, index, width) for name in ("bare", *names)]
-            cells = [f"{paired[name]:>18.3f}" for name in names] + [f"{peak:>14.1f}" for peak in peaks]
+            cells = [f"{paired[name]:>21.3f}" for name in names] + [f"{peak:>17.1f}" for peak in peaks]
             print(f"{case.name:<12} {width:>5} {seconds:>8.4f}", *cells, flush=True)
+    for case in cases():
+        found = grid_ratios(case, max(options.repetitions // 4, 1))
+        told = ", ".join(f"{name} {ratio:.3f}" for name, ratio in found.items())
+        print(f"{case.name}: a whole check over bare training, widths {GRID}, 3 seeds: {told}", flush=True)
     return 0
 
 
