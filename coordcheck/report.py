@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from coordcheck.audits import audit
+from coordcheck.audits import LIMITS, audit
 from coordcheck.blame import combined
 from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
@@ -315,7 +315,9 @@ class Report:
                 "tolerance": self.criteria.tolerance,
                 "verdicts": _records(self.verdicts),
                 "slopes": _records(self.slopes),
+                "parametrizations": self.parametrizations,
                 "notes": self.notes,
+                "limits": LIMITS,
             },
             allow_nan=False,
             ensure_ascii=False,
