@@ -64,7 +64,10 @@ def _degrees(found: Sequence[Finding]) -> Iterator[str]:
     between = [
         f
         for f in found
-        if f.exponents.has_gradient and EPS_VISIBLE < f.exponents.degree < 1 - EPS_VISIBLE and f.part.parameter
+        if f.exponents.has_gradient
+        and f.verdict is not Verdict.NOT_VISIBLE
+        and EPS_VISIBLE < f.exponents.degree < 1 - EPS_VISIBLE
+        and f.part.parameter
     ]
     if between:
         more = f" and {len(between) - 1} more" if len(between) > 1 else ""

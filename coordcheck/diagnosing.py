@@ -243,12 +243,12 @@ class _Session:
             use = again(part, later)
             if updated:
                 self._note_gradients(part, step, use, gradients)
-            if use is not None and isinstance(part.replay, FunctionReplay) and part.trained:
+            if use is not None and isinstance(part.replay, FunctionReplay) and part.trained and _alike(part, use):
                 self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
 
     def _note_attentions(self, step: int, tracer: Tracer) -> None:
-        for name, attention in _named(tracer.attentions).items():
+        for name, attention in _named(tracer).items():
             pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
             pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
             for quantity, (tensor, factor) in pairs.items():
@@ -268,7 +268,7 @@ class _Session:
 
     def write(self, record: RunRecord, degrees: Mapping[str, float]) -> None:
         """Add sites, rows and uses to the record."""
-        attentions = _named(self.tracer.attentions)
+        attentions = _named(self.tracer)
         first = len(record.sites)
         names = [*(part.name for part in self.parts), *attentions, *self._functions]
         index = {name: first + number for number, name in enumerate(names)}
@@ -291,10 +291,9 @@ class _Session:
             record.uses.append(self._use(part, index[part.name], nodes, degrees.get(part.parameter)))
         for name, attention in attentions.items():
             feeds = tuple(sorted(nodes[node] for node in attention.feeds if node in nodes))
-            sizes = attention.head_size, 1
-            record.uses.append(
-                Use(index[name], "", attention.layer, attention.operation, *sizes, attention.scale, None, True, feeds)
-            )
+            judged = attention in self.tracer.attentions
+            what = attention.layer, attention.operation, attention.head_size, 1, attention.scale, None, True, feeds
+            record.uses.append(Use(index[name], "", *what, "" if judged else NO_SOFTMAX))
         for name, (path, _) in self._functions.items():
             record.uses.append(Use(index[name], "", path, FORWARD, 1, 1, 1.0, None, False, ()))
         record.outside = {path: factor for path, factor in self.tracer.outside.items() if math.isfinite(factor)}
@@ -356,16 +355,25 @@ def _degrees(run: Run, probe: Any) -> dict[str, float]:
     return degrees
 
 
+NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
 SHORT = {"scaled_dot_product_attention": "sdpa"}
 
 
-def _named(attentions: list[AttentionCall]) -> dict[str, AttentionCall]:
-    """Attentions by site name: `module path/operation`, with `#k` from the second in one module on."""
+def _alike(part: Part, later: UseCall) -> bool:
+    """Whether a later call has an input of the same shape; experts see other tokens once the routing changes."""
+    position = None if part.use is None else part.use.input_position
+    if part.use is None or position is None:
+        return True
+    return bool(part.use.leaves[position].shape == later.leaves[position].shape)
+
+
+def _named(tracer: Tracer) -> dict[str, AttentionCall]:
+    """Products of two activations by site name: `module path/operation`, with `#k` from the second in one module on."""
     named: dict[str, AttentionCall] = {}
-    for attention in attentions:
-        base = f"{attention.layer}/{SHORT.get(attention.operation, attention.operation)}"
+    for product in [*tracer.attentions, *(p for p in tracer.products if p not in tracer.attentions)]:
+        base = f"{product.layer}/{SHORT.get(product.operation, product.operation)}"
         count = sum(name.partition("#")[0] == base for name in named)
-        named[base if not count else f"{base}#{count + 1}"] = attention
+        named[base if not count else f"{base}#{count + 1}"] = product
     return named
 
 

@@ -129,7 +129,7 @@ def diagnose(
 
 
 def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, first: Finding | None) -> Finding:
-    if part.role is Role.ATTENTION:
+    if part.role is Role.ATTENTION and not part.hidden:
         return _judge_attention(part, found, targets, tolerance)
     if part.role is Role.FUNCTION:
         return _judge_function(part, found, tolerance)
@@ -196,6 +196,9 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     if gain_off and _harmless(judged):
         notes.append("warning: initialised as in SP, which a large vocabulary forgives; µP wants 1/fan_in")
         gain_off = False
+    if response_off and part.role is Role.NARROW and k and not _agrees(judged, answer["response"], tolerance):
+        notes.append("its own update does not show it: the loss sees its output directly")
+        response_off = False
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
     judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
     if gain_off and part.tied:  # its init and learning rate belong to the first use
@@ -212,7 +215,7 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is n^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
-    if answer["response"] in (Answer.UNDECIDED, None) or answer["gain"] is Answer.UNDECIDED:
+    if (answer["response"] is Answer.UNDECIDED or not judged.response.known) or answer["gain"] is Answer.UNDECIDED:
         why = judged.explanation or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged
@@ -222,6 +225,12 @@ def _off(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
     """How an exponent is beyond its target, if it is."""
     answer = _compare(exponent, target, tolerance)
     return answer if answer in (Answer.GROWS, Answer.SHRINKS) else None
+
+
+def _agrees(judged: Finding, answer: Answer | None, tolerance: float) -> bool:
+    """Whether the own update grows or shrinks as the response says: a narrow output's gradient may not."""
+    growth = _off(judged.exponents.growth, 0.0, tolerance)
+    return growth is answer
 
 
 def _follows_gradient(judged: Finding) -> bool:

@@ -82,6 +82,12 @@ def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
     return partial
 
 
+def rerouted_layers(table: pd.DataFrame) -> set[tuple[str, str]]:
+    """The (label, layer) whose output had another shape at a later step than at t = 0, or was not there: experts."""
+    other = table[table["status"].isin([Status.SHAPE_CHANGED.value, Status.NOT_CALLED.value])]
+    return {(str(label), str(layer)) for label, layer in zip(other["label"], other["layer"], strict=True)}
+
+
 def not_finite(table: pd.DataFrame) -> pd.DataFrame:
     """Where runs first left the numbers: one row per label, layer, step and status, with the widths and runs."""
     sites = table[table["kind"] == Kind.MODULE.value]

@@ -18,7 +18,7 @@ from coordcheck.blame import combined
 from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.exponents import exponents
-from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers
+from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
 from coordcheck.records import Quantity, RunRecord, differences
 from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder
@@ -88,6 +88,7 @@ class Report:
             tolerance=self.criteria.tolerance,
             trained=self.criteria.parametrization == "mup",
             outside=outside(self.records),
+            rerouted=rerouted_layers(self.measurements),
         )
         return combined(sites, self.findings, self.criteria.tolerance)
 

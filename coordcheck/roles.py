@@ -62,6 +62,8 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
     found = []
     for name in sorted(uses, key=lambda name: _order(uses[name])):
         use, record = next(iter(uses[name].values()))
+        if name in attentions and use.hidden and grows[name] <= GROWS:
+            continue  # a product over a fixed axis, as of attention weights and values, has no scale to judge
         block = name.startswith(f"{use.parameter}[")
         tied = bool(use.parameter) and not block and first.setdefault(use.parameter, name) != name
         elementwise = record.sites[use.site].kind is Kind.PARAMETER and _elementwise(use, record)

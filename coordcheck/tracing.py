@@ -38,6 +38,7 @@ from coordcheck.uses import (
     first_tensor,
     fused_logits,
     snapshot,
+    summed,
 )
 
 
@@ -76,6 +77,7 @@ class Tracer:
         uses: the last call per (parameter, function), in the order of the first.
         slices: of those that take a part of their parameter, the last call per part.
         attentions: in the order of their softmax.
+        products: all products of two activations, those of attentions that are not fused among them.
         calls: the last call of each module.
     """
 
@@ -83,6 +85,7 @@ class Tracer:
         self.uses: dict[tuple[str, str], UseCall] = {}
         self.slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self.attentions: list[AttentionCall] = []
+        self.products: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
         self.skipped: Counter[str] = Counter()
         self._model, self._keep_calls = model, keep_calls
@@ -130,7 +133,7 @@ class Tracer:
             return
         name = self._stack.pop()
         mark = self._marks.get(output) if isinstance(output, Tensor) else None
-        if isinstance(mark, Mark) and mark.use is not None:
+        if isinstance(mark, Mark) and mark.held:
             self._exits[name] = mark
         if name in self.calls:
             with torch._C.DisableTorchFunction(), suppress(Exception):
@@ -168,8 +171,11 @@ class Tracer:
     @property
     def outside(self) -> dict[str, float]:
         """The scalar that multiplies a module's output outside of it, by path, where there is one."""
-        exits = {path: (mark.use, mark.factor) for path, mark in self._exits.items() if mark.use is not None}
-        found = {path: use.downstream / factor for path, (use, factor) in exits.items() if factor}
+        found = {}
+        for path, mark in self._exits.items():
+            factors = {use.downstream / factor for use, factor in mark.held if factor}
+            if len(factors) == 1:
+                found[path] = factors.pop()
         return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}
 
     @property
@@ -240,25 +246,27 @@ class Tracer:
         name = seen.name
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
-        factor = self._scalar(name, seen.leaves, activations)
+        factor = self._scalar(name, seen.leaves, _without_uniform(name, activations, marks))
         first = next(iter(marks.values()), Mark())
+        product = next((mark for mark in marks.values() if mark.product), None)
         if factor is not None:
-            self._put(produced, first._replace(factor=first.factor * factor))
+            self._put(produced, next((m for m in marks.values() if m != Mark()), first).times(factor))
         elif name in ops.ALIASES or (not seen.in_place and _shares_storage(activations, produced)):
             self._split(seen, first, activations, produced)
             self._put(produced, first)
-        elif name == ops.SOFTMAX and first.product is not None:
-            self._attend(first)
-            self._put(produced, Mark(flow=frozenset({first.product})))
+        elif name in ops.SOFTMAXES and product is not None:
+            self._attend(product)
+            self._put(produced, Mark(flow=flow))
         elif name == ops.ATTENTION:
             self._put(produced, Mark(flow=self._fused_attention(seen.leaves, seen.spec)))
         elif name in ops.PRODUCTS and len(activations) >= 2 and contracted:
             self._put(produced, self._product(seen, activations, marks, flow, produced[0]))
-        elif (name in ops.SUMS or name in ops.MASKINGS) and any(m.product for m in marks.values()):
-            kept_mark = next(mark for mark in marks.values() if mark.product)
-            self._put(produced, kept_mark._replace(flow=flow))
-        elif (same := _one_use(name, marks, activations)) is not None:
-            self._put(produced, same._replace(flow=flow))
+        elif name in ops.SCORED and product is not None:
+            self._put(produced, product._replace(flow=flow))
+        elif name in ops.SUMS | ops.JOINS or _averages(name, activations, produced):
+            self._put(produced, summed(list(marks.values()))._replace(flow=flow))
+        elif (table := _tabled(name, marks, activations)) is not None:
+            self._put(produced, table._replace(flow=flow))
         else:
             self._take_up(marks.values())
             self._put(produced, Mark(flow=flow))
@@ -273,8 +281,8 @@ class Tracer:
 
     def _take_up(self, marks: Iterable[Mark], contracted: bool = False) -> None:
         for mark in marks:
-            if mark.use is not None:
-                mark.use.taken_up.append((mark.factor, contracted))
+            for use, factor in mark.held:
+                use.taken_up.add((factor, contracted))
 
     def _scalar(self, name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -> float | None:
         """The number that this call multiplies its only tensor by; None when it does something else."""
@@ -290,9 +298,9 @@ class Tracer:
         if len(numbers) != 1 or len(leaves) != 2 or isinstance(numbers[0], bool):
             return None
         if name in ops.SCALAR_PRODUCTS:
-            return float(numbers[0])
-        if name in ops.SCALAR_QUOTIENTS and 0 in tensors and float(numbers[0]) != 0:
-            return 1 / float(numbers[0])
+            return _number(numbers[0])
+        if name in ops.SCALAR_QUOTIENTS and 0 in tensors and _number(numbers[0]) != 0:
+            return 1 / _number(numbers[0])
         return None
 
     def _derive(self, seen: _Seen, produced: Sequence[Tensor]) -> None:
@@ -324,7 +332,7 @@ class Tracer:
             use.rank = produced[0].dim()
             uses.append(use)
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
-        self._take_up(marks.values())
+        product = next((mark for mark in marks.values() if mark.product), None)
         flow = frozenset().union(*(mark.flow for mark in marks.values()))
         matrices = [use for use in uses if use.matrix]
         for use in uses:
@@ -339,10 +347,18 @@ class Tracer:
                 self.slices.setdefault(key, {})[use.operand.offset, operand_size] = use
         for node in flow:
             node.feeds.update(matrices)
-        if matrices and ops.is_linear(matrices[0].operation):
-            mark = Mark(use=matrices[0], flow=frozenset(matrices))
+        learned = [leaf for p, leaf in enumerate(seen.leaves) if p in operands and leaf.numel() == 1]
+        if learned and len(operands) == 1 and len(marks) == 1 and seen.name in ops.SCALAR_PRODUCTS:
+            (mark,) = marks.values()  # a learned scalar acts with its initial value
+            mark = mark.times(float(learned[0].detach()))
+        elif product is not None and seen.name in ops.SCORED | ops.SCALAR_PRODUCTS:  # a bias or temperature of logits
+            mark = product._replace(flow=flow)
+        elif seen.name in ops.SUMS | ops.JOINS:  # a bias: the sum is still what it was
+            mark = summed(list(marks.values()))._replace(flow=flow)
         else:
-            mark = Mark(flow=frozenset(matrices) or flow)
+            self._take_up(marks.values())
+            held = tuple((use, 1.0) for use in matrices[:1] if ops.is_linear(use.operation))
+            mark = Mark(held=held, flow=frozenset(matrices) or flow)
         self._put(produced, mark)
         self._follow_gradient(uses, produced[0])
 
@@ -358,7 +374,7 @@ class Tracer:
 
     def _split(self, seen: _Seen, mark: Mark, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
         """Note into which blocks of channels a matrix's output is split."""
-        use = mark.use
+        use = mark.held[0][0] if len(mark.held) == 1 else None
         if use is None or use.fans is None or use.pieces or seen.name not in ops.SPLITS:
             return
         if seen.name == "__getitem__" and not (len(seen.leaves) == 2 and isinstance(seen.leaves[1], int)):
@@ -397,10 +413,12 @@ class Tracer:
         attention.head_size = max(1, fans.fan_in if fans else 1)
         attention.query = left.detach().clone(), marks[left_at].factor
         attention.key = right.detach().clone(), marks[right_at].factor
-        attention.scale = marks[left_at].factor * marks[right_at].factor
+        alpha = kwargs.get("alpha", 1) if seen.name in ops.ADDED else 1
+        attention.scale = marks[left_at].factor * marks[right_at].factor * float(alpha)
         attention.logits = output.detach().clone()  # what is masked in place later was a logit, too
         for node in flow:
             node.feeds.add(attention)
+        self.products.append(attention)
         return Mark(product=attention, flow=flow | {attention})
 
     def _fused_attention(self, leaves: Sequence[Any], spec: Any) -> frozenset[Node]:
@@ -427,23 +445,44 @@ class Tracer:
         return values.flow | {attention}
 
 
-def _one_use(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tensor]) -> Mark | None:
-    """What a product with a table, or a sum of parts of one output, hands on: rotary positions keep a scale."""
-    known = [mark for mark in marks.values() if mark.use is not None]
-    if not known or len({(mark.use, abs(mark.factor)) for mark in known}) != 1:
+def _without_uniform(name: str, tensors: Mapping[int, Tensor], marks: Mapping[int, Mark]) -> Mapping[int, Tensor]:
+    """The tensors of a product without one that holds a single number in all places."""
+    if len(tensors) != 2 or name not in ops.SCALAR_PRODUCTS | ops.SCALAR_QUOTIENTS:
+        return tensors
+    fixed = [p for p, t in tensors.items() if marks[p] == Mark() and not t.requires_grad]
+    return {p: t for p, t in tensors.items() if p not in fixed[:1] or not bool((t == t.flatten()[0]).all())}
+
+
+def _averages(name: str, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
+    """Whether a mean or a sum leaves the last axis, of channels, as it is."""
+    if name not in ("mean", "sum") or len(activations) != 1:
+        return False
+    (tensor,) = activations.values()
+    return produced[0].dim() > 0 and produced[0].shape[-1] == tensor.shape[-1] and produced[0].numel() > 1
+
+
+def _tabled(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tensor]) -> Mark | None:
+    """What a product with a table hands on: rotary positions keep a scale."""
+    known = [mark for mark in marks.values() if mark.held]
+    tables = [activations[p] for p, mark in marks.items() if not mark.held]
+    if name not in ops.SCALAR_PRODUCTS or len(known) != 1 or any(t.requires_grad for t in tables):
         return None
-    tables = [activations[p] for p, mark in marks.items() if mark.use is None]
-    product = name in ops.SCALAR_PRODUCTS and len(known) == 1 and not any(t.requires_grad for t in tables)
-    parts = (name in ops.SUMS or name in ops.JOINS) and not tables and len(known) > 1
-    return known[0]._replace(factor=abs(known[0].factor)) if product or parts else None
+    return known[0]
 
 
 def _made(parameter: Tensor) -> bool:
     return not isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
+def _number(value: Any) -> float:
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)
+
+
 def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and not leaf.requires_grad and leaf.numel() == 1
+    """A tensor that holds one number, perhaps in many places."""
+    if not isinstance(leaf, Tensor) or leaf.requires_grad or not leaf.is_floating_point():
+        return False
+    return leaf.numel() == 1 or bool((leaf == leaf.flatten()[0]).all())
 
 
 def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:

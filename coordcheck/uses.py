@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,8 +57,8 @@ class UseCall(Node):
         self.fans: Fans | None = None
         self.others: dict[int, Operand] = {}
         """The call's other parameters, by position."""
-        self.taken_up: list[tuple[float, bool]] = []
-        """Per function that took up the output: the scalar before it, and whether it contracts two activations."""
+        self.taken_up: set[tuple[float, bool]] = set()
+        """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
         self.pieces: tuple[int, ...] = ()
         """Sizes into which the output's channels were split."""
         self.gradient: Tensor | None = None
@@ -110,8 +110,7 @@ class UseCall(Node):
         """The scalar that multiplies the input and does not belong to the output of the matrix before."""
         if not self.matrix or self.source is None:
             return 1.0
-        before = self.source.use
-        taken = before is not None and before.matrix and before.downstream != 1.0
+        taken = any(use.matrix and use.downstream != 1.0 for use, _ in self.source.held)
         return 1.0 if taken else self.source.factor
 
     def call(self, values: Mapping[int, Any]) -> Tensor:
@@ -122,7 +121,7 @@ class UseCall(Node):
 
 
 class AttentionCall(Node):
-    """One product of queries and keys that goes into a softmax."""
+    """One product of two activations: of queries and keys, when a softmax follows."""
 
     def __init__(self, layer: str, operation: str) -> None:
         super().__init__(layer, operation)
@@ -135,13 +134,27 @@ class AttentionCall(Node):
 
 
 class Mark(NamedTuple):
-    """What is known of a tensor: the values of `use` or `product`, times `factor`, in another shape."""
+    """What is known of a tensor."""
 
-    use: UseCall | None = None
+    held: tuple[tuple[UseCall, float], ...] = ()
+    """The uses whose outputs it is, or sums, each times a scalar."""
     product: AttentionCall | None = None
+    """The product whose values it is, times `factor`."""
     factor: float = 1.0
+    """The scalar that it was multiplied by last."""
     flow: frozenset[Node] = frozenset()
     """The nodes it depends on through no other node."""
+
+    def times(self, factor: float) -> Mark:
+        held = tuple((use, before * factor) for use, before in self.held)
+        return self._replace(held=held, factor=self.factor * factor)
+
+
+def summed(marks: Sequence[Mark]) -> Mark:
+    """What is known of a sum, or a concatenation: whatever its terms are, and the scalar that they share."""
+    held = {(use, abs(factor)): (use, factor) for mark in marks for use, factor in reversed(mark.held)}
+    factors = {abs(mark.factor) for mark in marks}
+    return Mark(held=tuple(held.values()), factor=factors.pop() if len(factors) == 1 else 1.0)
 
 
 COMPUTED = "computed"  # the mark of a tensor that was computed from parameters alone, in some other way

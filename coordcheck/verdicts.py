@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -133,6 +133,7 @@ def judge(
     tolerance: float = TOLERANCE,
     trained: bool = True,
     outside: Mapping[tuple[str, str], float] | None = None,
+    rerouted: Container[tuple[str, str]] = (),
 ) -> pd.DataFrame:
     """One verdict per (label, layer), from the table of `fit_slopes`.
 
@@ -143,7 +144,8 @@ def judge(
     readouts, attention logits) may shrink at initialisation without limit and in training down to n ** -1/2.
     When `trained` is False the change in training is not judged: in other parametrizations than µP it depends on the
     depth, and their exponents are judged parameter by parameter. `outside` is what a scalar in the code around a layer
-    adds to its expected exponent.
+    adds to its expected exponent. Layers in `rerouted` see other rows at other steps, as experts do: their change is
+    not compared.
     Layers in `partial` that were seen at too few widths are not compared, and do not keep a label from being ok.
 
     Returns:
@@ -156,7 +158,10 @@ def judge(
     rows = []
     for (label, layer), fits in layers.items():
         expected = _expected(layer, expect or {}) + (outside or {}).get((label, layer), 0.0)
-        found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True), trained)
+        followed = trained and (label, layer) not in rerouted
+        found = _judge_layer(fits, expected, tolerance, growing.get((label, layer), True), followed)
+        if found.verdict is Verdict.UNDECIDED and (label, layer) in rerouted:
+            found = Judgement(Verdict.NOT_COMPARED, None, "the rows that it sees change from step to step")
         if found.verdict is Verdict.UNDECIDED and (label, layer) in (partial or {}):
             found = Judgement(Verdict.NOT_COMPARED, None, "it was seen at too few widths")
         evidence: dict[str, Any] = dict.fromkeys(Evidence._fields, math.nan)

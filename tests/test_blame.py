@@ -152,3 +152,32 @@ def test_a_multiplier_outside_of_a_layer_belongs_to_its_scale():
     assert raw == pytest.approx(1, abs=0.15)
     # without a diagnosis nobody knows of the multiplier, and the layer's own output does grow
     assert coordcheck.check({"model": multiplied}, pair_batch(), probe=None, **OPTIONS).exit_code == 1
+
+
+class Routed(torch.nn.Module):
+    """An expert that sees the examples of which a gate likes it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.input, self.gate = torch.nn.Linear(64, width), torch.nn.Linear(64, 1)
+        self.expert, self.readout = torch.nn.Linear(width, width), torch.nn.Linear(width, 10)
+
+    def forward(self, x):
+        h, liked = self.input(x).relu(), self.gate(x)[:, 0] > 0
+        mixed = h.clone()
+        mixed[liked] = h[liked] + self.expert(h[liked]) * self.gate(x)[liked].sigmoid()
+        return self.readout(mixed)
+
+
+def test_layers_whose_rows_change_with_the_routing_are_not_compared_in_training():
+    def build(width):
+        torch.manual_seed(width)  # which examples the gate likes differs between widths, too
+        model = Routed(width)
+        return model, torch.optim.SGD(model.parameters(), lr=3.0)
+
+    report = coordcheck.check({"model": build}, pair_batch(examples=64), **OPTIONS)
+    statuses = report.measurements.query("layer == 'expert' and quantity == 'change'")["status"]
+    assert "shape changed" in set(statuses)
+    row = report.layers.set_index("layer").loc["expert"]
+    assert row["quantity"] != "change"
+    assert row["verdict"] in ("ok", "not compared", "initialised too small")

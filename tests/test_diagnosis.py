@@ -67,7 +67,7 @@ def test_the_targets_of_mup(role, gain, responses, degree):
     finding = judged(role, measured(gain, responses[round(degree)], degree=degree))
     assert (finding.verdict, finding.cause) == (Verdict.OK, None)
     # and one more power of the width in the learning rate is a fault in every role
-    off = judged(role, measured(gain, responses[round(degree)] + 1, degree=degree))
+    off = judged(role, measured(gain, responses[round(degree)] + 1, degree=degree, growth=1.0))
     assert (off.cause, off.learning_rate) == (Cause.LEARNING_RATE, -1)
 
 
@@ -271,3 +271,17 @@ def test_the_same_resampling_finds_sp_every_time():
     for seed in range(6):
         found = Report([record for record in records if record.key.seed == seed])
         assert list(found.culprits["layer"]) == ["hidden.0.weight", "hidden.1.weight", "readout.weight"]
+
+
+def test_a_narrow_output_that_the_loss_sees_directly_is_judged_by_its_own_growth():
+    # a head with a loss of its own that also feeds back: its gradient is of order one, as a readout's
+    direct = judged(Role.NARROW, measured(0.0, 0.0, degree=1.0, growth=0.0))
+    assert (direct.verdict, direct.cause) == (Verdict.OK, None)
+    assert "does not show it" in direct.explanation
+    slow = judged(Role.NARROW, measured(0.0, 0.0, degree=1.0, growth=-1.0))
+    assert (slow.cause, slow.learning_rate) == (Cause.LEARNING_RATE, 1)
+
+
+def test_a_product_that_is_not_judged_is_told():
+    finding = judged(Role.ATTENTION, parameter="", hidden="no softmax follows")
+    assert (finding.verdict, finding.cause, finding.explanation) == (Verdict.NOT_VISIBLE, None, "no softmax follows")

@@ -887,3 +887,81 @@ def test_lazy_parameters_are_no_obstacle():
     model = nn.Sequential(nn.LazyLinear(OUT), nn.Linear(OUT, 3))
     tracer = traced(model, examples())
     assert ("1.weight", "linear") in tracer.uses
+
+
+# Scalars behind sums, and logits on their way to what makes probabilities of them
+
+
+def factors_of_two(function: Callable[[Any, Tensor], Tensor]) -> list[tuple[float, float, float]]:
+    """The factors of two matrices, of which `function` makes something."""
+    parts = {name: nn.Linear(IN, IN, bias=False) for name in ("a", "b")}
+    tracer = traced(Called(function, **parts, bias=torch.ones(IN), scale=torch.tensor(0.5)), examples())
+    return [factors(only(tracer, f"{name}.weight")) for name in ("a", "b")]
+
+
+def _one_branch(s: Any, x: Tensor) -> Tensor:
+    h = s.a(x)
+    return h + s.b((h + s.bias) * 0.5)
+
+
+SUMMED: list[Any] = [
+    pytest.param(lambda s, x: (s.a(x) + s.b(x)) * 0.5, [(1, 1, 0.5)] * 2, id="a sum"),
+    pytest.param(lambda s, x: (s.a(x) * 3 + s.b(x)) * 0.5, [(1, 1, 1.5), (1, 1, 0.5)], id="a sum of scaled terms"),
+    pytest.param(lambda s, x: torch.stack([s.a(x), s.b(x)]).mean(0) * 0.5, [(1, 1, 0.5)] * 2, id="a mean over views"),
+    pytest.param(lambda s, x: torch.cat([s.a(x), s.b(x)], -1) * 0.5, [(1, 1, 0.5)] * 2, id="side by side"),
+    pytest.param(lambda s, x: s.b((s.a(x) + x) * 0.5), [(1, 1, 0.5), (1, 1, 1)], id="a residual, and then a matrix"),
+    pytest.param(_one_branch, [(1, 1, 1), (0.5, 1, 1)], id="one branch only"),
+    pytest.param(lambda s, x: (s.a(x) + s.bias) * 0.5 + s.b(x), [(1, 1, 0.5), (1, 1, 1)], id="a bias of its own"),
+    pytest.param(
+        lambda s, x: s.a(x) * torch.full((IN,), 0.5) + s.b(x), [(1, 1, 0.5), (1, 1, 1)], id="all places alike"
+    ),
+    pytest.param(lambda s, x: s.a(x) * s.scale + s.b(x), [(1, 1, 0.5), (1, 1, 1)], id="a learned scalar"),
+    pytest.param(lambda s, x: s.a(x) * s.b(x) * 0.5, [(1, 1, 1)] * 2, id="a product takes both up"),
+]
+
+
+@pytest.mark.parametrize(("function", "expected"), SUMMED)
+def test_scalars_behind_sums_belong_to_every_term(function: Any, expected: list[tuple[float, float, float]]):
+    found = factors_of_two(function)
+    assert found == [pytest.approx(factors) for factors in expected]
+
+
+def logits_of(function: Callable[[Tensor, Any], Tensor]) -> Tracer:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return function(s.q(x), s)[..., :1] * x
+
+    parts = {name: nn.Linear(IN, IN) for name in ("q", "k")}
+    x = torch.randn(2, 5, IN, generator=torch.Generator().manual_seed(0))
+    model = Called(forward, **parts, table=torch.zeros(5, 5), temperature=torch.tensor(2.0))
+    model.input = x
+    return traced(model, x)
+
+
+def scores(q: Tensor, s: Any) -> Tensor:
+    return q @ s.k(s.input).transpose(-2, -1)
+
+
+LOGITS: list[Any] = [
+    pytest.param(lambda q, s: (scores(q, s) * 0.25 + s.table).softmax(-1), 0.25, id="a learned bias table"),
+    pytest.param(lambda q, s: (scores(q, s) * s.temperature).softmax(-1), 2.0, id="a learned temperature"),
+    pytest.param(lambda q, s: ((scores(q, s) * 0.5 / 30).tanh() * 30).softmax(-1), 0.5, id="soft-capped"),
+    pytest.param(lambda q, s: (scores(q, s) * 0.25).log_softmax(-1).exp(), 0.25, id="log_softmax"),
+    pytest.param(lambda q, s: (scores(q, s) * 0.25).sigmoid(), 0.25, id="sigmoid"),
+    pytest.param(
+        lambda q, s: torch.baddbmm(torch.zeros(1, 1, 1), q, s.k(s.input).transpose(1, 2), alpha=0.25).softmax(-1),
+        0.25,
+        id="baddbmm, alpha",
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "scale"), LOGITS)
+def test_logits_are_followed_to_what_makes_probabilities_of_them(function: Any, scale: float):
+    (attention,) = logits_of(function).attentions
+    assert (attention.scale, attention.head_size) == (pytest.approx(scale), IN)
+
+
+def test_products_without_probabilities_are_kept_apart():
+    tracer = logits_of(lambda q, s: scores(q, s).relu())
+    assert tracer.attentions == []
+    assert len(tracer.products) == 1
