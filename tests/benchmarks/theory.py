@@ -181,9 +181,9 @@ TRANSFORMER: Mapping[str, tuple[float, float, float, float, float]] = {
 def transformer_table(widths: Sequence[int], seeds: int, tally: Tally) -> None:
     """Print the table of Transformers under Adam."""
     tokens = torch.randint(64, (8, 33), generator=torch.Generator().manual_seed(0))
-    options = {"vocabulary": 64, "context": 32, "gains": False, "activation": "relu", "lr": 1e-3}
+    options = {"vocabulary": 64, "context": 32, "gains": False, "activation": "relu", "lr": 2e-4}
     print(f"\nTransformer, 2 blocks, Adam, widths {widths}, {seeds} seeds: theory (measured)")
-    print("h0 and own0 on 8 tokens; the change of the layer's output, which sums own and inherited, on 256")
+    print("h0 and own0 on 8 tokens; the change of the layer's output, which sums own and inherited, and dL/dh on 256")
     print(f"{'':26}{'h0 µP':16}{'own0 µP':16}{'change µP':16}{'h0 SP':16}{'own0 SP':16}change SP")
     reports = {
         name: coordcheck.check(
@@ -212,12 +212,23 @@ def transformer_table(widths: Sequence[int], seeds: int, tally: Tally) -> None:
             for what, value, found in zip(("h0", "own0", "change"), values, measured, strict=True):
                 cells.append(tally.entry(f"Transformer {name}, {what} of {layer}", value, found))
         print(f"{layer:26}" + "".join(f"{cell:16}" for cell in cells))
+    whole = {
+        name: coordcheck.diagnose(
+            {name: transformer(name, **options)},
+            tokens,
+            loss=next_byte_loss,
+            widths=widths,
+            seeds=seeds,
+            probe=tokens,
+        )
+        for name in ("µP", "SP")
+    }
     for name, logits, gradient in (("µP", -0.5, -1.5), ("SP", 0.0, -0.5)):
         found = slope_of(reports[name], BLOCK + "attention/sdpa", "logits", 0)
         print(f"{name + ': attention logits':26}" + tally.entry(f"Transformer {name}, logits", logits, found), end="")
-        weight = slope_of(reports[name], BLOCK + "mlp.down.weight", "gradient", 0)
+        weight = slope_of(whole[name], BLOCK + "mlp.down.weight", "gradient", 0)
         print("   dL/dh " + tally.entry(f"Transformer {name}, dL/dh", -1.0 if name == "µP" else -0.5, weight), end="")
-        query = slope_of(reports[name], BLOCK + "attention.query.weight", "gradient", 0)
+        query = slope_of(whole[name], BLOCK + "attention.query.weight", "gradient", 0)
         print("   at queries " + tally.entry(f"Transformer {name}, dL/dq", gradient, query))
 
 
