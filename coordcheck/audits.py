@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from coordcheck.diagnosis import Cause, Finding, power
 from coordcheck.records import RunRecord, Status
+from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Verdict
 
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
@@ -44,7 +43,7 @@ def _decay(records: Sequence[RunRecord]) -> Iterator[str]:
         for info in record.parameters:
             if info.learning_rate and info.weight_decay:
                 by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
-    slopes = {name: round(_slope(at) * 2) / 2 for name, at in by_name.items() if len(at) > 1}
+    slopes = {name: round(exponent_of(at) * 2) / 2 for name, at in by_name.items() if len(at) > 1}
     for slope in sorted({slope for slope in slopes.values() if slope}):
         names = [name for name, found in slopes.items() if found == slope]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -104,8 +103,3 @@ def _identical(records: Sequence[RunRecord]) -> Iterator[str]:
         for other in labels[:number]:
             if values[label] and any(values[label].values()) and values[label] == values[other]:
                 yield f"{other} and {label} gave identical numbers: was the difference between them switched on?"
-
-
-def _slope(values: Mapping[int, float]) -> float:
-    x, y = np.log2(list(values)), np.log2(list(values.values()))
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())

@@ -26,6 +26,7 @@ import numpy as np
 from coordcheck.exponents import UNKNOWN, Exponent, Exponents
 from coordcheck.records import Role
 from coordcheck.roles import Part
+from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Answer, Verdict, compare
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
@@ -258,12 +259,12 @@ def _harmless(judged: Finding) -> bool:
 
 def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: float) -> Finding:
     """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
-    value = _slope(part.multipliers) + part.fan_in / 2
+    value = exponent_of(part.multipliers) + part.fan_in / 2
     target = targets.attention * part.fan_in
     gain = Exponent(value, 0.0, value, value)
     finding = Finding(part, found, Verdict.OK, gain=gain, gain_target=target)
     finding = finding._replace(
-        explanation=f"its scale is n^{_slope(part.multipliers):.2f}, its head size n^{part.fan_in:.2f}"
+        explanation=f"its scale is n^{exponent_of(part.multipliers):.2f}, its head size n^{part.fan_in:.2f}"
     )
     excess = value - target
     if math.isnan(excess) or abs(excess) < tolerance:
@@ -391,15 +392,6 @@ def _half(value: float) -> float:
 
 def _size(excess: float) -> Verdict:
     return Verdict.TOO_LARGE if excess > 0 else Verdict.TOO_SMALL
-
-
-def _slope(values: Mapping[int, float]) -> float:
-    """The slope of log2 |value| against log2(width)."""
-    widths = [width for width, value in values.items() if value]
-    if len(widths) < 2:
-        return math.nan
-    x, y = np.log2(widths), np.log2([abs(values[width]) for width in widths])
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
 
 def _seen(judged: Finding) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from coordcheck.records import FORWARD, Kind, Role, RunRecord, Use
+from coordcheck.slopes import exponent_of
 
 GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
 EMBEDDING = "embedding"
@@ -132,11 +133,9 @@ def _elementwise(use: Use, record: RunRecord) -> bool:
 
 
 def _growth(sizes: Mapping[int, float]) -> float:
-    """The slope of log2(size) against log2(width); 0 when there is one width."""
-    if len(sizes) < 2:
-        return 0.0
-    x, y = np.log2(list(sizes)), np.log2(list(sizes.values()))
-    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    """How a size grows with the width; not at all when there is one width."""
+    found = exponent_of(sizes)
+    return 0.0 if math.isnan(found) else found
 
 
 def _order(at: Mapping[int, tuple[Use, RunRecord]]) -> float:

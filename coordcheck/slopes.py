@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +89,19 @@ def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequen
     fit = fit_logs(np.log2(x[order]), np.log2(y[:, order])[None])
     numbers = {name: float(values[0]) for name, values in fit.items()}
     return SlopeFit(**numbers | {"seeds": len(y), "widths": len(distinct)})  # type: ignore[arg-type]  # the two counts
+
+
+def exponent_of(values: Mapping[int, float]) -> float:
+    """The slope of log2 |value| against log2(width), of numbers that are known exactly; NaN of fewer than two.
+
+    >>> exponent_of({64: 1.0, 256: 2.0})
+    0.5
+    """
+    widths = [width for width, value in values.items() if value]
+    if len(widths) < 2:
+        return math.nan
+    x, y = np.log2(widths), np.log2([abs(values[width]) for width in widths])
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
 
 
 def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
