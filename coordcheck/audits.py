@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from coordcheck.diagnosis import Cause, Finding, power
-from coordcheck.records import RunRecord, Status
+from coordcheck.records import RunRecord, Status, pattern
 from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Verdict
 
@@ -83,8 +84,10 @@ def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
         if finding.verdict is Verdict.NOT_VISIBLE:
             reasons.setdefault(finding.explanation, []).append(finding.part.name)
     for reason, names in reasons.items():
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        yield f"not visible: {', '.join(names[:3])}{more}: {reason}"
+        alike = Counter(map(pattern, names)) if len(names) > 3 else Counter(names)
+        texts = [name if count == 1 else f"{name} ({count})" for name, count in alike.items()]
+        more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+        yield f"not visible: {', '.join(texts[:3])}{more}: {reason}"
 
 
 def _identical(records: Sequence[RunRecord]) -> Iterator[str]:

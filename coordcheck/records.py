@@ -6,6 +6,7 @@ The words of the tidy table (quantities, statuses, kinds) are defined here once.
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -156,6 +157,15 @@ def printable(text: str) -> str:
     'a\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def pattern(name: str) -> str:
+    r"""A name with its numbers left out: parameters of repeated blocks are alike.
+
+    >>> pattern("blocks.12.mlp.up.weight")
+    'blocks.*.mlp.up.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from rich.text import Text
 from coordcheck.audits import LIMITS
 from coordcheck.diagnosis import Cause
 from coordcheck.measurements import judged
-from coordcheck.records import Quantity, printable
+from coordcheck.records import Quantity, pattern, printable
 from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
@@ -91,10 +90,10 @@ def _blame_table(culprits: pd.DataFrame) -> Table:
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in culprits.itertuples():
         values: Any = row
-        key = _pattern(values.layer), values.verdict, change(values)
+        key = pattern(values.layer), values.verdict, change(values)
         alike.setdefault(key, []).append(values.layer)
-    for (pattern, verdict, what), names in list(alike.items())[:TO_BLAME]:
-        name = names[0] if len(names) == 1 else f"{pattern} ({len(names)})"
+    for (alike_name, verdict, what), names in list(alike.items())[:TO_BLAME]:
+        name = names[0] if len(names) == 1 else f"{alike_name} ({len(names)})"
         table.add_row(Text(f"  {printable(name)}"), Text(verdict, style="red"), Text(what))
     if len(alike) > TO_BLAME:
         table.add_row(Text(f"  and {len(alike) - TO_BLAME} more (report.culprits)", style="dim"))
@@ -109,15 +108,6 @@ def change(row: Any) -> str:
     named = ("init", row.init_exponent), (what.get(row.cause, "multiplier"), row.multiplier_exponent)
     steps = [f"{name} × m^{exponent:g}" for name, exponent in (*named, ("lr", row.lr_exponent)) if exponent]
     return ", ".join(steps)
-
-
-def _pattern(name: str) -> str:
-    r"""A name with its numbers left out: parameters of repeated blocks are alike.
-
-    >>> _pattern("blocks.12.mlp.up.weight")
-    'blocks.*.mlp.up.weight'
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _open_table(rows: pd.DataFrame) -> Table:

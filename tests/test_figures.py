@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from conftest import power_law_records
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from coordcheck import CoordCheckError, Report
+from coordcheck import CoordCheckError, Report, diagnose
+from coordcheck.demo import next_byte_loss
 from coordcheck.figures import draw_divergence, draw_exponents, draw_slope_map, save_figure
+from coordcheck.models import transformer
 from coordcheck.records import Quantity, Status, printable
 from coordcheck.report import Criteria
 
@@ -552,3 +555,15 @@ def test_exponents_need_a_diagnosis(report):
 def test_the_report_draws_its_exponents(report, tmp_path):
     report.figure("exponents", path=tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_repeated_blocks_share_a_row_where_there_are_too_many():
+    tokens = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(0))
+    build = transformer("SP", depth=7, context=8, vocabulary=16)
+    report = diagnose({"SP": build}, tokens, loss=next_byte_loss, widths=(16, 32, 64), seeds=1)
+    figure = draw_exponents(report)
+    rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert "blocks.*.attention.query.weight (7)" in rows
+    assert len(rows) < 15
+    assert figure.texts[0].get_text() == f"SP: {len(report.culprits)} to blame"
+    assert sum(len(found) for found in points(figure.axes[1]).values()) >= len(report.culprits)

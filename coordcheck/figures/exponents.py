@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -11,14 +13,14 @@ from matplotlib.figure import Figure
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.figures.style import own_style
-from coordcheck.records import Role, printable
+from coordcheck.records import Role, pattern, printable
 
 if TYPE_CHECKING:
     from coordcheck.report import Report
 
 PANEL = 1.75  # inches
 ROW = 0.165  # inches
-MAX_ROWS = 40
+MAX_ROWS = 40  # beyond it, the parameters of repeated blocks are drawn in one row
 TOP, BOTTOM = 0.46, 0.42  # inches
 REACH = 1.25  # of the exponent axes at least
 OWN, INHERITED = {"marker": "o", "color": "black"}, {"marker": "o", "color": "0.55", "markerfacecolor": "white"}
@@ -43,11 +45,11 @@ def draw_exponents(report: Report) -> Figure:
         raise CoordCheckError(
             "nothing was diagnosed, so there are no exponents to draw (probe=None, or too few widths)."
         )
-    place = {name: -number for number, name in enumerate(names)}
-    left = 0.062 * max(len(printable(name)) for name in names) + 0.25
+    shown, place = _rows(names)
+    left = 0.062 * max(map(len, shown)) + 0.25
     with own_style(), mpl.rc_context({"axes.grid.axis": "x"}):
         width = left + 2 * len(tables) * (PANEL + 0.1) + 0.15
-        height = TOP + BOTTOM + ROW * max(len(names), 4)
+        height = TOP + BOTTOM + ROW * max(len(shown), 4)
         figure = Figure(figsize=(width, height))
         axes = figure.subplots(1, 2 * len(tables), sharey=True, squeeze=False)[0]
         figure.subplots_adjust(
@@ -62,18 +64,25 @@ def draw_exponents(report: Report) -> Figure:
             middle = (pair[0].get_position().x0 + pair[1].get_position().x1) / 2
             where: Any = {"ha": "center", "va": "top", "fontweight": "bold", "fontsize": 9}
             figure.text(middle, 1 - 0.07 / height, f"{printable(label)}: {verdict}", **where)
-        axes[0].set_yticks([place[name] for name in names], [printable(name) for name in names])
-        axes[0].set_ylim(-len(names) + 0.4, 0.6)
+        axes[0].set_yticks([-number for number in range(len(shown))], shown)
+        axes[0].set_ylim(-len(shown) + 0.4, 0.6)
     return figure
 
 
 def _shown(report: Report, label: str) -> pd.DataFrame:
-    """The parameters to draw, up to `MAX_ROWS`: matrices, attentions and whatever is to blame, the latter first."""
+    """The parameters to draw: matrices, attentions and whatever is to blame."""
     table = report.parameters[report.parameters["label"] == label]
     vectors = table["role"].isin([Role.VECTOR.value, Role.CONSTANT.value])
-    table = table[~vectors | table["culprit"].astype(bool)]
-    kept = table.sort_values("culprit", ascending=False, kind="stable").head(MAX_ROWS)
-    return table.loc[table.index.isin(kept.index)]
+    return table[~vectors | table["culprit"].astype(bool)]
+
+
+def _rows(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
+    """The text of each row, and each name's place; repeated blocks share rows where there are too many names."""
+    keys = {name: name if len(names) <= MAX_ROWS else pattern(name) for name in names}
+    counts = Counter(keys.values())
+    place = {key: -number for number, key in enumerate(counts)}
+    texts = [printable(key if count == 1 else f"{key} ({count})") for key, count in counts.items()]
+    return texts, {name: place[key] for name, key in keys.items()}
 
 
 def _updates(axis: Axes, table: pd.DataFrame, place: dict[str, int]) -> None:
