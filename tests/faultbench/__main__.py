@@ -14,7 +14,7 @@ if not __package__:  # run as a folder
 from loky import get_reusable_executor
 
 from faultbench.faults import controls, faults
-from faultbench.scoring import CONTROL_SEEDS, Score, owners, score, share
+from faultbench.scoring import CONTROL_SEEDS, Score, owners, score, share, whole_check
 
 PLAIN = {"plain check": "plain", "plain check, readout may shrink": "excused", "symptoms": "symptoms"}
 
@@ -83,9 +83,16 @@ def main() -> None:
     parser.add_argument("--half", choices=("dev", "held-out", "both"), default="both")
     parser.add_argument("--misses", action="store_true", help="list every miss")
     parser.add_argument("--no-plain", action="store_true", help="leave the classical coordinate check out")
+    parser.add_argument("--checks", action="store_true", help="only run `coordcheck.check` on the healthy models")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     for half in ("dev", "held-out") if arguments.half == "both" else (arguments.half,):
+        if arguments.checks:
+            codes = [whole_check(case.name) for case in controls(half)]
+            words = {0: "ok", 1: "violated", 3: "undecided"}
+            told = ", ".join(f"{codes.count(code)} {word}" for code, word in words.items())
+            print(f"{half}: {len(codes)} healthy models under check: {told}", flush=True)
+            continue
         names = [case.name for case in [*faults(half), *controls(half)]]
         found = scores(names, arguments.jobs, not arguments.no_plain)
         print(summary(half, found, not arguments.no_plain))

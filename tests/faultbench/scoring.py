@@ -117,6 +117,15 @@ def alarm(case: Fault, seeds: Sequence[int]) -> Alarm:
     return Alarm(culprits(verdicts, case.truth), *names)
 
 
+def whole_check(name: str) -> int:
+    """The exit code of `coordcheck.check` with its default widths and seeds."""
+    torch.set_num_threads(1)
+    case = REGISTRY[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return coordcheck.check(partial(built, name), case.batch, loss=case.loss).exit_code
+
+
 def owners(case: Fault) -> frozenset[str]:
     """The modules that own the true culprits."""
     return frozenset(
