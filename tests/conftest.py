@@ -7,10 +7,12 @@ import os
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 import coordcheck
 from coordcheck.models import mlp
@@ -73,3 +75,16 @@ def power_law_records(
                         record.rows.append(Row(order, step, quantity, value, status_of(value)))
             records.append(record)
     return records
+
+
+class Called(nn.Module):
+    """A module whose forward is a function of (self, x); modules and tensors given by name become its own."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(self, *args)

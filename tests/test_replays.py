@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,19 +19,6 @@ from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed,
 from coordcheck.tracing import Operand, Tracer
 
 IN, OUT = 8, 12
-
-
-class Called(nn.Module):
-    """A module whose forward is a function of (self, x); modules and tensors given by name become its own."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self, *args)
 
 
 def examples(*shape: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Called
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,19 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from coordcheck.tracing import AttentionCall, Tracer, UseCall, fused_logits
 
 IN, OUT = 8, 12
-
-
-class Called(nn.Module):
-    """A module whose forward is a function of (self, x); modules and tensors given by name become its own."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(self, *args)
 
 
 def traced(model: nn.Module, *args: Any, loss: Callable[[Any], Tensor] = lambda out: out.pow(2).mean()) -> Tracer:
