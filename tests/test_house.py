@@ -38,6 +38,7 @@ ORDER = [
         "diagnosis",
         "blame",
         "audits",
+        "summaries",
         "text",
         "figures.style",
         "figures.divergence",

@@ -1,0 +1,148 @@
+"""What every form of the report says, as plain values: headline per label, culprits alike grouped, worst layers first.
+
+The text on a terminal, the page, the annotations of a CI job and a failing test show the same content; it is composed
+here once, without any markup.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from coordcheck.diagnosis import Cause
+from coordcheck.records import pattern
+from coordcheck.verdicts import Verdict, summary
+
+if TYPE_CHECKING:
+    from coordcheck.report import Report
+
+
+class Headline(NamedTuple):
+    """One label's verdict in a line; names in it are as the user wrote them."""
+
+    label: str
+    verdict: Verdict
+    """The label's own; ok also where a parameter is to blame that has no symptom yet."""
+    failed: bool
+    """A layer is violated, or a parameter is to blame."""
+    text: str
+    """How many layers and parameters, over which widths."""
+
+    @property
+    def word(self) -> str:
+        return "VIOLATED" if self.failed else self.verdict.value.upper()
+
+
+class Blame(NamedTuple):
+    """Culprits that need the same change: one parameter, or those of repeated blocks."""
+
+    name: str
+    """The parameter's, or the pattern that several share, such as `blocks.*.mlp.up.weight`."""
+    parameters: tuple[str, ...]
+    verdict: str
+    cause: str
+    change: str
+    """What to multiply by which power of m = width / base width."""
+    explanation: str
+    """Of the first of them."""
+
+
+def of_label(report: Report, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One label's verdicts: those of its layers, and those of its parameters."""
+    own = report.verdicts[report.verdicts["label"] == label]
+    return own[own["role"].isna()], own[own["role"].notna()]
+
+
+def headline(report: Report, label: str) -> Headline:
+    """One label's verdict in a line.
+
+    Raises:
+        KeyError: no such label.
+    """
+    status = report.status[label]
+    if label in report.too_few_widths:
+        return Headline(label, status, False, report.too_few_widths[label])
+    table, parameters = of_label(report, label)
+    words = [Verdict(word) for word in table["verdict"]]
+    blamed, widths = int(parameters["culprit"].sum()), report.widths_of(label)
+    parts = [f"{summary(words)} from {report.criteria.axis} {widths[0]} to {widths[-1]}"] if words else []
+    if len(parameters):
+        name = report.parametrizations.get(label)
+        exponents = f" (exponents of {name})" if name else ""
+        parts.append(f"{blamed or 'none'} of {len(parameters)} parameters to blame{exponents}")
+    if status.violated and not blamed:
+        first = next((layer for layer, word in zip(table["layer"], words, strict=True) if word.violated), "")
+        parts.append(f"first {first}")
+    elif not blamed and (table.loc[table["verdict"] == Verdict.UNDECIDED.value, "step"] >= 0).any():
+        parts.append("add seeds, or a wider range of widths")
+    return Headline(label, status, status.violated or bool(blamed), "; ".join(parts))
+
+
+def blames(parameters: pd.DataFrame) -> list[Blame]:
+    """The culprits among a label's parameters; those that differ in a number of their name only are one."""
+    alike: dict[tuple[str, ...], list[Any]] = {}
+    for row in parameters[parameters["culprit"].astype(bool)].itertuples():
+        values: Any = row
+        alike.setdefault((pattern(values.layer), values.verdict, change(values)), []).append(values)
+    return [
+        Blame(
+            rows[0].layer if len(rows) == 1 else name,
+            tuple(row.layer for row in rows),
+            verdict,
+            rows[0].cause,
+            what,
+            rows[0].explanation,
+        )
+        for (name, verdict, what), rows in alike.items()
+    ]
+
+
+def change(row: Any) -> str:
+    """A culprit's remedy in short, in powers of m = width / base width."""
+    if row.cause == Cause.FROZEN.value:
+        return "give it to the optimizer, with a learning rate"
+    what = {Cause.ATTENTION_SCALE.value: "attention scale", Cause.FORWARD_SCALE.value: "output"}
+    named = ("init", row.init_exponent), (what.get(row.cause, "multiplier"), row.multiplier_exponent)
+    steps = [f"{name} × m^{exponent:g}" for name, exponent in (*named, ("lr", row.lr_exponent)) if exponent]
+    return ", ".join(steps)
+
+
+def provisional(parameters: pd.DataFrame) -> bool:
+    """Whether a learning rate is only known once the rest is right."""
+    return bool(parameters["remedy"].str.contains("provisional", regex=False).any())
+
+
+def worst(table: pd.DataFrame) -> pd.DataFrame:
+    """The violated layers and then the undecided ones, farthest from their expected exponent first."""
+    words = table["verdict"].map(Verdict)
+    shown = table[words.map(lambda verdict: verdict.violated or verdict is Verdict.UNDECIDED)]
+    if shown.empty:
+        return shown
+    distance = (shown["slope"] - shown["expected"]).abs().fillna(math.inf)
+    undecided = shown["verdict"] == Verdict.UNDECIDED.value
+    order = pd.DataFrame({"undecided": undecided, "nearness": -distance}).sort_values(
+        ["undecided", "nearness"], kind="stable"
+    )
+    return shown.loc[order.index]
+
+
+def measured(row: Any) -> str:
+    """What decided a layer's verdict: the quantity and step, or the reason why nothing did."""
+    return f"{row.quantity} at t={row.step}" if row.step >= 0 else row.explanation
+
+
+def slope_text(row: Any) -> str:
+    """A layer's slope with half its 95 % interval; empty where there is none."""
+    return "" if math.isnan(row.slope) else f"{row.slope:+.2f} ± {(row.high - row.low) / 2:.2f}"
+
+
+def growth_text(row: Any) -> str:
+    """By which factor the scale grows from the smallest to the largest width; empty where there is no slope."""
+    return "" if math.isnan(row.growth) else f"×{row.growth:.3g}"
+
+
+def cause_text(row: Any) -> str:
+    """`own` or `inherited`: whether the layer's own parameter explains its symptom; empty where nothing does."""
+    return row.cause.partition(":")[0] if isinstance(row.cause, str) else ""
