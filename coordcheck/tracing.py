@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from coordcheck import operations as ops
@@ -36,9 +36,11 @@ from coordcheck.uses import (
     Operand,
     UseCall,
     first_tensor,
+    flattened,
     fused_logits,
     snapshot,
     summed,
+    unflattened,
 )
 
 
@@ -150,7 +152,7 @@ class Tracer:
         if "input" in kwargs:  # where arguments are told by their place, the input comes first
             kwargs = {"input": kwargs["input"], **kwargs}
         try:
-            leaves, spec = tree_flatten((args, kwargs))
+            leaves, spec = flattened(args, kwargs)
             operands = self._operands(leaves)
             # parameters are not copied: what calls them again has their values
             kept = (
@@ -205,7 +207,8 @@ class Tracer:
         return None
 
     def _see(self, seen: _Seen, output: Any) -> None:
-        produced = [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+        leaves = [output] if isinstance(output, Tensor) else tree_flatten(output)[0]
+        produced = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not produced:
             return
         name, operands = seen.name, seen.operands
@@ -234,7 +237,7 @@ class Tracer:
         leaves, spec, function = [*seen.kept], seen.spec, seen.function
 
         def gather(values: Tensor) -> Tensor:
-            args, kwargs = tree_unflatten([values, *leaves[1:]], spec)
+            args, kwargs = unflattened([values, *leaves[1:]], spec)
             return first_tensor(function(*args, **kwargs))
 
         self._put(produced, seen.operands[0]._replace(gather=gather))
@@ -323,7 +326,7 @@ class Tracer:
 
     def _use(self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
         operands, kept = seen.operands, seen.kept
-        args, kwargs = tree_unflatten(list(kept), seen.spec)
+        args, kwargs = unflattened(kept, seen.spec)
         uses = []
         for position, operand in operands.items():
             use = UseCall(operand, position, seen.function, self._layer, kept, seen.spec)
@@ -407,7 +410,7 @@ class Tracer:
         """A product of two activations: attention logits, if a softmax follows."""
         self._take_up(marks.values(), contracted=True)
         (left_at, left), (right_at, right) = list(activations.items())[-2:]
-        args, kwargs = tree_unflatten(list(seen.leaves), seen.spec)
+        args, kwargs = unflattened(seen.leaves, seen.spec)
         fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
         attention = AttentionCall(self._layer, seen.name)
         attention.head_size = max(1, fans.fan_in if fans else 1)
@@ -423,9 +426,9 @@ class Tracer:
 
     def _fused_attention(self, leaves: Sequence[Any], spec: Any) -> frozenset[Node]:
         """Rebuild the logits of a fused attention; what its output depends on."""
-        args, kwargs = tree_unflatten(list(leaves), spec)
+        args, kwargs = unflattened(leaves, spec)
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         attention = AttentionCall(self._layer, ops.ATTENTION)
         query, key = given["query"], given["key"]
         before = [self._mark(query), self._mark(key)]
