@@ -23,7 +23,7 @@ from coordcheck.arguments import (
     whole_number,
 )
 from coordcheck.batches import Batches, cached_batches
-from coordcheck.errors import CoordCheckError, SweepInterrupted
+from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, SweepInterrupted
 from coordcheck.fingerprints import describe_callable, fingerprint
 from coordcheck.losses import as_loss
 from coordcheck.records import RunKey, RunRecord
@@ -38,6 +38,7 @@ DIAGNOSED_WIDTHS = (64, 128, 256)
 DIAGNOSED_SEEDS = 2
 SEEDS = 3
 STEPS = 4
+CONTROL = "control"  # the label of a negative control
 
 
 def check(
@@ -233,19 +234,37 @@ class _Plan:
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe)
 
 
-def assert_width_invariant(build: Build | Mapping[str, Build], batch: Any = None, **options: Any) -> Report:
+def assert_width_invariant(
+    build: Build | Mapping[str, Build], batch: Any = None, *, control: Build | None = None, **options: Any
+) -> Report:
     """Check, and raise an AssertionError with the report's text when a layer's scale depends on the width.
 
-    Takes the arguments of `check`; returns its report when it passes.
+    Args:
+        build: as for `check`.
+        batch: as for `check`.
+        control: a negative control: a factory that must fail the same check, such as your model in SP. When it does
+            not, the check is too weak to find anything (a learning rate of nearly 0, widths too close), and says so.
+        options: the other arguments of `check`.
+
+    Returns:
+        The report of `build`, which passed.
 
     Raises:
         NotWidthInvariant: (an AssertionError) a layer is violated.
-        IncompleteCheck: runs are missing, or the evidence does not decide.
+        IncompleteCheck: runs are missing, the evidence does not decide, or the control passed.
         CoordCheckError: input that cannot be checked.
     """
     __tracebackhide__ = True  # pytest shows the report, not this function
+    optional_callable("control", control, "a function of the width that must fail, such as your model in SP")
     report = check(build, batch, **options)
     report.raise_for_status()
+    if control is not None:
+        found = check({CONTROL: control}, batch, **{**options, "save_to": None})  # not among the runs of the model
+        if found.exit_code != NotWidthInvariant.exit_code:
+            raise IncompleteCheck(
+                f"the check is too weak: the negative control, which must fail, is {found.status[CONTROL].value}. "
+                f"A larger learning rate, a wider range of widths or more seeds make it stronger.\n{found}"
+            )
     return report
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from coordcheck import __version__
 from coordcheck.audits import LIMITS, audit
 from coordcheck.blame import combined
 from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
@@ -21,7 +23,7 @@ from coordcheck.exponents import exponents
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
 from coordcheck.records import Quantity, RunRecord, differences
 from coordcheck.roles import outside, parts
-from coordcheck.runfiles import RunFolder
+from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
 from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status
 
@@ -230,7 +232,9 @@ class Report:
         __tracebackhide__ = True  # pytest shows the report, not this method
         errors = {1: NotWidthInvariant, 2: CoordCheckError, 3: IncompleteCheck}
         if self.exit_code:
-            raise errors[self.exit_code](str(self))
+            from coordcheck.summaries import failure
+
+            raise errors[self.exit_code](f"{failure(self)}\n{self}")
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -296,6 +300,26 @@ class Report:
             save_figure(figure, path)
         return figure
 
+    def save_html(self, path: str | PathLike[str]) -> None:
+        """Write the report as one HTML page that needs no network and nothing beside it; the file is replaced in one step.
+
+        Raises:
+            CoordCheckError: a path that cannot be written.
+        """
+        from coordcheck.page import render_page
+
+        data = render_page(self).encode()
+        try:
+            replace_file(Path(path), data)
+        except ValueError as error:  # no name, or a NUL in it
+            raise CoordCheckError(f"cannot write {str(path)!r}: {error}. Give the path of a file.") from error
+
+    def _repr_html_(self) -> str:
+        """The report as a notebook shows it."""
+        from coordcheck.page import render_fragment
+
+        return render_fragment(self)
+
     def save(self, folder: str | PathLike[str]) -> None:
         """Write one run file per run into `folder`, from which `coordcheck.load` reads them."""
         runs = RunFolder(folder)
@@ -304,19 +328,28 @@ class Report:
             runs.save(record)
 
     def to_json(self) -> str:
-        """The verdicts, slopes and notes as strict JSON (no NaN: null)."""
+        """All of the report as strict JSON (no NaN: null), as `coordcheck/report.schema.json` describes it."""
         return json.dumps(
             {
                 "format": "coordcheck report",
                 "schema": SCHEMA,
+                "coordcheck": __version__,
                 "exit_code": self.exit_code,
                 "status": {label: verdict.value for label, verdict in self.status.items()},
                 "axis": self.criteria.axis,
                 "widths": self.widths,
-                "tolerance": self.criteria.tolerance,
+                **{key: value for key, value in self.criteria.to_json().items() if key != "axis"},
                 "verdicts": _records(self.verdicts),
                 "slopes": _records(self.slopes),
                 "parametrizations": self.parametrizations,
+                "runs": [
+                    {
+                        **{"label": r.key.label, "width": r.key.width, "seed": r.key.seed},
+                        **{"outcome": r.outcome.value, "reason": r.reason, "seconds": r.seconds},
+                    }
+                    for r in self.records
+                ],
+                "settings": {record.key.label: record.settings for record in reversed(self.records)},
                 "notes": self.notes,
                 "limits": LIMITS,
             },

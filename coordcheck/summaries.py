@@ -47,6 +47,18 @@ class Blame(NamedTuple):
     """What to multiply by which power of m = width / base width."""
     explanation: str
     """Of the first of them."""
+    remedy: str
+    """What to change, in full: of the first of them, without its name."""
+
+
+class Evidence(NamedTuple):
+    """The exponent that a verdict was read from, beside the one that it should be."""
+
+    what: str
+    exponent: float
+    half: float
+    """Half of a layer's 95 % interval, two standard errors of a parameter's exponent."""
+    expected: float
 
 
 def of_label(report: Report, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -80,6 +92,23 @@ def headline(report: Report, label: str) -> Headline:
     return Headline(label, status, status.violated or bool(blamed), "; ".join(parts))
 
 
+def failure(report: Report) -> str:
+    """Why a check did not pass, in a line: how many labels, and by which rule."""
+    labels, tolerance = [headline(report, label) for label in report.labels], report.criteria.tolerance
+    of = f" of {len(labels)} labels" if len(labels) > 1 else ""
+    failed = [line for line in labels if line.failed]
+    if failed:
+        rule = f"a slope, with its whole 95 % interval, is farther than {tolerance:g} from the exponent it should be"
+        return f"not width-invariant{f': {len(failed)}{of}' if of else ''} ({rule})"
+    if report.missing:
+        return f"incomplete: {len(report.missing)} of {len(report.records)} runs did not finish"
+    if report.too_few_widths:
+        return "no verdict: too few widths"
+    open_ones = sum(line.verdict is not Verdict.OK for line in labels)
+    rule = f"the 95 % interval of a slope reaches across the tolerance of {tolerance:g}"
+    return f"undecided{f': {open_ones}{of}' if of else ''} ({rule})"
+
+
 def blames(parameters: pd.DataFrame) -> list[Blame]:
     """The culprits among a label's parameters; those that differ in a number of their name only are one."""
     alike: dict[tuple[str, ...], list[Any]] = {}
@@ -94,6 +123,7 @@ def blames(parameters: pd.DataFrame) -> list[Blame]:
             rows[0].cause,
             what,
             rows[0].explanation,
+            remedy_text(rows[0]),
         )
         for (name, verdict, what), rows in alike.items()
     ]
@@ -107,6 +137,12 @@ def change(row: Any) -> str:
     named = ("init", row.init_exponent), (what.get(row.cause, "multiplier"), row.multiplier_exponent)
     steps = [f"{name} × m^{exponent:g}" for name, exponent in (*named, ("lr", row.lr_exponent)) if exponent]
     return ", ".join(steps)
+
+
+def remedy_text(row: Any) -> str:
+    """A culprit's remedy in full, without the name that it starts with."""
+    names = [name for name in (row.layer, row.parameter) if isinstance(name, str)]
+    return next((row.remedy[len(name) + 2 :] for name in names if row.remedy.startswith(f"{name}: ")), row.remedy)
 
 
 def provisional(parameters: pd.DataFrame) -> bool:
@@ -146,3 +182,17 @@ def growth_text(row: Any) -> str:
 def cause_text(row: Any) -> str:
     """`own` or `inherited`: whether the layer's own parameter explains its symptom; empty where nothing does."""
     return row.cause.partition(":")[0] if isinstance(row.cause, str) else ""
+
+
+def evidence(row: Any) -> Evidence | None:
+    """What decided a verdict, of a layer or of a parameter; None where nothing was measured that could."""
+    if not isinstance(row.role, str):
+        what = Evidence(f"{row.quantity} at t={row.step}", row.slope, (row.high - row.low) / 2, row.expected)
+        return what if row.step >= 0 else None
+    gain = Evidence("gain", row.gain, 2 * row.gain_stderr, row.gain_target)
+    response = Evidence("response", row.response, 2 * row.response_stderr, row.response_target)
+    if row.cause == Cause.GRADIENT_FAN_IN.value:
+        return Evidence("own update", row.own_update, 2 * row.own_update_stderr, 0.0)
+    known = [found for found in (gain, response) if not math.isnan(found.exponent - found.expected)]
+    off = {Cause.LEARNING_RATE.value: "response"}.get(row.cause, "gain") if row.culprit else ""
+    return max(known, key=lambda found: (found.what == off, abs(found.exponent - found.expected)), default=None)

@@ -219,7 +219,7 @@ _NESTED = (list, tuple, dict)
 def flattened(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
     """The arguments of a call in a list, with what `unflattened` needs.
 
-    Most calls of torch functions take no containers; taking these apart by hand is ten times as fast as the general way.
+    Most calls of torch functions take no containers, and these are taken apart by hand, which is faster.
     """
     leaves = [*args, *kwargs.values()]
     if any(isinstance(leaf, _NESTED) for leaf in leaves):

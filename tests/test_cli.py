@@ -120,8 +120,16 @@ def test_jobs_find_the_users_file(user_folder, capsys):
         (["run", "train.py"], 2, "must be MODULE:NAME or FILE.py:NAME"),
         (["run", "train.py:build_mup"], 2, "there is no batch"),
         (["run", "train.py:broken", "--batch", "train.py:batch"], 2, "every run failed"),
-        (["run", "train.py:build_mup", "--widths", "64", "x"], 2, "widths must be positive integers, got 'x'"),
-        (["run", "train.py:build_mup", "--batch", "train.py:batch"], 2, "no loss= was given"),
+        (
+            ["run", "train.py:build_mup", "--widths", "64", "x"],
+            2,
+            "--widths must be positive integers, got 'x'. Pass --widths 64 128 256.",
+        ),
+        (
+            ["run", "train.py:build_mup", "--batch", "train.py:batch"],
+            2,
+            "no --loss was given and the batch is (Tensor[16, 64], Tensor[16]). For a pair (x, y) pass --loss torch.nn.functional:cross_entropy",
+        ),
         (["show", "nowhere"], 2, "there is no folder nowhere"),
         (["show", "."], 2, "no run files in"),
     ],

@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from coordcheck.cli import _parser
+from coordcheck.options import parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -51,7 +51,7 @@ def test_the_printed_report_is_what_the_block_prints(tmp_path, monkeypatch, caps
     "command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("coordcheck ")]
 )
 def test_the_commands_parse(command):
-    assert _parser().parse_args(shlex.split(command, comments=True)[1:]).command
+    assert parser().parse_args(shlex.split(command, comments=True)[1:]).command
 
 
 def test_the_images_exist():

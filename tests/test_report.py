@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any, NoReturn
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
@@ -203,7 +205,7 @@ def test_exit_codes_and_errors(report, code, error):
             report.raise_for_status()
         assert type(caught.value) is error
         assert caught.value.exit_code == code
-        assert str(caught.value) == str(report)
+        assert str(caught.value).endswith(f"\n{report}")
 
 
 def test_a_violated_check_is_an_assertion_error():
@@ -462,3 +464,41 @@ def test_figure_draws_the_quantity_it_is_asked_for(arguments, shown):
 def test_figure_saves_where_it_is_told(tmp_path):
     both().figure(path=tmp_path / "check.svg")
     assert (tmp_path / "check.svg").read_bytes().startswith(b"<?xml")
+
+
+SCHEMA = json.loads(files("coordcheck").joinpath("report.schema.json").read_text(encoding="utf-8"))
+
+
+def problems_of(report: Report) -> list[str]:
+    """What the JSON Schema of reports finds wrong in one."""
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    return [
+        error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(json.loads(report.to_json()))
+    ]
+
+
+def test_the_json_is_as_its_schema_says(report):
+    assert problems_of(report) == []
+    assert problems_of(Report(power_law_records({"a": {"activation": 0.0, "change": 1.0}}, seeds=1))) == []
+    assert problems_of(Report(power_law_records({"a": {"activation": 0.0}}, widths=(64, 128)))) == []
+
+
+def test_a_report_with_failed_runs_and_other_criteria_is_as_its_schema_says():
+    records = power_law_records({"a": {"activation": 0.0, "change": 0.0}})
+    records[0].outcome, records[0].reason = Outcome.FAILED, "Traceback\nValueError: no"
+    assert problems_of(Report(records, Criteria(expect={"a*": 0.5}, roles={"a.*": "hidden"}))) == []
+    assert problems_of(Report(records, Criteria(expect="sp", axis="depth"))) == []
+
+
+def test_the_schema_can_find_something_wrong(report, monkeypatch):
+    told = json.loads(report.to_json())
+    told["verdicts"][0]["verdict"] = "fine"
+    told["more"] = 1
+    monkeypatch.setattr(report, "to_json", lambda: json.dumps(told), raising=False)
+    assert len(problems_of(report)) == 2
+
+
+def test_every_property_of_the_schema_is_described():
+    for row in ("verdicts", "slopes"):
+        known = SCHEMA["properties"][row]["items"]["properties"]
+        assert all("description" in entry for name, entry in known.items() if name not in ("seeds", "widths"))

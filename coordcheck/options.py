@@ -1,0 +1,138 @@
+"""The commands of the command line and their options, without anything that they do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from coordcheck import __version__
+
+EXIT_CODES = (
+    "exit codes: 0 width-invariant, 1 violated, 2 bad input, 3 runs missing or undecided, "
+    "4 damaged or newer run file, 130 interrupted"
+)
+FORMATS = ("text", "json", "github", "junit")
+FOLDER = "folder that save_to, --save-to or a Recorder wrote"
+LOSS = "torch.nn.functional:cross_entropy"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; `command` of what it parses is the command's name."""
+    program = argparse.ArgumentParser(
+        prog="coordcheck",
+        description="Check whether a PyTorch model keeps its scale as it gets wider.",
+        epilog=f"start with:\n  coordcheck demo\n  coordcheck run train.py:build --batch train.py:batch --loss {LOSS}"
+        f"\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    program.add_argument("--version", action="version", version=f"coordcheck {__version__}")
+    commands = program.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_demo_command, _plan_command, _run_command, _diagnose_command, _show_command, _drawing_commands):
+        add(commands)
+    return program
+
+
+def _demo_command(commands: Any) -> None:
+    told = "SP against µP on a small Transformer: figures, table, page and run files"
+    add = _command(commands, "demo", told, "coordcheck demo").add_argument
+    add("--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)")
+    add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+
+
+def _plan_command(commands: Any) -> None:
+    told = "what a check would train: parameters, roles, learning rates and cost, without any training"
+    parser = _command(commands, "plan", told, "coordcheck plan train.py:build --set depth=4")
+    _factory_options(parser, widths="64 128 256 512", seeds=3)
+    parser.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
+    parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS[:2], default="text", help="(default: %(default)s)")
+
+
+def _run_command(commands: Any) -> None:
+    example = (
+        f"coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch \\\n      --loss {LOSS} "
+        "--figure check.png --html check.html"
+    )
+    told = "train build(width) at several widths, judge it and say what to change"
+    parser = _command(commands, "run", told, example)
+    _factory_options(parser, widths="64 128 256 512", seeds=3)
+    parser.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
+    parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
+    _experiment_options(parser)
+
+
+def _diagnose_command(commands: Any) -> None:
+    told = "say which parameter is to blame and what to multiply by which power of the width, in one or two updates"
+    example = f"coordcheck diagnose train.py:build --batch train.py:batch --loss {LOSS}"
+    parser = _command(commands, "diagnose", told, example)
+    _factory_options(parser, widths="64 128 256", seeds=2)
+    _experiment_options(parser)
+
+
+def _show_command(commands: Any) -> None:
+    parser = _command(commands, "show", "print the report of a folder of run files", "coordcheck show runs/")
+    parser.add_argument("runs", type=Path, help=FOLDER)
+    parser.add_argument("--tolerance", type=float, help="of a slope (default: the check's own)")
+    parser.add_argument("--expect", metavar="NAME", help="mup, sp, ntk or mean-field (default: the check's own)")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
+
+
+def _drawing_commands(commands: Any) -> None:
+    figure = _command(commands, "figure", "draw a folder of run files", "coordcheck figure runs/ check.svg")
+    figure.add_argument("runs", type=Path, help=FOLDER)
+    figure.add_argument("out", type=Path, help="file to write (.png, .svg, .pdf)")
+    kinds = ("divergence", "slopes", "exponents")
+    figure.add_argument("--kind", choices=kinds, default="divergence", help="(default: %(default)s)")
+    figure.add_argument("--quantity", choices=("activation", "mean_abs", "change"), help="(default: the figure's own)")
+
+    told = "write the page of a folder of run files: verdicts, culprits, figures and every layer, in one HTML file"
+    page = _command(commands, "report", told, "coordcheck report runs/ check.html")
+    page.add_argument("runs", type=Path, help=FOLDER)
+    page.add_argument("out", type=Path, nargs="?", default=Path("report.html"), help="(default: %(default)s)")
+
+
+def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int) -> None:
+    """The options of commands that build models."""
+    add = parser.add_argument
+    add("build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
+    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keyword arguments for build")
+    add("--widths", nargs="+", default=widths.split(), metavar="N", help=f"at least 3 (default: {widths})")
+    add("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
+    add(
+        "--role",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB=ROLE",
+        help="role of a parameter where its shapes do not tell, such as 'head.*=readout'",
+    )
+
+
+def _experiment_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that train."""
+    add = parser.add_argument
+    add("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or build returns a Trial)")
+    add("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
+    add("--probe", metavar="MODULE:NAME", help="the diagnosis's own tiny batch, or `none` for no diagnosis")
+    add("--expect", metavar="NAME", help="whose exponents: mup, sp, ntk or mean-field (default: mup)")
+    add("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    add("--device", help="where to train (default: where build puts the model)")
+    add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    add("--save-to", type=Path, metavar="DIR", help="write run files; the same command resumes")
+    add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
+    add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
+    add("--html", type=Path, metavar="FILE", help="also write the page")
+    add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
+
+
+def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(command=name)
+    return made
