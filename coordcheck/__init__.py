@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coordcheck.checks import assert_width_invariant, check, diagnose
     from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
     from coordcheck.losses import model_loss, output_loss
+    from coordcheck.plans import plan
     from coordcheck.recorder import Recorder
     from coordcheck.report import Report, load
     from coordcheck.slopes import SlopeFit, fit_slope
@@ -33,6 +34,7 @@ _HOMES = {
     "NotWidthInvariant": "errors",
     "RunFileError": "errors",
     "SweepInterrupted": "errors",
+    "plan": "plans",
     "Recorder": "recorder",
     "Report": "report",
     "load": "report",
@@ -61,6 +63,7 @@ __all__ = [
     "model_loss",
     "models",
     "output_loss",
+    "plan",
 ]
 
 

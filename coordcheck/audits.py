@@ -11,6 +11,7 @@ from coordcheck.records import RunRecord, Status, pattern
 from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Verdict
 
+NAMES = 3  # named of many
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
 
 LIMITS = (
@@ -24,7 +25,7 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
-        told = (*_common(found), *_decay(own), *_movement(found), *_degrees(found), *_not_visible(found))
+        told = (*_common(found), *decay_notes(own), *_movement(found), *_degrees(found), *_not_visible(found))
         notes += [f"{label}: {note}" for note in told]
     return [*notes, *_identical(records)]
 
@@ -37,7 +38,7 @@ def _common(found: Sequence[Finding]) -> Iterator[str]:
         yield f"all learning rates are off by one factor: multiply the base learning rate by {power(rates.pop())}"
 
 
-def _decay(records: Sequence[RunRecord]) -> Iterator[str]:
+def decay_notes(records: Sequence[RunRecord]) -> Iterator[str]:
     """The slope of learning rate times weight decay, which a decoupled decay acts by."""
     by_name: dict[str, dict[int, float]] = {}
     for record in records:
@@ -84,10 +85,18 @@ def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
         if finding.verdict is Verdict.NOT_VISIBLE:
             reasons.setdefault(finding.explanation, []).append(finding.part.name)
     for reason, names in reasons.items():
-        alike = Counter(map(pattern, names)) if len(names) > 3 else Counter(names)
-        texts = [name if count == 1 else f"{name} ({count})" for name, count in alike.items()]
-        more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
-        yield f"not visible: {', '.join(texts[:3])}{more}: {reason}"
+        yield f"not visible: {listed(names)}: {reason}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names: those of repeated blocks as one, and at most three.
+
+    >>> listed(["a", "blocks.0.b", "blocks.1.b", "blocks.2.b"])
+    'a, blocks.*.b (3)'
+    """
+    alike = Counter(map(pattern, names)) if len(names) > NAMES else Counter(names)
+    texts = [f"{name} ({count})" if count > 1 else name for name, count in alike.items()]
+    return ", ".join(texts[:NAMES]) + (f" and {len(texts) - NAMES} more" if len(texts) > NAMES else "")
 
 
 def _identical(records: Sequence[RunRecord]) -> Iterator[str]:

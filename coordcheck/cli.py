@@ -39,15 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"coordcheck: {in_flags(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:  # Ctrl-C, or SIGTERM
-        asked = isinstance(stop, _Terminated) or isinstance(stop.__context__, _Terminated)
         print(f"\ncoordcheck: {stop if isinstance(stop, SweepInterrupted) else 'interrupted'}", file=sys.stderr)
-        return TERMINATED if asked else SweepInterrupted.exit_code
+        return TERMINATED if _terminated(stop) else SweepInterrupted.exit_code
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception:  # of the user's own code; Python's exit code for it, 1, means "violated" here
         traceback.print_exc()
         return CoordCheckError.exit_code
+
+
+def _terminated(error: BaseException | None) -> bool:
+    """Whether SIGTERM is what an exception, or one that it replaced, came from."""
+    return error is not None and (isinstance(error, _Terminated) or _terminated(error.__context__))
 
 
 @contextmanager
@@ -85,8 +89,8 @@ def in_flags(message: str) -> str:
         option = "--role" if name == "roles" else f"--{name.replace('_', '-')}"
         return f"{option} {dotted[1]}:{dotted[2]}" if dotted else f"{option} {value}".rstrip()
 
-    told = re.sub(rf"\b(?P<name>{_ARGUMENTS})=(?P<value>\([^)]*\)|\"[^\"]*\"|[\w.]*\w|)", flag, message)
-    return re.sub(rf"^(?P<name>{_ARGUMENTS}) must", lambda found: f"--{found['name'].replace('_', '-')} must", told)
+    message = re.sub(rf"^(?P<name>{_ARGUMENTS}) must", r"\g<name>= must", message)
+    return re.sub(rf"\b(?P<name>{_ARGUMENTS})=(?P<value>\([^)]*\)|\"[^\"]*\"|[\w.]*\w|)", flag, message)
 
 
 def _demo(options: Any) -> int:
@@ -101,7 +105,7 @@ def _demo(options: Any) -> int:
 
 
 def _plan(options: Any) -> int:
-    from coordcheck.plan import plan
+    from coordcheck.plans import plan
     from coordcheck.targets import factories, keyword_values
 
     builds = factories(options.build, keyword_values(options.set))

@@ -26,7 +26,7 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
     `never_called` names the modules no call of which was seen: a parameter that only such modules own, and that has
     a gradient all the same, did its work where hooks cannot see it.
     """
-    groups = {id(p): group for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    settings = optimizer_settings(optimizers)
     seen = {
         id(parameter)
         for name, module in model.named_modules()
@@ -36,11 +36,20 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
     infos = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = groups.get(id(parameter), {})
-            rate, decay = _optional_float(group.get("lr")), _optional_float(group.get("weight_decay"))
+            rate, decay = settings.get(id(parameter), (None, None))
             visible = parameter.grad is None or id(parameter) in seen
             infos.append(ParameterInfo(name, tuple(parameter.shape), rate, decay, visible))
     return infos
+
+
+def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float | None, float | None]]:
+    """Learning rate and weight decay of every parameter that an optimizer holds, by the parameter's id."""
+    return {
+        id(parameter): (_optional_float(group.get("lr")), _optional_float(group.get("weight_decay")))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
 
 
 def _user(model: nn.Module, path: str, module: nn.Module) -> str:

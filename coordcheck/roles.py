@@ -53,8 +53,8 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
     for record in records:
         for use in record.uses:
             uses.setdefault(record.sites[use.site].layer, {}).setdefault(record.key.width, (use, record))
-    grows = {name: _growth({w: u.fan_in for w, (u, _) in at.items()}) for name, at in uses.items()}
-    outs = {name: _growth({w: u.fan_out for w, (u, _) in at.items()}) for name, at in uses.items()}
+    grows = {name: growth({w: u.fan_in for w, (u, _) in at.items()}) for name, at in uses.items()}
+    outs = {name: growth({w: u.fan_out for w, (u, _) in at.items()}) for name, at in uses.items()}
     feeds = {name: _fed(at) for name, at in uses.items()}
     followed = _followed(feeds, {n for n in uses if max(grows[n], outs[n]) > GROWS})
     attentions = {name for name, at in uses.items() if _is_attention(next(iter(at.values()))[0])}
@@ -73,11 +73,9 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
             if name in attentions
             else Role.FUNCTION
             if use.operation == FORWARD
-            else _role(grows[name], outs[name], elementwise, name in followed)
+            else role_of(grows[name], outs[name], elementwise, name in followed)
         )
-        for glob, wanted in (overrides or {}).items():
-            if use.parameter and fnmatchcase(use.parameter, glob):
-                role = Role(wanted)
+        role = override_of(use.parameter, overrides) or role
         found.append(
             Part(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
@@ -96,6 +94,15 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
     return found
 
 
+def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:
+    """The role that the last matching glob says, if any."""
+    wanted = None
+    for glob, role in (overrides or {}).items():
+        if parameter and fnmatchcase(parameter, glob):
+            wanted = Role(role)
+    return wanted
+
+
 def _is_attention(use: Use) -> bool:
     return not use.parameter and use.operation != FORWARD
 
@@ -112,11 +119,12 @@ def outside(records: Sequence[RunRecord]) -> dict[tuple[str, str], float]:
     for record in records:
         for path, factor in record.outside.items():
             factors.setdefault((record.key.label, path), {})[record.key.width] = abs(factor)
-    slopes = {key: -round(2 * _growth(by_width)) / 2 for key, by_width in factors.items()}
+    slopes = {key: -round(2 * growth(by_width)) / 2 for key, by_width in factors.items()}
     return {key: slope for key, slope in slopes.items() if slope}
 
 
-def _role(fan_in: float, fan_out: float, elementwise: bool, followed: bool) -> Role:
+def role_of(fan_in: float, fan_out: float, elementwise: bool, followed: bool) -> Role:
+    """The role of a parameter by the slopes of its fans, and by whether anything that grows takes up its output."""
     if elementwise:
         return Role.VECTOR if fan_out > GROWS else Role.CONSTANT
     if fan_in > GROWS:
@@ -132,7 +140,7 @@ def _elementwise(use: Use, record: RunRecord) -> bool:
     return use.operation != EMBEDDING and (len(shape) < 2 or (use.fan_in == 1 and use.fan_out == math.prod(shape)))
 
 
-def _growth(sizes: Mapping[int, float]) -> float:
+def growth(sizes: Mapping[int, float]) -> float:
     """How a size grows with the width; not at all when there is one width."""
     found = exponent_of(sizes)
     return 0.0 if math.isnan(found) else found

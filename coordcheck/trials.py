@@ -124,7 +124,7 @@ def prepared(run: Run) -> Prepared:
         seed_everything(run.key.seed)
         batches = cached_batches(batches(run.key.seed), run.steps)
     seed_everything(run.key.seed)
-    trial, optimizers = built(run)
+    trial, optimizers = built(run.build, run.key)
     if trial.batch is not None:
         batches = cached_batches(trial.batch, run.steps)
     if not isinstance(batches, Batches):
@@ -151,10 +151,10 @@ def backward(loss: Tensor, optimizers: Sequence[Optimizer]) -> None:
         )
 
 
-def built(run: Run) -> tuple[Trial, list[Optimizer]]:
+def built(build: Build, key: RunKey) -> tuple[Trial, list[Optimizer]]:
     """Call the factory and make sure of what it returned."""
-    made = run.build(run.key.width)
-    where = f"build({run.key.width}) of {run.key.label!r}"
+    made = build(key.width)
+    where = f"build({key.width}) of {key.label!r}"
     if isinstance(made, tuple) and len(made) == 2:
         made = Trial(*made)
     if not isinstance(made, Trial):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 import coordcheck
-from coordcheck.cli import main
+from coordcheck.cli import in_flags, main
 
 USER_FILE = """
 import torch
@@ -128,7 +129,7 @@ def test_jobs_find_the_users_file(user_folder, capsys):
         (
             ["run", "train.py:build_mup", "--batch", "train.py:batch"],
             2,
-            "no --loss was given and the batch is (Tensor[16, 64], Tensor[16]). For a pair (x, y) pass --loss torch.nn.functional:cross_entropy",
+            "no --loss was given and the batch is (Tensor[16, 64], Tensor[16]). For a pair (x, y) pass --loss torch.nn",
         ),
         (["show", "nowhere"], 2, "there is no folder nowhere"),
         (["show", "."], 2, "no run files in"),
@@ -170,7 +171,7 @@ def test_usage_errors_exit_2(capsys):
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "show", "figure"])
+@pytest.mark.parametrize("command", ["demo", "plan", "run", "diagnose", "show", "figure", "report"])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -227,3 +228,116 @@ def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path):
     assert running.returncode == 130
     assert b"the same call resumes" in told
     assert coordcheck.load(tmp_path).records
+
+
+def test_keywords_reach_the_factory(user_folder, capsys):
+    text = (
+        USER_FILE
+        + "\ndef build(width, lr=1e-3, parametrization='µP'):\n    return mlp(parametrization, lr=lr)(width)\n"
+    )
+    (user_folder / "train.py").write_text(text, encoding="utf-8")
+    assert run("train.py:build", options=("--set", "lr=3e-3")) == 0
+    assert run("train.py:build", options=("--set", "parametrization=SP", "lr=3e-3")) == 1
+    assert run("train.py:build", options=("--set", "rate=1")) == 2
+    assert "takes no 'rate'; it takes width, lr, parametrization" in capsys.readouterr().err
+
+
+def test_other_settings_are_not_resumed(user_folder, capsys):
+    assert run("train.py:build_mup", options=("--save-to", "runs")) == 0
+    assert run("train.py:build_mup", options=("--resume", "runs")) == 0
+    assert run("train.py:build_mup", options=("--resume", "runs", "--steps", "2")) == 2
+    assert "steps was 4, is 2" in capsys.readouterr().err
+    assert run("train.py:build_mup", options=("--resume", "runs", "--save-to", "others")) == 2
+    assert run("train.py:build_mup", options=("--resume", "others")) == 2
+    assert "there is nothing to resume in others" in capsys.readouterr().err
+
+
+def test_no_probe_is_no_diagnosis(user_folder, capsys):
+    assert run("train.py:build_sp", options=("--probe", "none")) == 1
+    printed = capsys.readouterr().out
+    assert "to blame" not in printed
+    assert run("train.py:build_sp", options=("--probe", "train.py:batch")) == 1
+    assert "to blame" in capsys.readouterr().out
+
+
+def test_roles_are_given_by_glob(user_folder, capsys):
+    assert run("train.py:build_mup", options=("--role", "readout.*=hidden", "--format", "json")) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["roles"] == {"readout.*": "hidden"}
+    assert {row["role"] for row in told["verdicts"] if row["parameter"] == "readout.weight"} == {"hidden"}
+    assert run("train.py:build_mup", options=("--role", "readout.*=head")) == 2
+    assert "--role must map globs" in capsys.readouterr().err
+
+
+def test_github_gets_annotations_and_a_summary(user_folder, capsys, monkeypatch):
+    summary = user_folder / "summary.md"
+    summary.write_text("before\n", encoding="utf-8")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    text = USER_FILE + "\ndef build(width):\n    return build_sp(width)\n"
+    (user_folder / "train.py").write_text(text, encoding="utf-8")
+    assert run("SP=train.py:build", options=("--format", "github")) == 1
+    line = text.splitlines().index("def build(width):") + 1
+    printed = capsys.readouterr().out
+    assert f"::error file=train.py,line={line},title=coordcheck%3A SP::hidden.*.weight" in printed
+    assert summary.read_text(encoding="utf-8").startswith("before\n## coordcheck")
+
+
+def test_junit_is_xml_alone(user_folder, capsys):
+    assert run("train.py:build_sp", options=("--format", "junit")) == 1
+    suites = ElementTree.fromstring(capsys.readouterr().out)
+    assert [suite.get("name") for suite in suites] == ["build_sp"]
+    assert int(suites[0].get("failures", "0")) > 0
+
+
+def test_the_page_is_written_from_a_run_and_from_its_files(user_folder, capsys):
+    assert run("SP=train.py:build_sp", options=("--save-to", "runs", "--html", "a.html")) == 1
+    assert main(["report", "runs", "b.html"]) == 1
+    assert (user_folder / "a.html").read_bytes() == (user_folder / "b.html").read_bytes()
+    assert main(["report", "runs", "no/such/folder.html"]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_plan_says_what_would_be_trained(user_folder, capsys):
+    assert main(["plan", "train.py:build_mup", "--widths", "64", "128", "256"]) == 0
+    assert "readout.weight" in capsys.readouterr().out
+    assert main(["plan", "train.py:build_mup", "--format", "json"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert main(["plan", "train.py:broken"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("no loss= was given", "no --loss was given"),
+        ("pass loss=torch.nn.functional.cross_entropy (or", "pass --loss torch.nn.functional:cross_entropy (or"),
+        ('name it: axis="depth".', "name it: --axis depth."),
+        ("run without jobs= and executor=.", "run without --jobs and executor=."),
+        ("Pass widths=(64, 128, 256, ...).", "Pass --widths 64 128 256."),
+        ("save_to must be the path", "--save-to must be the path"),
+        ("the loss must be a tensor", "the loss must be a tensor"),
+        ("build(64) of 'a=b' returned", "build(64) of 'a=b' returned"),
+    ],
+)
+def test_messages_speak_of_options(message, told):
+    assert in_flags(message) == told
+
+
+def test_termination_keeps_what_is_done_and_exits_143(tmp_path):
+    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--save-to", str(tmp_path)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        _, told = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert b"the same call resumes" in told
+    assert coordcheck.load(tmp_path).records
+
+
+def test_colour_only_on_a_terminal_that_wants_it(tmp_path, report):
+    report.save(tmp_path)
+    forced = {**os.environ, "FORCE_COLOR": "1"}
+    assert b"\x1b[" not in program("show", str(tmp_path)).stdout
+    assert b"\x1b[" in program("show", str(tmp_path), env=forced).stdout
+    assert b"\x1b[3" not in program("show", str(tmp_path), env={**forced, "NO_COLOR": "1"}).stdout
