@@ -255,17 +255,36 @@ def assert_width_invariant(
         CoordCheckError: input that cannot be checked.
     """
     __tracebackhide__ = True  # pytest shows the report, not this function
-    optional_callable("control", control, "a function of the width that must fail, such as your model in SP")
+    check_control(control)
     report = check(build, batch, **options)
     report.raise_for_status()
     if control is not None:
-        found = check({CONTROL: control}, batch, **{**options, "save_to": None})  # not among the runs of the model
-        if found.exit_code != NotWidthInvariant.exit_code:
-            raise IncompleteCheck(
-                f"the check is too weak: the negative control, which must fail, is {found.status[CONTROL].value}. "
-                f"A larger learning rate, a wider range of widths or more seeds make it stronger.\n{found}"
-            )
+        assert_control_fails(control, batch, **options)
     return report
+
+
+def check_control(control: Any) -> None:
+    """Refuse a negative control that is no function.
+
+    Raises:
+        CoordCheckError: it is neither None nor callable.
+    """
+    optional_callable("control", control, "a function of the width that must fail, such as your model in SP")
+
+
+def assert_control_fails(control: Build, batch: Any = None, **options: Any) -> None:
+    """Check a negative control, which must be violated; the other arguments are those of `check`.
+
+    Raises:
+        IncompleteCheck: it is not: then the check is too weak to find anything.
+        CoordCheckError: input that cannot be checked.
+    """
+    found = check({CONTROL: control}, batch, **{**options, "save_to": None})  # not among the runs of the model
+    if found.exit_code != NotWidthInvariant.exit_code:
+        raise IncompleteCheck(
+            f"the check is too weak: the negative control, which must fail, is {found.status[CONTROL].value}. "
+            f"A larger learning rate, a wider range of widths or more seeds make it stronger.\n{found}"
+        )
 
 
 class _WidthWatch:

@@ -234,7 +234,7 @@ class Report:
         if self.exit_code:
             from coordcheck.summaries import failure
 
-            raise errors[self.exit_code](f"{failure(self)}\n{self}")
+            raise errors[self.exit_code](failure(self))
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -301,7 +301,7 @@ class Report:
         return figure
 
     def save_html(self, path: str | PathLike[str]) -> None:
-        """Write the report as one HTML page that needs no network and nothing beside it; the file is replaced in one step.
+        """Write the report as one HTML page that needs no other file and no network; it is replaced in one step.
 
         Raises:
             CoordCheckError: a path that cannot be written.

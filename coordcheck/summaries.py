@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from coordcheck.diagnosis import Cause
-from coordcheck.records import pattern
+from coordcheck.records import pattern, printable
 from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
@@ -92,21 +92,43 @@ def headline(report: Report, label: str) -> Headline:
     return Headline(label, status, status.violated or bool(blamed), "; ".join(parts))
 
 
+def status(report: Report) -> str:
+    """The whole check in one word, or two: "ok", "violated", "undecided", "incomplete", "too few widths"."""
+    if report.exit_code == 3:
+        return "incomplete" if report.missing else "undecided"
+    return {0: "ok", 1: "violated", 2: "too few widths"}[report.exit_code]
+
+
 def failure(report: Report) -> str:
-    """Why a check did not pass, in a line: how many labels, and by which rule."""
-    labels, tolerance = [headline(report, label) for label in report.labels], report.criteria.tolerance
-    of = f" of {len(labels)} labels" if len(labels) > 1 else ""
-    failed = [line for line in labels if line.failed]
-    if failed:
-        rule = f"a slope, with its whole 95 % interval, is farther than {tolerance:g} from the exponent it should be"
-        return f"not width-invariant{f': {len(failed)}{of}' if of else ''} ({rule})"
-    if report.missing:
-        return f"incomplete: {len(report.missing)} of {len(report.records)} runs did not finish"
-    if report.too_few_widths:
-        return "no verdict: too few widths"
-    open_ones = sum(line.verdict is not Verdict.OK for line in labels)
-    rule = f"the 95 % interval of a slope reaches across the tolerance of {tolerance:g}"
-    return f"undecided{f': {open_ones}{of}' if of else ''} ({rule})"
+    """Why a check did not pass, on one screen: what failed, the report, and the rule.
+
+    The first line, which stands alone in many places, says how much failed.
+    """
+    bad = [printable(label) for label in report.labels if _guilty(report, label)]
+    word = {"too few widths": "with too few widths"}.get(status(report), status(report))
+    lines = [f"{len(bad)} of {len(report.labels)} models {word}: {', '.join(bad)}"] if len(report.labels) > 1 else []
+    if word == "incomplete":
+        lines.append(f"{len(report.missing)} of {len(report.records)} runs did not finish")
+    return "\n".join([*lines, str(report), *([rule(report)] if report.exit_code != 2 else [])])
+
+
+def _guilty(report: Report, label: str) -> bool:
+    """Whether the check failed because of this label."""
+    if report.exit_code == 1:
+        return headline(report, label).failed
+    if report.exit_code == 2:
+        return label in report.too_few_widths
+    return not report.status[label].harmless or any(record.key.label == label for record in report.missing)
+
+
+def rule(report: Report) -> str:
+    """What a slope is held against."""
+    steps = max(map(int, report.slopes["step"]), default=0)
+    seeds = len({record.key.seed for record in report.records})
+    return (
+        f"rule: each slope within {report.criteria.tolerance:g} of its exponent, with its whole 95 % interval "
+        f"(t = 0..{steps}, {seeds} seed{'s' * (seeds > 1)})"
+    )
 
 
 def blames(parameters: pd.DataFrame) -> list[Blame]:

@@ -1,6 +1,6 @@
 """What a person reads, word for word: the table, the failing assertion, and every class of error.
 
-UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py     writes the files anew; read the difference before you commit it
+UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py    writes the files anew; read what differs before you commit it
 """
 
 from __future__ import annotations
