@@ -55,10 +55,11 @@ def build_mup(width: int) -> Trial:
 
 
 def run_demo(folder: Path, *, jobs: int = 1) -> Report:
-    """Check both, and write the run files, the two figures and the table into `folder`."""
+    """Check both, and write the run files, the figures, the table and the page into `folder`."""
     report = check({SP: build_sp, MUP: build_mup}, jobs=jobs, save_to=folder)
     report.figure(path=folder / "coordinate_check.png")
     report.figure("slopes", path=folder / "slopes.png")
     report.figure("exponents", path=folder / "exponents.png")
+    report.save_html(folder / "report.html")
     (folder / "verdicts.csv").write_text(report.verdicts.to_csv(index=False), encoding="utf-8")
     return report

@@ -213,7 +213,8 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert "blocks.*.attention.query.weight (2)     learns too fast          lr × m^-1" in printed
     assert "µP: OK" in printed
     made = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert made == {"coordinate_check.png", "slopes.png", "exponents.png", "verdicts.csv", "experiment.json", "runs"}
+    figures = {"coordinate_check.png", "slopes.png", "exponents.png"}
+    assert made == {*figures, "report.html", "verdicts.csv", "experiment.json", "runs"}
     assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 import torch
+import yaml
 
 from coordcheck.options import parser
+
+pytest_plugins = ["pytester"]
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -24,8 +28,9 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     names: dict[str, object] = {}
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-    names["test_width_invariance"]()
+        if not block.startswith("# test_"):
+            exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "check.html").stat().st_size > 10_000
     assert matplotlib.image.imread(tmp_path / "check.png").shape[2] == 4
     printed = capsys.readouterr().out
     assert "build: VIOLATED" in printed
@@ -57,3 +62,33 @@ def test_the_commands_parse(command):
 def test_the_images_exist():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (Path(__file__).parent.parent / path).is_file(), path
+
+
+def test_the_test_passes_with_the_plugin(pytester):
+    test = next(block for block in blocks("python") if block.startswith("# test_"))
+    pytester.makepyfile(test_scale=test)
+    options = [] if _installed() else ["-p", "coordcheck.pytest_plugin"]
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["coordcheck: 1 check, width-invariant"])
+
+
+def _installed() -> bool:
+    """Whether pytest finds the plugin by itself."""
+    return any(point.value == "coordcheck.pytest_plugin" for point in entry_points(group="pytest11"))
+
+
+def test_the_workflow_is_one_whose_commands_parse():
+    (workflow,) = (yaml.safe_load(block) for block in blocks("yaml"))
+    steps = workflow["jobs"]["coordcheck"]["steps"]
+    (command,) = (step["run"] for step in steps if step.get("run", "").startswith("coordcheck "))
+    options = parser().parse_args(shlex.split(command)[1:])
+    assert (options.format, str(options.html)) == ("github", steps[-1]["with"]["path"])
+
+
+def test_the_pytest_options_exist(pytester):
+    told = pytester.runpytest_inprocess("--help", *([] if _installed() else ["-p", "coordcheck.pytest_plugin"]))
+    for option in {
+        word.partition("=")[0] for block in blocks("sh") for word in block.split() if "--coordcheck" in word
+    }:
+        told.stdout.fnmatch_lines([f"*{option}*"])
