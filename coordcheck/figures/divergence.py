@@ -157,7 +157,7 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
         axis.yaxis.set_major_formatter(FuncFormatter(_power_of_two))
         axis.tick_params(axis="x", pad=2)
     for axis in axes[-1]:
-        axis.set_xlabel(report.criteria.axis, labelpad=1)
+        axis.set_xlabel(printable(report.criteria.axis), labelpad=1)
     top = first.get_position().y1 + HEADER / figure.get_size_inches()[1]
     for axis, step in zip(axes[0], steps, strict=True):
         box = axis.get_position()

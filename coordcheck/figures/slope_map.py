@@ -74,7 +74,7 @@ def _mark(axis: Axes, slopes: pd.DataFrame, layers: list[str], steps: list[int],
     """A dot in each cell that shows what its layer's verdict says."""
     verdicts = report.layers.set_index(["label", "layer"])[["verdict", "expected"]]
     cells = slopes.join(verdicts, on=["label", "layer"])
-    cells = cells[cells["verdict"].map(lambda word: Verdict(word).violated)]
+    cells = cells[cells["verdict"].map(lambda word: Verdict(word).violated).astype(bool)]
     tolerance = report.criteria.tolerance
     beyond = (cells["low"] - cells["expected"] > tolerance) | (cells["high"] - cells["expected"] < -tolerance)
     columns = [steps.index(step) + 0.4 for step in cells.loc[beyond, "step"]]
