@@ -294,7 +294,7 @@ def test_the_page_is_written_from_a_run_and_from_its_files(user_folder, capsys):
     assert run("SP=train.py:build_sp", options=("--save-to", "runs", "--html", "a.html")) == 1
     assert main(["report", "runs", "b.html"]) == 1
     assert (user_folder / "a.html").read_bytes() == (user_folder / "b.html").read_bytes()
-    assert main(["report", "runs", "no/such/folder.html"]) == 2
+    assert main(["report", "runs", "train.py/check.html"]) == 2  # a file is no folder
     assert "cannot write" in capsys.readouterr().err
 
 
