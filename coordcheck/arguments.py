@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.folds import Fold
 from coordcheck.records import Role, same_label
 
 
@@ -152,6 +153,22 @@ def role_overrides(roles: object) -> dict[str, str] | None:
     if not isinstance(roles, Mapping) or not all(isinstance(g, str) and r in known for g, r in roles.items()):
         raise CoordCheckError(f"roles must map globs of parameter names to one of {', '.join(known)}, got {roles!r}.")
     return {glob: str(getattr(role, "value", role)) for glob, role in roles.items()}
+
+
+def fold_names(fold: object) -> dict[str, str] | None:
+    """Path of a container of repeated blocks -> how they become one layer.
+
+    Raises:
+        CoordCheckError: anything but a mapping of texts to "first", "last" or "mean".
+    """
+    if fold is None:
+        return None
+    known = [how.value for how in Fold]
+    if not isinstance(fold, Mapping) or not all(isinstance(path, str) and how in known for path, how in fold.items()):
+        raise CoordCheckError(
+            f'fold must map paths of containers to {", ".join(known)}, such as {{"blocks": "last"}}, got {fold!r}.'
+        )
+    return {path: str(getattr(how, "value", how)) for path, how in fold.items()}
 
 
 def optional_callable(name: str, value: object, what: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from coordcheck.arguments import (
     distinct_widths,
     expectation,
+    fold_names,
     folder_path,
     labelled,
     optional_callable,
@@ -58,6 +59,7 @@ def check(
     axis: str = "width",
     probe: Any = "auto",
     roles: Mapping[str, str] | None = None,
+    fold: Mapping[str, str] | None = None,
 ) -> Report:
     """Train `build(width)` at every width and seed for t = 0..steps, and judge how its scales depend on the width.
 
@@ -84,6 +86,8 @@ def check(
             diagnosis out.
         roles: glob of parameter names -> "input", "hidden", "readout", "narrow", "vector" or "constant", where the
             shapes do not tell.
+        fold: path of a container of repeated blocks -> "first", "last" or "mean": they become one layer, so that
+            models of different depth can be compared: {"blocks": "last"} makes `blocks.last.mlp` of `blocks.7.mlp`.
 
     Returns:
         A `Report`: print it, `report.figure()`, `report.verdicts`, `report.raise_for_status()`.
@@ -94,7 +98,8 @@ def check(
     """
     steps, probed = whole_number("steps", steps, 0), probe if axis == "width" else None
     plan = _Plan(batch, loss, steps, device, probe=probed)
-    criteria = Criteria(expectation(expect), positive("tolerance", tolerance), axis, role_overrides(roles))
+    tolerance, folds = positive("tolerance", tolerance), fold_names(fold)
+    criteria = Criteria(expectation(expect), tolerance, axis, role_overrides(roles), folds)
     return _checked(labelled(build), plan, criteria, widths, seeds, executor, jobs, save_to)
 
 

@@ -71,7 +71,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-_ARGUMENTS = "loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe"
+_ARGUMENTS = "loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe|fold"
 
 
 def in_flags(message: str) -> str:
@@ -123,7 +123,8 @@ def _run(options: Any) -> int:
     from coordcheck.checks import check
 
     arguments = _experiment(options)
-    report = check(**arguments, steps=options.steps, axis=options.axis)
+    fold = _pairs(options.fold, "PATH=HOW, such as blocks=last")
+    report = check(**arguments, steps=options.steps, axis=options.axis, fold=fold)
     return _finish(report, options, builds=arguments["build"])
 
 
@@ -154,10 +155,14 @@ def _experiment(options: Any) -> dict[str, Any]:
 
 
 def _roles(pairs: Sequence[str]) -> dict[str, str] | None:
-    """`GLOB=ROLE` texts; a glob may hold `=` itself."""
+    return _pairs(pairs, "GLOB=ROLE, such as 'head.*=readout'")
+
+
+def _pairs(pairs: Sequence[str], what: str) -> dict[str, str] | None:
+    """`NAME=VALUE` texts; a name may hold `=` itself."""
     for pair in pairs:
         if "=" not in pair:
-            raise CoordCheckError(f"{pair!r} must be GLOB=ROLE, such as 'head.*=readout'.")
+            raise CoordCheckError(f"{pair!r} must be {what}.")
     return {glob: role for glob, _, role in (pair.rpartition("=") for pair in pairs)} or None
 
 

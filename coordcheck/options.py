@@ -59,6 +59,14 @@ def _run_command(commands: Any) -> None:
     _factory_options(parser, widths="64 128 256 512", seeds=3)
     parser.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
     parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
+    parser.add_argument(
+        "--fold",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH=HOW",
+        help="repeated blocks as one layer along another axis, such as blocks=last (or first, mean)",
+    )
     _experiment_options(parser)
 
 

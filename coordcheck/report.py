@@ -20,6 +20,7 @@ from coordcheck.blame import combined
 from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.exponents import exponents
+from coordcheck.folds import folded
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
 from coordcheck.records import Quantity, RunRecord, differences
 from coordcheck.roles import outside, parts
@@ -44,6 +45,8 @@ class Criteria:
     axis: str = "width"
     roles: Mapping[str, str] | None = None
     """Parameter glob -> role, where the shapes do not tell."""
+    fold: Mapping[str, str] | None = None
+    """Path of a container -> "first", "last" or "mean": its numbered children become one layer."""
 
     @property
     def parametrization(self) -> str:
@@ -55,7 +58,7 @@ class Criteria:
 
     def to_json(self) -> dict[str, Any]:
         """The criteria as they stand in a folder's experiment.json."""
-        return {"expect": self.expect, "tolerance": self.tolerance, "axis": self.axis, "roles": self.roles}
+        return dict(vars(self))
 
 
 class Report:
@@ -73,8 +76,12 @@ class Report:
         self.criteria = criteria or Criteria()
 
     @cached_property
+    def _folded(self) -> list[RunRecord]:
+        return folded(self.records, self.criteria.fold or {})
+
+    @cached_property
     def measurements(self) -> pd.DataFrame:
-        return measurements(self.records)
+        return measurements(self._folded)
 
     @cached_property
     def slopes(self) -> pd.DataFrame:
@@ -84,7 +91,7 @@ class Report:
     def verdicts(self) -> pd.DataFrame:
         sites = judge(
             self.slopes,
-            growing_outputs(self.records),
+            growing_outputs(self._folded),
             partial=partial_layers(self.measurements),
             expect=self.criteria.exponents,
             tolerance=self.criteria.tolerance,
@@ -365,10 +372,11 @@ def load(
     tolerance: float | None = None,
     axis: str | None = None,
     roles: Mapping[str, str] | None = None,
+    fold: Mapping[str, str] | None = None,
 ) -> Report:
     """The report of a folder of run files, whoever wrote them: a check, or the jobs of a cluster.
 
-    `expect`, `tolerance`, `axis` and `roles` are those of the check that wrote the folder, unless they are given.
+    `expect`, `tolerance`, `axis`, `roles` and `fold` are those of the check that wrote the folder, unless given.
 
     Raises:
         CoordCheckError: no such folder, no runs in it, or runs of one label made with different settings.
@@ -391,6 +399,7 @@ def load(
         saved.get("tolerance", TOLERANCE) if tolerance is None else tolerance,
         saved.get("axis", "width") if axis is None else axis,
         saved.get("roles") if roles is None else roles,
+        saved.get("fold") if fold is None else fold,
     )
     return Report(records, criteria)
 

@@ -15,7 +15,7 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
+    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
     *(
         "batches",
         "losses",
