@@ -34,6 +34,7 @@ def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert matplotlib.image.imread(tmp_path / "check.png").shape[2] == 4
     printed = capsys.readouterr().out
     assert "build: VIOLATED" in printed
+    assert re.search(r"1\.last +initialised too large +activation at t=0 +\+0\.5", printed)
     assert "mine: VIOLATED" in printed
 
 
