@@ -181,14 +181,18 @@ def _checked(
         watch = _WidthWatch() if criteria.axis == "width" else None
         try:
             folder = None if save_to is None else RunFolder(save_to)
-            records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch)
+
+            def begin() -> None:
+                if folder is not None:
+                    settings = {run.key.label: run.settings for run in runs}
+                    folder.save_experiment(criteria.to_json(), settings, [run.key for run in runs])
+
+            records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch, begin=begin)
         except SweepInterrupted as stop:
             done: Any = stop.report
             raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None
     if not any(record.finished for record in records):
         raise CoordCheckError(f"every run failed; the first one, {records[0].key}:\n{records[0].reason}")
-    if folder is not None:
-        folder.save_experiment(criteria.to_json(), {run.key.label: run.settings for run in runs})
     return Report(records, criteria)
 
 

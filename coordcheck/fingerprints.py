@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import partial
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from functools import lru_cache, partial
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,8 @@ def fingerprint(value: Any) -> str:
 def describe_callable(function: Any) -> str:
     """A function in one line, which changes when its source, or a value bound to it, does.
 
-    Functions, classes and constants of its own module that it names are part of it; other modules are not followed.
+    Functions, classes and constants that it names are part of it, and what these name in turn, in its own module and in
+    others of the user's; installed packages are not followed.
     """
     if function is None:
         return "default"
@@ -64,8 +68,9 @@ def _pieces(value: Any, depth: int, seen: set[int]) -> Iterator[bytes]:
         if id(value) in seen:  # told once: objects are shared, and some hold themselves
             return
         seen.add(id(value))
+    is_code = isinstance(value, (FunctionType, type))  # told once, and so never too deep
     for part in _parts(value):
-        yield from _pieces(part, depth + 1, seen)
+        yield from _pieces(part, depth if is_code else depth + 1, seen)
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -88,6 +93,12 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _globals(value)
     elif isinstance(value, (type, BuiltinFunctionType)):
         yield from (value.__module__, value.__qualname__, _source(value))
+        if isinstance(value, type) and _is_users(value.__module__):
+            yield from value.__bases__
+            for member in vars(value).values():
+                function = getattr(member, "__func__", getattr(member, "fget", member))  # of class methods, properties
+                if isinstance(function, FunctionType):
+                    yield function
     elif is_dataclass(value):
         yield {field.name: getattr(value, field.name) for field in fields(value)}
     elif isinstance(value, nn.Module):
@@ -99,16 +110,36 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _globals(function: FunctionType) -> Iterator[Any]:
-    """The constants of its module that a function names, and the functions and classes defined beside it."""
+    """The constants that a function names, and the user's functions and classes, also those behind a module's name."""
     codes = [function.__code__]
     for code in codes:  # grows while it is walked: functions inside the function
         codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
-    for name in sorted({name for code in codes for name in code.co_names}):
-        value = function.__globals__.get(name)
-        constant = isinstance(value, (bool, int, float, str, bytes, tuple))
-        own = isinstance(value, (FunctionType, type)) and value.__module__ == function.__module__
-        if constant or own:
-            yield from (name, value)
+    names = sorted({name for code in codes for name in code.co_names})
+    spaces = [function.__globals__]
+    for space in spaces:  # grows while it is walked: modules inside of packages
+        for name in names:
+            value = space.get(name)
+            if isinstance(value, ModuleType):
+                if _is_users(value.__name__) and vars(value) not in spaces:
+                    spaces.append(vars(value))
+                continue
+            constant = isinstance(value, (bool, int, float, str, bytes, tuple))
+            users = isinstance(value, (FunctionType, type)) and _is_users(value.__module__)
+            if constant or users:
+                yield from (name, value)
+
+
+@lru_cache(maxsize=1024)
+def _is_users(name: str) -> bool:
+    """Whether a module is the user's own: neither installed, nor of Python, nor of this package."""
+    module = sys.modules.get(name)
+    place = getattr(module, "__file__", None)
+    if module is None or name.partition(".")[0] == "coordcheck":
+        return False
+    if place is None:  # a notebook, an interactive session, or built in
+        return name == "__main__"
+    paths = [sysconfig.get_path(which) for which in ("stdlib", "purelib", "platlib")]
+    return not any(Path(place).resolve().is_relative_to(Path(path).resolve()) for path in paths)
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:

@@ -128,6 +128,8 @@ class Outcome(str, Enum):
     CRASHED = "crashed"
     REFUSED = "refused"
     """What `build`, the batch or the loss gave cannot be checked."""
+    NOT_RUN = "not run"
+    """Planned by the check that wrote the folder, which was interrupted or is still at work."""
 
 
 def status_of(value: float) -> Status:
@@ -274,6 +276,8 @@ class RunRecord:
     """Module path -> the scalar that multiplies its output in the code around it, where there is one."""
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    found: bool = field(default=False, compare=False)
+    """Whether a check found it in its folder instead of running it."""
 
     @property
     def finished(self) -> bool:

@@ -22,7 +22,7 @@ from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvarian
 from coordcheck.exponents import exponents
 from coordcheck.folds import folded
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
-from coordcheck.records import Quantity, RunRecord, differences
+from coordcheck.records import Outcome, Quantity, RunKey, RunRecord, differences, same_label
 from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
@@ -181,12 +181,16 @@ class Report:
     def notes(self) -> list[str]:
         """What the reader must know beside the verdicts."""
         failures: dict[tuple[str, str, str], list[int]] = {}
+        found = sum(record.found for record in self.records)
         for r in self.missing:
             failures.setdefault((r.key.label, r.outcome.value, _last_line(r.reason)), []).append(r.key.width)
         notes = [
-            f"{label}: {_runs(len(widths))} {outcome} (width {', '.join(map(str, sorted(set(widths))))}): {why}"
+            f"{label}: {_runs(len(widths))} {outcome} (width {', '.join(map(str, sorted(set(widths))))})"
+            + (f": {why}" if why else "")
             for (label, outcome, why), widths in failures.items()
         ]
+        if found:
+            notes.append(f"{found} of {_runs(len(self.records))} were found in the folder, and not run again")
         for record in self.records:
             label = record.key.label
             notes.extend(f"{label}: {note}" for note in record.notes)
@@ -330,7 +334,8 @@ class Report:
     def save(self, folder: str | PathLike[str]) -> None:
         """Write one run file per run into `folder`, from which `coordcheck.load` reads them."""
         runs = RunFolder(folder)
-        runs.save_experiment(self.criteria.to_json(), {r.key.label: r.settings for r in self.records})
+        settings = {r.key.label: r.settings for r in self.records}
+        runs.save_experiment(self.criteria.to_json(), settings, [r.key for r in self.records])
         for record in self.records:
             runs.save(record)
 
@@ -393,7 +398,13 @@ def load(
                 f"{folder} mixes runs made with different settings: from {other.key} to {record.key}, "
                 f"{'; '.join(differing)}. Keep each setting in a folder of its own."
             )
-    saved = runs.experiment().get("criteria", {})
+    experiment = runs.experiment()
+    saved, done = experiment.get("criteria", {}), {(same_label(r.key.label), r.key.width, r.key.seed) for r in records}
+    for label, planned in experiment.get("planned", {}).items():
+        for width, seed in planned:
+            if (same_label(label), width, seed) not in done:
+                settings = experiment["labels"].get(label, {})
+                records.append(RunRecord(RunKey(label, width, seed), settings=settings, outcome=Outcome.NOT_RUN))
     criteria = Criteria(
         saved.get("expect") if expect is None else expect,
         saved.get("tolerance", TOLERANCE) if tolerance is None else tolerance,

@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -159,10 +159,18 @@ class RunFolder:
         """Write one run; an earlier file of the same run is replaced."""
         write_document(self.run_path(record.key), "run", record.to_json())
 
-    def save_experiment(self, criteria: Mapping[str, Any], labels: Mapping[str, Mapping[str, str]]) -> None:
-        """Write how the runs are judged and what was asked for; labels of earlier checks stay."""
-        before = self.experiment().get("labels", {})
-        content = {"criteria": dict(criteria), "labels": {**before, **labels}}
+    def save_experiment(
+        self, criteria: Mapping[str, Any], labels: Mapping[str, Mapping[str, str]], planned: Iterable[RunKey]
+    ) -> None:
+        """Write how the runs are judged, what was asked for and which runs are planned; earlier checks' labels stay."""
+        before, plans = self.experiment(), {label: list[list[int]]() for label in labels}
+        for key in planned:
+            plans[key.label].append([key.width, key.seed])
+        content = {
+            "criteria": dict(criteria),
+            "labels": {**before.get("labels", {}), **labels},
+            "planned": {**before.get("planned", {}), **plans},
+        }
         write_document(
             self.path / "experiment.json",
             "experiment",
@@ -185,7 +193,7 @@ class RunFolder:
         if not path.exists():
             return None
         record = _read_run(path)
-        record.key = key  # the label as it is spelled now: the two mu signs are one label
+        record.key, record.found = key, True  # the label as it is spelled now: the two mu signs are one label
         return record
 
     def records(self) -> Iterator[RunRecord]:

@@ -31,6 +31,7 @@ def sweep(
     jobs: int = 1,
     folder: RunFolder | None = None,
     watch: Callable[[RunRecord], None] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> list[RunRecord]:
     """Execute the runs that `folder` does not hold yet, and return the records of all, in the order given.
 
@@ -40,6 +41,7 @@ def sweep(
         executor: any PEP 3148 executor of processes; None runs here, or on a loky pool when `jobs` > 1.
         folder: where finished runs are saved as they end, and found again.
         watch: sees every record as it ends; what it raises ends the sweep.
+        begin: called once, when the folder was found to be the right one and before anything runs.
 
     Raises:
         CoordCheckError: the folder holds runs made with other settings, or it cannot be written;
@@ -47,6 +49,7 @@ def sweep(
         SweepInterrupted: Ctrl-C; everything finished is saved, and listed in its `report`.
     """
     done = _found(runs, folder)
+    begin()
     missing = [run for run in runs if run.key not in done]
     for record in done.values():
         _show(record, watch)

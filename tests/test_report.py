@@ -256,7 +256,7 @@ def with_notes(*notes: str) -> Report:
     ("report", "note"),
     [
         (with_lost(synthetic({"fc": FLAT}), lost()), "model: 1 run failed (width 512): ValueError: no such width"),
-        (with_lost(synthetic({"fc": FLAT}), lost(reason="")), "model: 1 run failed (width 512): "),
+        (with_lost(synthetic({"fc": FLAT}), lost(reason="")), "model: 1 run failed (width 512)"),
         (seen_only_at_two_widths(), "model: seen only at 64, 128: skip"),
         (lost_at(128, 1), "model: first nan in b at t=0 (width 128, 1 run)"),
         (

@@ -49,7 +49,7 @@ def record() -> RunRecord:
 def folder(tmp_path: Path, record: RunRecord) -> RunFolder:
     """A folder that holds one run and the experiment."""
     folder = RunFolder(tmp_path / "runs of today")
-    folder.save_experiment({"axis": "width"}, {"SP": {"steps": "2"}})
+    folder.save_experiment({"axis": "width"}, {"SP": {"steps": "2"}}, [])
     folder.save(record)
     return folder
 

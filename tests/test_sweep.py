@@ -573,3 +573,35 @@ def test_resuming_a_crashed_run_alone_does_not_run_it_in_this_process(
 
     monkeypatch.setattr(os, "_exit", exit_here)
     assert outcomes(check(deadly(str(marks)), jobs=2, save_to=marks / "folder"))[16] == "crashed"
+
+
+def test_an_interrupted_folder_is_incomplete_and_says_what_is_missing(tmp_path):
+    built = []
+
+    def build(width):
+        built.append(width)
+        if len(built) > 7:
+            raise KeyboardInterrupt
+        return mlp("µP")(width)
+
+    options = {"loss": F.cross_entropy, "widths": (16, 32, 64), "steps": 1, "probe": None, "save_to": tmp_path}
+    with pytest.raises(SweepInterrupted):
+        coordcheck.check(build, pair_batch(), **options)
+    report = coordcheck.load(tmp_path)
+    assert len(report.missing) == 2
+    assert report.exit_code in (1, 3)
+    assert any("2 runs not run (width 32, 64)" in note for note in report.notes)
+    built.clear()
+    again = coordcheck.check(build, pair_batch(), **options)
+    assert any("7 of 9 runs were found in the folder, and not run again" in note for note in again.notes)
+    assert not coordcheck.load(tmp_path).missing
+    assert not any("found in the folder" in note for note in coordcheck.load(tmp_path).notes)
+
+
+def test_a_check_that_is_refused_leaves_the_folders_plan_as_it_is(tmp_path):
+    options = {"loss": F.cross_entropy, "widths": (16, 32, 64), "seeds": 1, "probe": None, "save_to": tmp_path}
+    coordcheck.check(mlp("µP"), pair_batch(), steps=1, **options)
+    before = (tmp_path / "experiment.json").read_bytes()
+    with pytest.raises(CoordCheckError, match="steps was 1, is 2"):
+        coordcheck.check(mlp("µP"), pair_batch(), steps=2, **options)
+    assert (tmp_path / "experiment.json").read_bytes() == before
