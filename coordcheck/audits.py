@@ -27,7 +27,25 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
         own = [record for record in records if record.key.label == label]
         told = (*_common(found), *decay_notes(own), *_movement(found), *_degrees(found), *_not_visible(found))
         notes += [f"{label}: {note}" for note in told]
-    return [*notes, *_identical(records)]
+    return [*notes, *_identical(records), *_same_seeds(records)]
+
+
+def _same_seeds(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Several seeds of a label that gave the same numbers: they are one run, and its intervals mean nothing."""
+    runs: dict[tuple[str, int], list[RunRecord]] = {}
+    for record in records:
+        if record.finished and record.parameters:
+            runs.setdefault((record.key.label, record.key.width), []).append(record)
+    same: dict[str, set[int]] = {}
+    for (label, width), several in runs.items():
+        if len(several) > 1 and all(record.rows == several[0].rows for record in several[1:]):
+            same.setdefault(label, set()).add(width)
+    for label, widths in same.items():
+        if len(widths) == sum(key[0] == label for key in runs):
+            yield (
+                f"{label}: all seeds gave the same numbers, so the intervals say nothing: does build set a seed "
+                "itself? Leave that to the check"
+            )
 
 
 def _common(found: Sequence[Finding]) -> Iterator[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +58,8 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
         return batch
     if isinstance(batch, (str, bytes)):
         raise CoordCheckError(f"a batch must be a tensor, a mapping or a tuple of tensors, got {batch!r:.40}.")
+    if _is_array(batch) or (isinstance(batch, (tuple, list)) and batch and _is_array(batch[0])):
+        raise CoordCheckError("the batch holds numpy arrays; make tensors of them: torch.as_tensor(array).")
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
         return Batches([batch])
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
@@ -64,9 +68,22 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
     if len(several) not in (1, steps + 1):
         raise CoordCheckError(
             f"{len(several)} batches are too few for {steps} steps: give {steps + 1} (t = 0 to the last step), or one "
-            "fixed batch. A tuple that does not start with a tensor is read as several batches: pass [batch]."
+            "fixed batch: next(iter(loader)) of a data loader; [batch] of a tuple that does not start with a tensor."
         )
     return Batches(several)
+
+
+def of_seed(function: Callable[..., Any], seed: int) -> Any:
+    """What a function of the seed gives; one that takes no argument gives the same for every seed."""
+    try:
+        takes_none = not inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C
+        takes_none = False
+    return function() if takes_none else function(seed)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from coordcheck import scales
 from coordcheck.records import Quantity, Row, Site, Status, status_of
 
 MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
+IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
+WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
 
 
 class Call:
@@ -31,6 +34,61 @@ class Call:
         """activation, mean_abs and, where there is one, change: of a tensor in memory."""
         self.scales: tuple[Tensor, Tensor] | None = None
         """activation and mean_abs of a large tensor that is on a device."""
+
+
+class Reference:
+    """Measures calls; those at t=0 leave a copy, with which later ones are compared.
+
+    Attributes:
+        initial: each layer's call at t=0.
+    """
+
+    def __init__(self) -> None:
+        self.initial: dict[str, Call] = {}
+
+    def measure(self, call: Call, tensor: Tensor, step: int | None) -> None:
+        """Take what is needed of a call's output, before anything writes into it.
+
+        Raises:
+            NotMeasurable: it has no scale; the error holds the status that says why.
+        """
+        values = scales.measurable(tensor)
+        if values.device.type in IN_MEMORY:
+            self._measure(call, values.numpy(), step)
+        else:
+            self._hold(call, values, step)
+
+    def _measure(self, call: Call, values: scales.Array, step: int | None) -> None:
+        """Compute the scales of an array in memory; only t=0 leaves a copy, of its sampled rows."""
+        call.values = scales.rms_and_mean_abs(values)
+        rows = scales.sampled_copy(values)
+        initial = self._compared(call, rows, step)
+        if initial is not None:
+            with np.errstate(all="ignore"):  # Inf - Inf is a value like another here
+                rows -= initial
+            call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
+
+    def _hold(self, call: Call, values: Tensor, step: int | None) -> None:
+        """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""
+        if values.numel() <= WHOLE_COORDINATES:
+            call.kept = values.clone()
+        else:
+            call.scales = scales.rms(values), scales.mean_abs(values)
+            call.kept = scales.sample_rows(values)
+        self._compared(call, call.kept, step)
+
+    def _compared(self, call: Call, rows: Any, step: int | None) -> Any:
+        """What a call is compared with: its site's rows at t=0; None at t=0, or when the call's status says why."""
+        if step == 0:
+            call.kept = rows
+            self.initial[call.site.layer] = call
+            return None
+        initial = self.initial.get(call.site.layer)
+        if initial is None or initial.kept is None:
+            call.change_status = Status.NOT_CALLED
+        elif (initial.shape, initial.kept.shape) != (call.shape, rows.shape):
+            call.change_status = Status.SHAPE_CHANGED
+        return initial.kept if initial is not None and call.change_status is Status.OK else None
 
 
 def reduced(calls: Sequence[Call], initial: Tensor | None) -> Tensor:

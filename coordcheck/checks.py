@@ -167,6 +167,9 @@ def _checked(
 ) -> Report:
     """Run a plan on a grid, and report."""
     jobs = whole_number("jobs", jobs, 1)
+    for label, build in builds.items():
+        if isinstance(build, torch.nn.Module):
+            raise CoordCheckError(f"build of {label!r} is a model; pass a function of the width that makes one.")
     optional_callable(
         "loss", plan.loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn"
     )
@@ -292,7 +295,8 @@ def assert_control_fails(control: Build, batch: Any = None, **options: Any) -> N
     if found.exit_code != NotWidthInvariant.exit_code:
         raise IncompleteCheck(
             f"the check is too weak: the negative control, which must fail, is {found.status[CONTROL].value}. "
-            f"A larger learning rate, a wider range of widths or more seeds make it stronger.\n{found}"
+            "A larger learning rate, a wider range of widths or more seeds make it stronger; or there is nothing wrong "
+            f"with the control.\n{found}"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
-from coordcheck.options import parser
+from coordcheck.options import parsed
 
 TEXT_WIDTH = 100  # columns when the output is no terminal
 TERMINATED = 143
@@ -26,7 +26,7 @@ class _Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    options = parsed(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot print µ must not end the run
             stream.reconfigure(errors="replace")
@@ -141,17 +141,32 @@ def _experiment(options: Any) -> dict[str, Any]:
 
     if options.figure is not None:
         _check_suffix(options.figure)
+    for path in (options.figure, options.html):  # before the training rather than after it
+        if path is not None and not os.access(next(p for p in path.absolute().parents if p.exists()), os.W_OK):
+            raise CoordCheckError(f"cannot write {path}: its folder may not be written to.")
     names = ("widths", "seeds", "expect", "tolerance", "device", "jobs")
     given = {name: getattr(options, name) for name in names}
     probe = options.probe or "auto"
     return given | {
         "build": factories(options.build, keyword_values(options.set)),
-        "batch": resolve(options.batch) if options.batch else None,
-        "loss": resolve(options.loss) if options.loss else None,
+        "batch": _named("--batch", options.batch),
+        "loss": _named("--loss", options.loss),
         "probe": {"auto": "auto", "none": None}[probe] if probe in ("auto", "none") else resolve(probe),
         "roles": _roles(options.role),
         "save_to": _folder(options),
     }
+
+
+def _named(option: str, target: str | None) -> Any:
+    """The object that an option names."""
+    from coordcheck.targets import resolve
+
+    if target is not None and ":" not in target:
+        raise CoordCheckError(f"{option} must be MODULE:NAME or FILE.py:NAME, such as {_SUCH[option]}, got {target!r}.")
+    return None if target is None else resolve(target)
+
+
+_SUCH = {"--batch": "train.py:batch", "--loss": "torch.nn.functional:cross_entropy"}
 
 
 def _roles(pairs: Sequence[str]) -> dict[str, str] | None:
@@ -215,10 +230,13 @@ def _finish(report: Any, options: Any, kind: str = "divergence", builds: dict[st
         _tell_github(report, builds or {})
     else:
         _print(report)
-    if getattr(options, "figure", None):
-        report.figure(kind, path=options.figure)
-    if getattr(options, "html", None):
-        report.save_html(options.html)
+    wanted = {name: getattr(options, name, None) for name in ("figure", "html")}
+    if wanted["figure"]:
+        report.figure(kind, path=wanted["figure"])
+    if wanted["html"]:
+        report.save_html(wanted["html"])
+    if options.format == "text" and any(wanted.values()):
+        print(f"wrote {', '.join(str(path) for path in wanted.values() if path)}")
     code: int = report.exit_code
     return code
 
@@ -248,7 +266,7 @@ def _print(report: Any) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=TEXT_WIDTH)
+        console = Console(width=max(console.width, TEXT_WIDTH))
     console.print(report)
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from coordcheck import scales
 from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
+from coordcheck.operations import GROUPED
 from coordcheck.parts import Part, Snapshot, again, parts_of
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
@@ -31,6 +32,7 @@ EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the deg
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is done again in double precision
 EXACT = torch.finfo(torch.float64).eps
 LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
+EPS_SEEN = 0.02  # a degree that is this far below 1 may be Adam's, with an eps as large as the gradient
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
 
@@ -234,7 +236,7 @@ class _Session:
             matrix = _as_matrix(part, change)
             if matrix is not None:
                 self._note(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
-            if part.replay is not None:
+            if part.replay is not None and not part.hidden:
                 self._measure(part, step, Quantity.OWN_UPDATE, lambda p=part, now=now: p.replay.own_update(now))
 
     def _note_trace(self, step: int, later: Tracer, updated: bool) -> None:
@@ -243,7 +245,7 @@ class _Session:
             use = again(part, later)
             if updated:
                 self._note_gradients(part, step, use, gradients)
-            if use is not None and isinstance(part.replay, FunctionReplay) and part.trained and _alike(part, use):
+            if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
                 self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
 
@@ -325,16 +327,32 @@ class _Session:
 def _degrees(run: Run, probe: Any) -> dict[str, float]:
     """The degree of each parameter's update in its gradient: SGD 1, Adam 0; measured at its first movement.
 
+    An eps as large as the gradient makes it some number between. The exponents are those of updates with a small eps,
+    so it stays on the side of 1/2 on which such an update is.
+    """
+    probe = to_device(probe, prepared(run).device)
+    degrees = _measured_degrees(run, probe, eps=1.0)
+    if not any(0.5 < degree < 1 - EPS_SEEN for degree in degrees.values()):
+        return degrees
+    clear = _measured_degrees(run, probe, eps=EPS_FACTOR)
+    return {
+        name: max(degree, 0.51) if clear.get(name, degree) > 0.5 else min(degree, 0.49)
+        for name, degree in degrees.items()
+    }
+
+
+def _measured_degrees(run: Run, probe: Any, eps: float) -> dict[str, float]:
+    """The degrees, with the optimizer's eps times a number.
+
     The loss is multiplied by ten; with d the change of a parameter and g its gradient, the degree is
     log(d' / d) / log(g' / g).
     """
-    probe = to_device(probe, prepared(run).device)
     sessions = []
     for factor in (1.0, LOSS_FACTOR):
         ready = prepared(run)
         if any(tensor.dtype is torch.float64 for _, tensor in leaves(probe) if isinstance(tensor, Tensor)):
             ready.model.double()
-        sessions.append(_Session(ready, probe, factor=factor, eps=1.0))
+        sessions.append(_Session(ready, probe, factor=factor, eps=eps))
     degrees: dict[str, float] = {}
     for step in range(1, MAX_UPDATES + 1):
         for session in sessions:
@@ -359,12 +377,18 @@ NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax 
 SHORT = {"scaled_dot_product_attention": "sdpa"}
 
 
-def _alike(part: Part, later: UseCall) -> bool:
-    """Whether a later call has an input of the same shape; experts see other tokens once the routing changes."""
-    position = None if part.use is None else part.use.input_position
-    if part.use is None or position is None:
-        return True
-    return bool(part.use.leaves[position].shape == later.leaves[position].shape)
+def _comparable(part: Part, later: UseCall) -> bool:
+    """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
+    use = part.use
+    position = None if use is None else use.input_position
+    if part.hidden or not part.trained or use is None or position is None:
+        return part.trained and not part.hidden
+    same_groups = use.operation not in GROUPED or all(
+        torch.equal(before, after)
+        for before, after in zip(use.leaves, later.leaves, strict=True)
+        if isinstance(before, Tensor) and not before.is_floating_point()
+    )
+    return same_groups and bool(use.leaves[position].shape == later.leaves[position].shape)
 
 
 def _named(tracer: Tracer) -> dict[str, AttentionCall]:

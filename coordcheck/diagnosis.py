@@ -32,6 +32,7 @@ from coordcheck.verdicts import Answer, Verdict, compare
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
 # functions in which a vector multiplies what it meets
+UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
 NAMED_WITHIN = 0.35  # distance to a parametrization's exponents up to which the model is called by its name
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
@@ -157,7 +158,7 @@ def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, fir
 def _gain(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
     """The gain to judge, and what it should be; unknown where there is none to judge."""
     vector = part.role is Role.VECTOR
-    if part.role is Role.CONSTANT or found.zero_init or part.operation == "module" or not found.gain_weight.known:
+    if part.role is Role.CONSTANT or found.zero_init or part.operation in UNSIZED or not found.gain_weight.known:
         return UNKNOWN, math.nan
     if vector and part.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
         return UNKNOWN, math.nan

@@ -37,8 +37,10 @@ from coordcheck.slopes import fit_logs
 Array = NDArray[np.float64]
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
+EXACT = 1e-6  # error of a fitted exponent below which it has no noise
 FLAT_RANK = 32  # and at least this stable rank, which no gradient of a tiny probe has
-FLAT_SPECTRUM = 0.25  # share of its full rank from which on an update's singular values count as alike
+FLAT_SPECTRUM = 0.25, 0.55  # shares of its full rank from which on an update's singular values may count as alike
+BEYOND_CHANCE = 1.2  # and how far beyond that of independent coordinates, which an update of signs may have
 
 
 class Exponent(NamedTuple):
@@ -199,9 +201,12 @@ def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
     """The gain from the weights' RMS, with the error that is known of it: N independent normal weights.
 
     The logarithm of an RMS has the standard deviation 1 / sqrt(2 N) (in log2: divided by ln 2), which says more than
-    the residuals of three widths; a fit that bends keeps its own error when that is larger.
+    the residuals of three widths; a fit that bends keeps its own error when that is larger. Weights that lie on a
+    power of the width to the last digit, as ones do, were not drawn at all.
     """
-    sizes = np.array([part.fan_ins.get(int(w), 1) * part.fan_outs.get(int(w), 1) for w in logs.widths], dtype=float)
+    if fitted.stderr < EXACT and abs(2 * fitted.value - round(2 * fitted.value)) < EXACT:
+        return fitted
+    sizes = np.array([max(part.sizes.get(int(w), 1), 1) for w in logs.widths], dtype=float)
     x = np.log2(logs.widths.astype(float))
     share = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     known = math.sqrt(float((share**2 / (2 * sizes)).sum()) / len(logs.seeds)) / math.log(2)
@@ -216,7 +221,10 @@ def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> li
     """
     frobenius = logs.at(Quantity.WEIGHT_UPDATE, steps) + (fan_in + fan_out) / 2
     rank = 2 * (frobenius - logs.at(Quantity.WEIGHT_UPDATE_NORM, steps))
-    enough = np.maximum(np.minimum(fan_in, fan_out) + math.log2(FLAT_SPECTRUM), math.log2(FLAT_RANK))
+    # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
+    chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
+    share = np.clip(BEYOND_CHANCE * chance, *FLAT_SPECTRUM)
+    enough = np.maximum(np.minimum(fan_in, fan_out) + np.log2(share), math.log2(FLAT_RANK))
     known = np.where(np.isfinite(rank), rank, -np.inf)
     return [bool(beyond > 0) for beyond in np.median((known - enough)[:, :, -1], axis=1)]
 

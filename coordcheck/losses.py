@@ -20,7 +20,13 @@ def output_loss(criterion: Callable[[Any, Any], Tensor]) -> Loss:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise CoordCheckError(f"a loss of (output, target) needs a batch (x, y), got {describe(batch)}.")
         x, y = batch
-        return criterion(model(x), y)
+        output = model(x)
+        if isinstance(output, (Mapping, tuple, list)):
+            raise CoordCheckError(
+                f"the model returned {describe(output)}, and a loss of (output, target) takes a tensor. Pass a "
+                "function of (model, batch) that picks what it needs."
+            )
+        return criterion(output, y)
 
     return loss
 
@@ -38,6 +44,11 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
         )
     output = model(**batch)
     if isinstance(output, Mapping):
+        if output.get("loss") is None:
+            raise CoordCheckError(
+                f"no loss= was given, and the model returned {', '.join(map(repr, output))} without a 'loss'. Give the "
+                "batch its targets, or pass loss= as a function of (model, batch)."
+            )
         return output["loss"]
     found = getattr(output, "loss", None)
     return output[0] if found is None else found
@@ -51,6 +62,30 @@ def as_loss(loss: Callable[..., Tensor] | None) -> Loss:
     """
     if loss is None:
         return model_loss
+    if isinstance(loss, type):
+        raise CoordCheckError(f"loss is the class {loss.__name__}; pass an instance of it: {loss.__name__}().")
     if isinstance(loss, nn.Module) or getattr(loss, "__module__", "") == "torch.nn.functional":
         return output_loss(loss)
-    return loss
+    return _Explained(loss)
+
+
+class _Explained:
+    """A user's loss(model, batch), with a word on how it was called when it cannot be called so at all."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        calls: list[None] = []
+        seen = model.register_forward_pre_hook(lambda *_: calls.append(None))
+        try:
+            return self._loss(model, batch)
+        except (TypeError, AttributeError) as error:
+            if calls or not isinstance(batch, (tuple, list)):  # the model's own error, or nothing to take for targets
+                raise
+            raise CoordCheckError(
+                f"loss= was called as loss(model, batch), and raised {type(error).__name__} before it called the "
+                f"model: {error}. If it takes (output, target), pass coordcheck.output_loss(loss)."
+            ) from error
+        finally:
+            seen.remove()

@@ -10,6 +10,7 @@ import pandas as pd
 from coordcheck.records import Kind, RunRecord, Status
 
 COLUMNS = ("label", "width", "seed", "step", "layer", "order", "kind", "quantity", "value", "status")
+OUTPUTS = (Kind.MODULE, Kind.PASSTHROUGH)
 
 
 def measurements(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -20,7 +21,7 @@ def measurements(records: Sequence[RunRecord]) -> pd.DataFrame:
         tensor's own units, NaN where `status` is not "ok" or "zero"; `order` is the position of the layer in
         the data flow, the median over the runs it was seen in.
     """
-    frames = [_one_run(record) for record in records if record.rows]
+    frames = [frame for frame in map(_one_run, records) if len(frame)]
     if not frames:
         return pd.DataFrame(columns=list(COLUMNS))
     table = pd.concat(frames, ignore_index=True)
@@ -31,19 +32,21 @@ def measurements(records: Sequence[RunRecord]) -> pd.DataFrame:
 def _one_run(record: RunRecord) -> pd.DataFrame:
     layers = np.array([site.layer for site in record.sites], dtype=object)
     kinds = np.array([site.kind.value for site in record.sites], dtype=object)
-    site = np.array([row.site for row in record.rows])
+    # a scalar that a module returns beside its output, such as the loss, is no layer
+    rows = [row for row in record.rows if record.sites[row.site].shape or record.sites[row.site].kind not in OUTPUTS]
+    site = np.array([row.site for row in rows], dtype=int)
     return pd.DataFrame(
         {
             "label": record.key.label,
             "width": record.key.width,
             "seed": record.key.seed,
-            "step": [row.step for row in record.rows],
+            "step": [row.step for row in rows],
             "layer": layers[site],
             "order": site,
             "kind": kinds[site],
-            "quantity": [row.quantity.value for row in record.rows],
-            "value": np.array([row.value for row in record.rows], dtype=float),
-            "status": [row.status.value for row in record.rows],
+            "quantity": [row.quantity.value for row in rows],
+            "value": np.array([row.value for row in rows], dtype=float),
+            "status": [row.status.value for row in rows],
         }
     )
 
@@ -73,7 +76,7 @@ def growing_outputs(records: Sequence[RunRecord]) -> dict[tuple[str, str], bool]
 def partial_layers(table: pd.DataFrame) -> dict[tuple[str, str], list[int]]:
     """Layers that were seen at some widths only, with those widths, per (label, layer)."""
     partial = {}
-    table = table[table["kind"].isin([Kind.MODULE.value, Kind.PASSTHROUGH.value])]  # few runs are diagnosed
+    table = table[table["kind"].isin([kind.value for kind in OUTPUTS])]  # few runs are diagnosed
     for label, runs in table.groupby("label", sort=False):
         widths = runs["width"].nunique()
         for layer, seen in runs.groupby("layer", sort=False)["width"]:

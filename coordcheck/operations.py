@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,7 +27,9 @@ NEGATIONS = frozenset({"neg", "neg_", "negative", "__neg__"})
 MASKINGS = frozenset({"masked_fill", "masked_fill_", "where", "tril", "triu", "clamp", "clip"})
 JOINS = frozenset(
     {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "where", "maximum", "minimum", "lerp", "addcmul"}
-) | frozenset({"pow", "__pow__", "__rpow__", "masked_fill", "addcdiv", "rsub", "__rsub__", "dropout", "copysign"})
+) | frozenset(
+    {"pow", "__pow__", "__rpow__", "copysign", "masked_fill", "addcdiv", "rsub", "__rsub__", "dropout", "written"}
+)
 # functions that hand on the same values (or some of them) in another shape, place or precision
 ALIASES = frozenset(
     {"clone", "contiguous", "to", "type", "float", "half", "bfloat16", "double", "detach", "reshape", "flatten"}
@@ -37,6 +40,11 @@ ADDED = frozenset({"addmm", "baddbmm", "addmv", "addbmm"})  # their first argume
 ATTENTION = "scaled_dot_product_attention"
 SOFTMAXES = frozenset({"softmax", "log_softmax", "sigmoid", "exp"})  # what makes logits of a product
 SCORED = SUMS | MASKINGS | {"tanh"}  # what logits may go through before
+# functions of every coordinate by itself, which a parameter may go through before it is used
+CURVES = frozenset(
+    {"exp", "expm1", "log", "log1p", "sigmoid", "logsigmoid", "softplus", "tanh", "relu", "silu", "abs", "square"}
+) | frozenset({"sqrt", "rsqrt", "reciprocal", "pow", "__pow__", "rsub", "__rsub__", "clamp", "clip"} | SUMS)
+GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})  # a matrix per group of rows, as per expert
 ELEMENTWISE = SCALAR_PRODUCTS | SCALAR_QUOTIENTS | SUMS
 NORMALISATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"})
 RECURRENT = frozenset(
@@ -137,17 +145,17 @@ _FANS: Mapping[str, Callable[[_Given], Fans]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
     **dict.fromkeys(("embedding", "embedding_bag", "__getitem__", "index_select"), _embedding),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "__matmul__", "linalg_matmul"), _product),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "__matmul__", "linalg_matmul", *GROUPED), _product),
     **dict.fromkeys(ADDED, _added_product),
     "tensordot": _tensordot,
     "einsum": _einsum,
 }
-STACKED = frozenset({"bmm", "baddbmm", "matmul", "__matmul__", "einsum"})  # may take a stack of matrices, as of experts
+STACKED = GROUPED | {"bmm", "baddbmm", "matmul", "__matmul__", "einsum"}  # may take a stack of matrices, as of experts
 ROW_WISE = frozenset({"linear", "embedding"})  # act on every row of their input by itself: a subset of rows is enough
 PICKS = frozenset({"__getitem__", "index_select"})
 BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d", *(f"conv_transpose{d}d" for d in (1, 2, 3))})
 # linear in the weight and in the input, with nothing added but a bias
-ALONE = BIASED | {"embedding", "matmul", "mm", "bmm", "mv", "__matmul__"}
+ALONE = BIASED | GROUPED | {"embedding", "matmul", "mm", "bmm", "mv", "__matmul__"}
 
 
 def is_linear(name: str) -> bool:
@@ -174,3 +182,57 @@ def fans(
 def inside(function: Any) -> bool:
     """Whether a function is one of torch's own compositions, whose steps can be looked at one by one."""
     return function is F.multi_head_attention_forward
+
+
+def scalar(name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -> float | None:
+    """The number that this call multiplies its only tensor by; None when it does something else."""
+    if len(tensors) != 1:
+        return None
+    if name in NEGATIONS:
+        return -1.0
+    numbers = [
+        leaf
+        for position, leaf in enumerate(leaves)
+        if position not in tensors and (isinstance(leaf, (int, float)) or _is_number(leaf))
+    ]
+    if len(numbers) != 1 or len(leaves) != 2 or isinstance(numbers[0], bool):
+        return None
+    if name in SCALAR_PRODUCTS:
+        return _number(numbers[0])
+    if name in SCALAR_QUOTIENTS and 0 in tensors and _number(numbers[0]) != 0:
+        return 1 / _number(numbers[0])
+    return None
+
+
+def written(into: Tensor, place: Any, value: Any) -> Tensor:
+    """A tensor with a value at some places: `into[place] = value`, as a function that gives something."""
+    into = into.clone()
+    into[place] = value
+    return into
+
+
+def averages(name: str, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
+    """Whether a mean or a sum leaves the last axis, of channels, as it is."""
+    if name not in ("mean", "sum") or len(activations) != 1:
+        return False
+    (tensor,) = activations.values()
+    return produced[0].dim() > 0 and produced[0].shape[-1] == tensor.shape[-1] and produced[0].numel() > 1
+
+
+def _number(value: Any) -> float:
+    return float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)
+
+
+def _is_number(leaf: Any) -> bool:
+    """A tensor that holds one number, perhaps in many places."""
+    if not isinstance(leaf, Tensor) or leaf.requires_grad or not leaf.is_floating_point() or not leaf.numel():
+        return False
+    return leaf.numel() == 1 or bool((leaf == leaf.flatten()[0]).all())
+
+
+def shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
+    """Whether the output is a view of the only tensor that went in."""
+    if len(tensors) != 1 or any(t.layout is not torch.strided for t in (*tensors.values(), produced[0])):
+        return False
+    (tensor,) = tensors.values()
+    return produced[0].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()

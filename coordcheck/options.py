@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ EXIT_CODES = (
 FORMATS = ("text", "json", "github", "junit")
 FOLDER = "folder that save_to, --save-to or a Recorder wrote"
 LOSS = "torch.nn.functional:cross_entropy"
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command; factories that stand after `--widths 64 128` are not taken for widths."""
+    options = parser().parse_args(arguments)
+    if hasattr(options, "build"):
+        places = [word for word in options.widths if ":" in word]
+        options.build += places
+        options.widths = [word for word in options.widths if word not in places]
+        if not options.build:
+            parser().error(f"{options.command}: say what to build, such as train.py:build")
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +60,18 @@ def _plan_command(commands: Any) -> None:
     parser.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
     parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
     parser.add_argument("--format", choices=FORMATS[:2], default="text", help="(default: %(default)s)")
+    for option in (
+        "--batch",
+        "--loss",
+        "--probe",
+        "--expect",
+        "--tolerance",
+        "--device",
+        "--jobs",
+        "--fold",
+        "--save-to",
+    ):
+        parser.add_argument(option, help=argparse.SUPPRESS)  # so that the command of a run can be planned as it is
 
 
 def _run_command(commands: Any) -> None:
@@ -61,8 +86,7 @@ def _run_command(commands: Any) -> None:
     parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
     parser.add_argument(
         "--fold",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="PATH=HOW",
         help="repeated blocks as one layer along another axis, such as blocks=last (or first, mean)",
@@ -103,14 +127,13 @@ def _drawing_commands(commands: Any) -> None:
 def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int) -> None:
     """The options of commands that build models."""
     add = parser.add_argument
-    add("build", nargs="+", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
-    add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="keyword arguments for build")
+    add("build", nargs="*", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a keyword argument for build; repeat for more")
     add("--widths", nargs="+", default=widths.split(), metavar="N", help=f"at least 3 (default: {widths})")
     add("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
     add(
         "--role",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="GLOB=ROLE",
         help="role of a parameter where its shapes do not tell, such as 'head.*=readout'",

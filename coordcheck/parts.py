@@ -73,7 +73,7 @@ def _slices(whole: Part, taken: Snapshot) -> list[Part]:
     if whole.use is None:
         return []
     uses = taken.tracer.slices.get((whole.parameter, whole.use.operation), {})
-    if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.gather for use in uses.values()):
+    if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.then for use in uses.values()):
         return []
     return [
         whole._replace(

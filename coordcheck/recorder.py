@@ -3,65 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.arguments import labelled, whole_number
+from coordcheck.calls import leaves
 from coordcheck.errors import CoordCheckError
-from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
+from coordcheck.hooks import OUTSIDE, Hook, graph_task
+from coordcheck.parameters import optimizer_settings as optimizer_settings
+from coordcheck.parameters import parameter_infos as parameter_infos
+from coordcheck.records import Outcome, RunKey, RunRecord
 from coordcheck.runfiles import RunFolder, versions
-from coordcheck.sites import ROOT, SiteRecorder, in_backward
-
-
-def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_called: set[str]) -> list[ParameterInfo]:
-    """Every trainable parameter with its learning rate and weight decay, read after the first backward pass.
-
-    `never_called` names the modules no call of which was seen: a parameter that only such modules own, and that has
-    a gradient all the same, did its work where hooks cannot see it.
-    """
-    settings = optimizer_settings(optimizers)
-    seen = {
-        id(parameter)
-        for name, module in model.named_modules()
-        if _user(model, name, module) not in never_called
-        for parameter in module._parameters.values()
-    }
-    infos = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate, decay = settings.get(id(parameter), (None, None))
-            visible = parameter.grad is None or id(parameter) in seen
-            infos.append(ParameterInfo(name, tuple(parameter.shape), rate, decay, visible))
-    return infos
-
-
-def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float | None, float | None]]:
-    """Learning rate and weight decay of every parameter that an optimizer holds, by the parameter's id."""
-    return {
-        id(parameter): (_optional_float(group.get("lr")), _optional_float(group.get("weight_decay")))
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-
-
-def _user(model: nn.Module, path: str, module: nn.Module) -> str:
-    """The path of the module whose call uses a module's parameters: its own, or a container's owner."""
-    while path and isinstance(module, (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)):
-        path = path.rpartition(".")[0]
-        module = model.get_submodule(path)
-    return path or ROOT
-
-
-def _optional_float(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+from coordcheck.sites import SiteRecorder
+from coordcheck.wrappers import skipped, unwrapped_model, unwrapped_optimizers
 
 
 class Recorder:
@@ -73,21 +34,28 @@ class Recorder:
             for batch in batches:
                 ...
 
-    Only the first call of the model after an optimizer step is recorded, so gradient accumulation
-    works as it is. `change` needs one fixed batch: when the model's input differs from its input at
-    t=0 the rows say "moved input". Recording stops by itself after step `steps`.
+    t is how often the parameters were updated after a call of the model: several optimizers that step one after the
+    other are one update, a step that a gradient scaler skips is none. The first call in training after each update is
+    recorded, so gradient accumulation works as it is, and calls under `torch.no_grad()`, or in evaluation mode where
+    the model was trained in training mode, are left out. Where the model itself is never called, the calls of its
+    layers up to the backward pass are recorded.
+
+    `change` needs one fixed batch: when the model's input differs from its input at t=0 the rows say "moved input".
+    Once step `steps` is recorded (in the call after update number `steps`) the file is written and the hooks go.
 
     Args:
-        optimizer: the optimizer, or several that step together (the last one's step counts t).
+        optimizer: the optimizer, or several.
         width: the scale that is compared across runs.
+        steps: the last t to record; the loop makes one update more than that.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
 
     Attributes:
-        record: the `RunRecord`, complete when the block is left.
+        record: the `RunRecord`, complete when everything is recorded or the block is left.
+        done: whether every step was recorded.
 
     Raises:
         CoordCheckError: when the width is not a positive integer, there is no optimizer, the model cannot be
-            hooked or the folder cannot be written. Nothing is raised into the loop itself.
+            hooked, the folder cannot be written or the recorder was used before. Nothing is raised into the loop.
     """
 
     def __init__(
@@ -104,85 +72,154 @@ class Recorder:
         width, seed = whole_number("width", width, 1), whole_number("seed", seed, 0)
         steps = whole_number("steps", steps, 0)
         labelled({label: Recorder})
-        optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-        if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
-            raise CoordCheckError(f"optimizer must be a torch.optim.Optimizer or several, got {optimizer!r}.")
-        names = ", ".join(type(one).__name__ for one in optimizers)
+        self._optimizers = unwrapped_optimizers(optimizer)
+        names = ", ".join(type(one).__name__ for one in self._optimizers)
         settings = {"steps": str(steps), "optimizer": names, "torch": versions()["torch"]}
         self.record = RunRecord(RunKey(label, width, seed), settings=settings)
-        self._model = model
-        self._optimizers = optimizers
+        self.done = False
+        self._model = unwrapped_model(model)
         self._steps = steps
         self._folder = None if save_to is None else RunFolder(save_to)
-        self._sites = SiteRecorder(model)
-        self._handles = ExitStack()
+        self._sites = SiteRecorder(self._model, listens=self._listens)
+        self._hooks, self._step_hooks = ExitStack(), ExitStack()
         self._t = 0
-        self._started = 0.0
+        self._recorded: int | None = None  # the last step that was
+        self._inside: bool | None = None  # a call of the model, which is recorded (True) or not
+        self._seen_training = False
+        self._doubtful = self._awaits_backward = False
+        self._started: float | None = None
+        self._settled = False
 
     def __enter__(self) -> Recorder:
+        if self._started is not None:
+            raise CoordCheckError("a Recorder records one run, and this one was used before. Make one per run.")
         if self._folder is not None:
             self._folder.probe()
-        with ExitStack() as handles:
-            handles.enter_context(self._sites)
-            register: Callable[..., Any]
-            for register, hook in (
-                (self._model.register_forward_hook, self._after_forward),
-                (self._optimizers[0].register_step_pre_hook, self._before_update),
-                (self._optimizers[-1].register_step_post_hook, self._after_update),
-            ):
-                handles.callback(register(hook).remove)
-            self._handles = handles.pop_all()
+        with ExitStack() as hooks, ExitStack() as step_hooks:
+            # before and after the hooks of the sites, so that what a call is was decided when they see it
+            hooks.callback(self._model.register_forward_pre_hook(self._hook(self._before_call)).remove)
+            hooks.enter_context(self._sites)
+            hooks.callback(self._model.register_forward_hook(self._hook(self._after_call)).remove)
+            for optimizer in self._optimizers:
+                step_hooks.callback(optimizer.register_step_post_hook(self._hook(self._after_update)).remove)
+            self._sites.open(0)
+            self._hooks, self._step_hooks = hooks.pop_all(), step_hooks.pop_all()
         self._started = time.perf_counter()
-        self._sites.open(0)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._guarded(self._sites.close)
-        self._guarded(self._handles.close)
-        self._guarded(self._finish)
+        self._hook(self._step_hooks.close)()
+        self._hook(self._close)()
+        if not self._settled:
+            self._hook(self._tell_ending)(error)
+            self._hook(self._settle)()
+        self._hook(self._hooks.close)()
+
+    def _hook(self, action: Callable[..., object]) -> Hook:
+        """An action of ours; what it raises becomes a note and a line in the log, never the user's exception."""
+        return Hook(action, self._failed)
+
+    def _failed(self, error: Exception) -> None:
+        note = f"recording failed: {type(error).__name__}: {error}"
+        if note not in self.record.notes:
+            self.record.notes.append(note)
+            logging.getLogger("coordcheck").warning(note)
+
+    def _tell_ending(self, error: BaseException | None) -> None:
+        """Why the loop ended before everything was recorded."""
         record = self.record
-        record.seconds = time.perf_counter() - self._started
-        if kind is not None and self._t < self._steps:
-            record.outcome, record.reason = Outcome.FAILED, f"{kind.__name__}: {error}"
-        elif self._t < self._steps:
-            record.notes.append(
-                f"width {record.key.width}, seed {record.key.seed}: stopped at t={self._t} of {self._steps}"
-            )
-        if self._folder is not None:
-            self._guarded(self._save)
+        if self.done:
+            return
+        if error is not None:
+            record.outcome, record.reason = Outcome.FAILED, type(error).__name__
+            record.reason = f"{type(error).__name__}: {error}"  # the text of an error may itself be one
+        else:
+            seen = "nothing" if self._recorded is None else f"t=0..{self._recorded}"
+            why = "" if self._recorded is not None else ": no training call of the model was seen; was it compiled?"
+            record.notes.append(f"width {record.key.width}: recorded {seen} of t=0..{self._steps}{why}")
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """Do something of ours; what it raises becomes a note and a line in the log, never the user's exception."""
-        try:
-            action()
-        except Exception as error:
-            self.record.notes.append(f"recording failed: {type(error).__name__}: {error}")
-            logging.getLogger("coordcheck").warning(self.record.notes[-1])
-
-    def _finish(self) -> None:
-        self.record.sites, self.record.rows = list(self._sites.sites.values()), self._sites.rows
-        self.record.notes.extend(self._sites.notes())
-
-    def _save(self) -> None:
+    def _settle(self) -> None:
+        """End the recording: the model's hooks go, and the run file is written."""
+        self._settled = True
+        self._hook(self._hooks.close)()
+        self._hook(self._collect)()
+        self.record.seconds = time.perf_counter() - (self._started or 0.0)
         if self._folder is not None:
             if self._folder.run_path(self.record.key).exists():
                 logging.getLogger("coordcheck").warning("the run file of %s is replaced", self.record.key)
             self._folder.save(self.record)
 
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _collect(self) -> None:
+        self.record.sites, self.record.rows = list(self._sites.sites.values()), self._sites.rows
+        self.record.notes.extend(self._sites.notes())
+
+    def _trains(self) -> bool:
+        """Whether a call now is one of the training."""
+        if not torch.is_grad_enabled():
+            return False
+        if self._model.training and not self._seen_training:
+            self._seen_training = True
+            if self._t == 0:  # calls in evaluation mode before it were no training
+                self._sites.discard()
+        return self._model.training or not self._seen_training
+
+    def _before_call(self, model: nn.Module, args: Any) -> None:
+        # a call that raised is no step, and calls of layers without gradients were no checkpoint's
+        if (self._inside or self._doubtful) and self._sites.is_open:
+            self._sites.discard()
+        self._doubtful = False
+        self._inside = self._trains()
+        # a whole model that is checkpointed is called without gradients, and once more in the backward pass
+        self._sites.task = graph_task()
+
+    def _after_call(self, model: nn.Module, args: Any, output: Any) -> None:
         # whatever follows before the next update is another micro-batch, or no training at all
-        if not in_backward():
-            self._guarded(self._sites.close)
+        inside, self._inside = self._inside, None
+        self._sites.task = OUTSIDE
+        if inside:
+            self._close()
 
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._guarded(self._sites.close)
-        if self._t == 0:
-            self._guarded(self._read_parameters)
+    def _listens(self, output: Any) -> bool:
+        """Whether a layer's call is part of the step, also where the model itself is not called."""
+        if self._inside is not None:
+            return self._inside
+        if not self._trains():
+            # a checkpoint calls its layers without gradients, in training mode
+            checkpointing = self._model.training and not torch.is_grad_enabled()
+            self._doubtful |= checkpointing
+            return checkpointing
+        if not self._awaits_backward:
+            for _, leaf in leaves(output):
+                if isinstance(leaf, Tensor) and leaf.requires_grad:
+                    leaf.register_hook(self._hook(lambda gradient: self._close()))
+                    self._awaits_backward = True
+                    break
+        return True
 
-    def _read_parameters(self) -> None:
-        self.record.parameters = parameter_infos(self._model, self._optimizers, self._sites.never_called())
+    def _close(self) -> None:
+        """Close the window if it has seen a call."""
+        if not (self._sites.is_open and self._sites.has_calls):
+            return
+        self._sites.close()
+        self._awaits_backward = False
+        self._recorded = self._t
+        self.done = self._t == self._steps
+        if self.done and self._t > 0:  # at t=0 the learning rates are not known yet
+            self._settle()
 
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._settled or skipped(optimizer):
+            return
+        self._close()
+        if self._sites.is_open:  # not called since the last update: another optimizer of the same one
+            return
+        if self._t == 0:
+            self._hook(self._read_parameters)()
         self._t += 1
         if self._t <= self._steps:
             self._sites.open(self._t)
+        else:
+            self._settle()
+
+    def _read_parameters(self) -> None:
+        self.record.parameters = parameter_infos(self._model, self._optimizers, self._sites.never_called())

@@ -39,7 +39,7 @@ class FunctionReplay:
     """
 
     def __init__(self, use: UseCall, initial: Mapping[str, Tensor]) -> None:
-        self.layer, self.operation = use.layer, use.operation
+        self.layer, self.operation = use.layer, "curve" if use.operand.curve else use.operation
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
         self._scale = use.downstream
@@ -102,15 +102,15 @@ class FunctionReplay:
             if operand.parameter in self._initial:
                 leaves[position] = operand.of(self._initial[operand.parameter])
         leaves[use.position] = use.operand.of(values)
-        return use.call({p: leaf.detach().double() if _floats(leaf) else _copied(leaf) for p, leaf in leaves.items()})
+        return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
 
 
-def _floats(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+def _doubled(leaf: Any) -> Any:
+    """A copy in double precision, which a function may write into."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
+    return leaf.detach().to(dtype, copy=True)
 
 
 class ModuleReplay:
@@ -187,7 +187,7 @@ class Slice(NamedTuple):
     stacked: bool = False
 
     def rows(self, values: Tensor) -> Tensor:
-        return self.operand._replace(factor=1.0, gather=None).of(values)
+        return self.operand._replace(factor=1.0, then=None).of(values)
 
     def channels(self, output: Tensor) -> Tensor:
         return output
@@ -204,7 +204,7 @@ def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
 def stacked(use: UseCall) -> list[Block]:
     """The matrices of a stack, such as those of the experts."""
     size = use.operand.size
-    whole = use.fans is not None and not use.operand.offset and use.operand.gather is None
+    whole = use.fans is not None and not use.operand.offset and use.operand.then is None
     if not whole or use.operation not in ops.STACKED or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
         return []
     return [Block(index, 1, stacked=True) for index in range(size[0])]

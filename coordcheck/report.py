@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from io import StringIO
 from os import PathLike
@@ -207,6 +208,7 @@ class Report:
             if idle:
                 notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
         notes.extend(audit(self.records, self.findings))
+        notes += self._globs_of_nothing()
         undiagnosed = {r.key.label for r in self.records if r.uses} - set(self.findings) - set(self.too_few_widths)
         notes += [f"{label}: not diagnosed: too few of its widths were" for label in sorted(undiagnosed)]
         partial: dict[tuple[str, tuple[int, ...]], list[str]] = {}
@@ -220,6 +222,18 @@ class Report:
             where = f"width {', '.join(map(str, first.widths))}, {_runs(first.runs)}"
             notes.append(f"{first.label}: first {first.status} in {first.layer} at t={first.step} ({where})")
         return list(dict.fromkeys(notes))
+
+    def _globs_of_nothing(self) -> list[str]:
+        """The names in `roles` and `expect` that no parameter, or no layer, has."""
+        parameters = {info.name for record in self.records for info in record.parameters}
+        layers = set(self.measurements["layer"])
+        wanted = [("roles", glob, parameters) for glob in self.criteria.roles or {}]
+        wanted += [("expect", glob, layers) for glob in self.criteria.exponents or {}]
+        return [
+            f"{name}= names {glob!r}, which is no {'parameter' if name == 'roles' else 'layer'}"
+            for name, glob, known in wanted
+            if known and not any(fnmatchcase(one, glob) for one in known)
+        ]
 
     @property
     def exit_code(self) -> int:

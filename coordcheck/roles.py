@@ -40,6 +40,8 @@ class Part(NamedTuple):
     """By width."""
     fan_ins: Mapping[int, int]
     fan_outs: Mapping[int, int]
+    sizes: Mapping[int, int]
+    """How many coordinates it has."""
 
 
 def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
@@ -76,6 +78,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
             else role_of(grows[name], outs[name], elementwise, name in followed)
         )
         role = override_of(use.parameter, overrides) or role
+        multipliers, fan_ins, fan_outs, sizes = _by_width(uses[name])
         found.append(
             Part(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
@@ -84,14 +87,26 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 all(u.exact for u, _ in uses[name].values()),
                 any(known.get(fed) in attentions for fed in use.feeds),
                 *(tied, any(info.name == use.parameter for info in record.parameters) or not use.parameter),
-                *(next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),),
-                *(
-                    {width: getattr(u, field) for width, (u, _) in uses[name].items()}
-                    for field in ("multiplier", "fan_in", "fan_out")
-                ),
+                hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
+                multipliers=multipliers,
+                fan_ins=fan_ins,
+                fan_outs=fan_outs,
+                sizes=sizes,
             )
         )
     return found
+
+
+def _by_width(
+    at: Mapping[int, tuple[Use, RunRecord]],
+) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int]]:
+    """Multiplier, fan-in, fan-out and number of coordinates."""
+    return (
+        {width: use.multiplier for width, (use, _) in at.items()},
+        {width: use.fan_in for width, (use, _) in at.items()},
+        {width: use.fan_out for width, (use, _) in at.items()},
+        {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
+    )
 
 
 def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:

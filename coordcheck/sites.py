@@ -4,44 +4,25 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
-from coordcheck.calls import Call, fetched, leaves, reduced, rows_of, shape_of, version
-from coordcheck.errors import CoordCheckError
-from coordcheck.records import Kind, Quantity, Row, Site, Status
+from coordcheck.calls import Call, Reference, leaves, shape_of, version
+from coordcheck.hooks import OUTSIDE, Hook, graph_task, refuse_unhookable
+from coordcheck.hooks import in_backward as in_backward
+from coordcheck.inputs import InitialInputs
+from coordcheck.records import Kind, Row, Site, Status
+from coordcheck.windows import Window, rows_of_windows
 
 ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""
 
-IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
-WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
 WINDOWS_KEPT = 8  # windows whose copies are held before they are reduced
-
-
-class _Input(NamedTuple):
-    """One input tensor of the model at t=0, and how often it had been written to."""
-
-    tensor: Tensor
-    version: int
-
-
-class _Window(NamedTuple):
-    """What one closed window saw."""
-
-    step: int
-    calls: list[tuple[Site, Call]]
-    """Each site with the call that computed its output: another site's for a passthrough."""
-    missed: list[Site]
-    moved: list[Tensor | bool]
-    """Flags, any of which tells that the model's input differs from the one at t=0."""
 
 
 class SiteRecorder:
@@ -59,34 +40,36 @@ class SiteRecorder:
     Args:
         model: the model; it is not changed.
         fixed_batch: the caller gives the same batch at every step, also after the model wrote into a copy of it.
+        listens: whether a call belongs to the open window, asked with its output; None stands for the model's input.
+
+    Attributes:
+        task: the backward pass whose calls are recorded; a call inside another one is activation checkpointing
+            computing the same call again.
 
     Raises:
         CoordCheckError: a model whose calls cannot be hooked (a ScriptModule, a compiled model).
     """
 
-    def __init__(self, model: nn.Module, *, fixed_batch: bool = False) -> None:
-        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-            raise CoordCheckError(
-                "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
-                "from."
-            )
-        if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
-            raise CoordCheckError(
-                "the model is compiled, and hooks on a compiled model silently do not fire. Check the eager model: "
-                "its scales are the same."
-            )
+    def __init__(
+        self, model: nn.Module, *, fixed_batch: bool = False, listens: Callable[[Any], bool] = lambda output: True
+    ) -> None:
+        refuse_unhookable(model)
         self.sites: dict[str, Site] = {}
         self.skipped: Counter[str] = Counter()
+        self.task = OUTSIDE
         self._model = model
-        self._fixed_batch = fixed_batch
-        self._initial: dict[str, Call] = {}
-        self._initial_inputs: list[_Input] | None = None
+        self._listens = listens
+        self._reference = Reference()
+        self._inputs = InitialInputs(fixed_batch)
+        self._compared = False
         self._step: int | None = None
+        self._last = 0
+        self._known = 0
         self._calls: list[tuple[Site, Call]] = []
         self._moved: list[Tensor | bool] = []
         self._counts: Counter[str] = Counter()
         self._returned: dict[int, tuple[weakref.ref[Tensor], int, Call]] = {}
-        self._closed: list[_Window] = []
+        self._closed: list[Window] = []
         self._rows: list[Row] = []
         self._ever_called: set[str] = set()
         self._handles = ExitStack()
@@ -94,17 +77,18 @@ class SiteRecorder:
     def __enter__(self) -> SiteRecorder:
         with ExitStack() as handles:  # undone when a module refuses its hook
             for name, module in self._model.named_modules():
-                handles.callback(module.register_forward_hook(partial(self._on_forward, name or ROOT)).remove)
-            root = self._model.register_forward_pre_hook(self._on_root_input, with_kwargs=True)
-            handles.callback(root.remove)
+                hook = Hook(partial(self._on_forward, name or ROOT), self._failed)
+                handles.callback(module.register_forward_hook(hook).remove)
+            root = Hook(self._on_root_input, self._failed)
+            handles.callback(self._model.register_forward_pre_hook(root, with_kwargs=True).remove)
             self._handles = handles.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._handles.close()
         self._reduce()
-        self._initial.clear()
-        self._initial_inputs = None
+        self._reference.initial.clear()
+        self._inputs.clear()
 
     @contextmanager
     def window(self, step: int) -> Iterator[None]:
@@ -117,7 +101,34 @@ class SiteRecorder:
 
     def open(self, step: int) -> None:
         """Start recording calls as step `step`."""
-        self._step = step
+        self._step = self._last = step
+        self._known = len(self.sites)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are being recorded."""
+        return self._step is not None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the open window has seen a call."""
+        return bool(self._counts)
+
+    def discard(self) -> None:
+        """Forget the last window, open or closed, with the layers first seen in it, and start it anew."""
+        for layer in list(self.sites)[self._known :]:
+            del self.sites[layer]
+        self._closed = [window for window in self._closed if window.step != self._last]
+        if self._last == 0:
+            self._reference.initial.clear()
+            self._inputs.clear()
+        self._clear()
+        self.open(self._last)
+
+    def _clear(self) -> None:
+        self._calls, self._moved, self._compared = [], [], False
+        self._counts.clear()
+        self._returned.clear()
 
     def close(self) -> None:
         """Stop recording. On a device nothing is waited for, but every `WINDOWS_KEPT` windows."""
@@ -126,11 +137,9 @@ class SiteRecorder:
             return
         seen = {site.layer for site, _ in self._calls}
         missed = [site for layer, site in self.sites.items() if layer not in seen]
-        self._closed.append(_Window(step, self._calls, missed, self._moved))
-        self._calls, self._moved = [], []
+        self._closed.append(Window(step, self._calls, missed, self._moved))
         self._ever_called.update(self._counts)
-        self._counts.clear()
-        self._returned.clear()
+        self._clear()
         if len(self._closed) == WINDOWS_KEPT:
             self._reduce()
 
@@ -156,33 +165,30 @@ class SiteRecorder:
             )
         return notes
 
+    def _failed(self, error: Exception) -> None:
+        self.skipped[f"a call ({type(error).__name__})"] += 1
+
     def _on_root_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._step is None or in_backward() or self._counts[ROOT]:
+        if self._step is not None and graph_task() == self.task and self._listens(None):
+            self._compare([leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+
+    def _compare(self, inputs: list[Tensor]) -> None:
+        """Note whether the model's input is the one of t=0: the first call's of the window."""
+        if self._compared:
             return
+        self._compared = True
         try:
-            self._compare_inputs([leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+            self._moved.extend(self._inputs.moved(inputs))
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the model's input ({type(error).__name__})"] += 1
 
-    def _compare_inputs(self, inputs: list[Tensor]) -> None:
-        """Note whether the model's input is the one of t=0."""
-        if self._initial_inputs is None:
-            self._initial_inputs = [_Input(tensor, version(tensor)) for tensor in inputs]
-            return
-        initial = self._initial_inputs
-        if [now.shape for now in inputs] != [then.tensor.shape for then in initial]:
-            self._moved.append(True)
-            return
-        for now, then in zip(inputs, initial, strict=True):
-            if version(then.tensor) != then.version:  # what it was at t=0 is gone
-                self._moved.append(not self._fixed_batch or now is then.tensor)
-            elif now is not then.tensor:
-                self._moved.append((now != then.tensor).any())
-
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        # a call during the backward pass is activation checkpointing computing the same call again
-        if self._step is None or in_backward():
+        if self._step is None or graph_task() != self.task or not self._listens(output):
             return
+        if not self._compared:  # the model itself is not called: its first layer that sees the batch tells
+            batch = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor) and not leaf.requires_grad]
+            if batch:
+                self._compare(batch)
         self._counts[name] += 1
         count = self._counts[name]
         layer = name if count == 1 else f"{name}#{count}"
@@ -208,57 +214,18 @@ class SiteRecorder:
             call = returned[2]
             self._calls.append((self._site(layer, tensor, Kind.PASSTHROUGH), call))
             if self._step == 0:
-                self._initial[layer] = call
+                self._reference.initial[layer] = call
             return
         site = self._site(layer, tensor, Kind.MODULE)
         call = Call(site, shape_of(tensor))
         try:
-            self._keep(call, tensor)
+            self._reference.measure(call, tensor, self._step)
         except scales.NotMeasurable as reason:
             call.status = reason.status
         except Exception:  # likewise: a tensor that cannot be read is a status
             call.status = Status.UNSUPPORTED
         self._calls.append((site, call))
         self._returned[id(tensor)] = (weakref.ref(tensor), version(tensor), call)
-
-    def _keep(self, call: Call, tensor: Tensor) -> None:
-        values = scales.measurable(tensor)
-        if values.device.type in IN_MEMORY:
-            self._measure(call, values.numpy())
-        else:
-            self._hold(call, values)
-
-    def _measure(self, call: Call, values: scales.Array) -> None:
-        """Compute the scales of an array in memory; only t=0 leaves a copy, of its sampled rows."""
-        call.values = scales.rms_and_mean_abs(values)
-        rows = scales.sampled_copy(values)
-        initial = self._compared(call, rows)
-        if initial is not None:
-            with np.errstate(all="ignore"):  # Inf - Inf is a value like another here
-                rows -= initial
-            call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
-
-    def _hold(self, call: Call, values: Tensor) -> None:
-        """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""
-        if values.numel() <= WHOLE_COORDINATES:
-            call.kept = values.clone()
-        else:
-            call.scales = scales.rms(values), scales.mean_abs(values)
-            call.kept = scales.sample_rows(values)
-        self._compared(call, call.kept)
-
-    def _compared(self, call: Call, rows: Any) -> Any:
-        """What a call is compared with: its site's rows at t=0; None at t=0, or when the call's status says why."""
-        if self._step == 0:
-            call.kept = rows
-            self._initial[call.site.layer] = call
-            return None
-        initial = self._initial.get(call.site.layer)
-        if initial is None or initial.kept is None:
-            call.change_status = Status.NOT_CALLED
-        elif (initial.shape, initial.kept.shape) != (call.shape, rows.shape):
-            call.change_status = Status.SHAPE_CHANGED
-        return initial.kept if initial is not None and call.change_status is Status.OK else None
 
     def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
         site = self.sites.get(layer)
@@ -268,42 +235,6 @@ class SiteRecorder:
         return site
 
     def _reduce(self) -> None:
-        """Turn the closed windows into rows: one reduction per site, one transfer per device."""
+        """Turn the closed windows into rows."""
         closed, self._closed = self._closed, []
-        alike: dict[tuple[Any, ...], list[Call]] = {}  # the steps of one site, which are stacked
-        for window in closed:
-            for site, call in window.calls:
-                if call.values is None and call.kept is not None and call.site is site:
-                    alike.setdefault((site.layer, call.shape, call.kept.shape), []).append(call)
-        tables = {}
-        for key, calls in alike.items():
-            first = self._initial.get(key[0])
-            same = first is not None and first.kept is not None and (first.shape, first.kept.shape) == key[1:]
-            initial = first.kept if first is not None and same else None
-            try:
-                tables[key] = reduced(calls, initial)
-            except Exception:  # tensors that cannot be stacked or reduced outside their own context
-                for call in calls:
-                    call.status = Status.UNSUPPORTED
-        reduced_calls = (call for key in tables for call in alike[key])
-        values = dict(zip(reduced_calls, fetched(list(tables.values())), strict=True))
-        for window in closed:
-            moved = _any(window.moved)
-            for site, call in window.calls:
-                self._rows.extend(rows_of(site.order, window.step, call, call.values or values.get(call, ()), moved))
-            for site in window.missed:
-                self._rows.append(Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED))
-
-
-def in_backward() -> bool:
-    """Whether this thread is inside a backward pass."""
-    # the id of the autograd graph task this thread runs for, -1 outside a backward pass; torch keeps
-    # no public name for it, and its own checkpointing reads it here
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _any(flags: Sequence[Tensor | bool]) -> bool:
-    try:
-        return any(bool(flag) for flag in flags)
-    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
-        return False
+        self._rows.extend(rows_of_windows(closed, self._reference.initial))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 WORST = 8  # layers shown per label
 SYMPTOMS = 5  # layers shown where their causes are shown, too
-TO_BLAME = 10  # culprits shown per label, those that differ in a number only as one
+TO_BLAME = 40  # culprits shown per label, those that differ in a number only as one
 NOTES = 8  # notes shown
 
 
@@ -74,9 +74,9 @@ def _headline(line: Headline) -> Text:
     )
 
 
-def _blame_table(parameters: pd.DataFrame) -> Table:
+def _blame_table(parameters: pd.DataFrame) -> Group:
     """What to change, with m = width / base_width; parameters that differ in a number only are one row."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("  to blame", overflow="fold", min_width=7)
     table.add_column("verdict", no_wrap=True)
     table.add_column("change, m = width/base", no_wrap=True)
@@ -85,26 +85,22 @@ def _blame_table(parameters: pd.DataFrame) -> Table:
         count = len(blame.parameters)
         name = blame.name if count == 1 else f"{blame.name} ({count})"
         table.add_row(Text(f"  {printable(name)}"), Text(blame.verdict, style="red"), Text(blame.change))
-    if len(found) > TO_BLAME:
-        table.add_row(Text(f"  and {len(found) - TO_BLAME} more (report.culprits)", style="dim"))
-    return table
+    return _with_rest(table, len(found) - TO_BLAME, "culprits")
 
 
-def _open_table(rows: pd.DataFrame) -> Table:
+def _open_table(rows: pd.DataFrame) -> Group:
     """Parameters of which the exponents do not decide."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("  undecided", overflow="fold", min_width=7)
     table.add_column("measured")
     for row in rows.head(WORST).itertuples():
         values: Any = row
         table.add_row(Text(f"  {printable(values.layer)}"), Text(values.explanation))
-    if len(rows) > WORST:
-        table.add_row(Text(f"  and {len(rows) - WORST} more (report.verdicts)", style="dim"))
-    return table
+    return _with_rest(table, len(rows) - WORST, "verdicts")
 
 
-def _verdict_table(shown: pd.DataFrame, widths: Sequence[int], most: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+def _verdict_table(shown: pd.DataFrame, widths: Sequence[int], most: int) -> Group:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("  layer", overflow="fold", min_width=7)
     table.add_column("verdict", no_wrap=True)
     table.add_column("measured")
@@ -123,9 +119,13 @@ def _verdict_table(shown: pd.DataFrame, widths: Sequence[int], most: int) -> Tab
             Text(growth_text(values)),
             *([Text(cause_text(values))] if caused else []),
         )
-    if len(shown) > most:
-        table.add_row(Text(f"  and {len(shown) - most} more (report.verdicts)", style="dim"))
-    return table
+    return _with_rest(table, len(shown) - most, "verdicts")
+
+
+def _with_rest(table: Table, count: int, where: str) -> Group:
+    """A table, and under it how many rows it leaves out."""
+    rest = [Text(f"  and {count} more: report.{where}, --html or --format json", style="dim")] if count > 0 else []
+    return Group(table, *rest)
 
 
 def scale_table(report: Report, label: str) -> Table:
@@ -133,7 +133,7 @@ def scale_table(report: Report, label: str) -> Table:
     rows = judged(report.measurements)
     rows = rows[(rows["label"] == label) & (rows["quantity"] == Quantity.ACTIVATION.value)]
     means = rows.groupby(["layer", "order", "width", "step"], sort=False)["value"].mean().unstack("step")
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("  layer", overflow="fold")
     for name in (report.criteria.axis, *(f"t={step}" for step in means.columns)):
         table.add_column(name, justify="right")

@@ -35,7 +35,6 @@ from coordcheck.uses import (
     Node,
     Operand,
     UseCall,
-    first_tensor,
     flattened,
     fused_logits,
     snapshot,
@@ -208,6 +207,8 @@ class Tracer:
 
     def _see(self, seen: _Seen, output: Any) -> None:
         leaves = [output] if isinstance(output, Tensor) else tree_flatten(output)[0]
+        if seen.name == "__setitem__":  # what is written to is what it gives
+            leaves, seen = [seen.leaves[0]], seen._replace(name="written", function=ops.written)
         produced = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not produced:
             return
@@ -216,7 +217,7 @@ class Tracer:
         activations = {p: t for p, t in tensors.items() if p not in operands and self._is_activation(t)}
         picks = name in ops.PICKS and min(operands, default=1) == 0 and seen.leaves[0].dim() > 2
         if picks and activations:
-            self._gather(seen, produced)
+            self._put(produced, operands[0].made(seen.function, seen.kept, seen.spec))
         elif operands and (not activations or (name in ops.ALIASES and min(operands) == 0)):
             self._derive(seen, produced)
         elif operands:
@@ -230,17 +231,9 @@ class Tracer:
         """Neither computed from parameters alone, nor one of the model's tables."""
         if self._marks.get(tensor) == COMPUTED:
             return False
+        if not tensor.is_floating_point() and tensor.dtype is not torch.bool:  # ids pick, wherever they are kept
+            return True
         return tensor.layout is not torch.strided or tensor.untyped_storage().data_ptr() not in self._buffers
-
-    def _gather(self, seen: _Seen, produced: Sequence[Tensor]) -> None:
-        """Follow a stack of matrices of which some are picked, as those of the experts that tokens chose."""
-        leaves, spec, function = [*seen.kept], seen.spec, seen.function
-
-        def gather(values: Tensor) -> Tensor:
-            args, kwargs = unflattened([values, *leaves[1:]], spec)
-            return first_tensor(function(*args, **kwargs))
-
-        self._put(produced, seen.operands[0]._replace(gather=gather))
 
     def _follow(
         self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor], contracted: bool
@@ -249,12 +242,12 @@ class Tracer:
         name = seen.name
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
-        factor = self._scalar(name, seen.leaves, _without_uniform(name, activations, marks))
+        factor = ops.scalar(name, seen.leaves, _without_uniform(name, activations, marks))
         first = next(iter(marks.values()), Mark())
         product = next((mark for mark in marks.values() if mark.product), None)
         if factor is not None:
             self._put(produced, next((m for m in marks.values() if m != Mark()), first).times(factor))
-        elif name in ops.ALIASES or (not seen.in_place and _shares_storage(activations, produced)):
+        elif name in ops.ALIASES or (not seen.in_place and ops.shares_storage(activations, produced)):
             self._split(seen, first, activations, produced)
             self._put(produced, first)
         elif name in ops.SOFTMAXES and product is not None:
@@ -266,7 +259,7 @@ class Tracer:
             self._put(produced, self._product(seen, activations, marks, flow, produced[0]))
         elif name in ops.SCORED and product is not None:
             self._put(produced, product._replace(flow=flow))
-        elif name in ops.SUMS | ops.JOINS or _averages(name, activations, produced):
+        elif name in ops.SUMS | ops.JOINS or ops.averages(name, activations, produced):
             self._put(produced, summed(list(marks.values()))._replace(flow=flow))
         elif (table := _tabled(name, marks, activations)) is not None:
             self._put(produced, table._replace(flow=flow))
@@ -287,38 +280,27 @@ class Tracer:
             for use, factor in mark.held:
                 use.taken_up.add((factor, contracted))
 
-    def _scalar(self, name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -> float | None:
-        """The number that this call multiplies its only tensor by; None when it does something else."""
-        if len(tensors) != 1:
-            return None
-        if name in ops.NEGATIONS:
-            return -1.0
-        numbers = [
-            leaf
-            for position, leaf in enumerate(leaves)
-            if position not in tensors and (isinstance(leaf, (int, float)) or _is_number(leaf))
-        ]
-        if len(numbers) != 1 or len(leaves) != 2 or isinstance(numbers[0], bool):
-            return None
-        if name in ops.SCALAR_PRODUCTS:
-            return _number(numbers[0])
-        if name in ops.SCALAR_QUOTIENTS and 0 in tensors and _number(numbers[0]) != 0:
-            return 1 / _number(numbers[0])
-        return None
-
     def _derive(self, seen: _Seen, produced: Sequence[Tensor]) -> None:
-        """Follow a parameter through copies, views and products with a scalar; views of itself are known by storage."""
+        """Follow a parameter through copies, views, products with a scalar and functions of every coordinate.
+
+        Views of the parameter itself are known by their storage.
+        """
         (position, operand), *more = seen.operands.items()
-        made = produced[0]
-        if self._operand(made) is not None:
+        made, tensor = produced[0], seen.leaves[position]
+        marked = isinstance(self._marks.get(made), Operand)
+        if self._operand(made) is not None and not (marked and seen.in_place):
             return
-        tensor = seen.leaves[position]
-        factor = None if more else self._scalar(seen.name, seen.leaves, {position: tensor})
-        if factor is not None:
+        factor = None if more else ops.scalar(seen.name, seen.leaves, {position: tensor})
+        view = ops.shares_storage({0: tensor}, [made])
+        alone = not more and not seen.in_place and not _values_beside(seen, position)
+        if factor is not None and not operand.curve:
             self._put([made], operand._replace(factor=operand.factor * factor))
-        elif seen.name in ops.ALIASES and tuple(made.shape) == operand.size:
+        elif alone and (seen.name in ops.CURVES or (operand.then and (view or seen.name in ops.ALIASES or factor))):
+            curve = seen.name if seen.name in ops.CURVES else ""
+            self._put([made], operand.made(seen.function, seen.leaves, seen.spec, position, curve))
+        elif operand.then is None and seen.name in ops.ALIASES and tuple(made.shape) == operand.size:
             self._put([made], operand)
-        elif not more and tensor.stride() == operand.stride and _shares_storage({0: tensor}, [made]):
+        elif operand.then is None and not more and tensor.stride() == operand.stride and view:
             offset = operand.offset + int(made.storage_offset() - tensor.storage_offset())
             self._put([made], operand._replace(size=tuple(made.shape), stride=tuple(made.stride()), offset=offset))
         else:
@@ -331,9 +313,14 @@ class Tracer:
         for position, operand in operands.items():
             use = UseCall(operand, position, seen.function, self._layer, kept, seen.spec)
             use.fans = ops.fans(seen.name, kept[position], position, kept, args, kwargs)
+            if use.matrix and operand.curve:  # how large a function of a matrix is depends on more than its scale
+                continue
             use.others = {p: other for p, other in operands.items() if p != position}
             use.rank = produced[0].dim()
             uses.append(use)
+        if not uses:
+            self._follow(seen, activations, produced, contracted=False)
+            return
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         product = next((mark for mark in marks.values() if mark.product), None)
         flow = frozenset().union(*(mark.flow for mark in marks.values()))
@@ -456,14 +443,6 @@ def _without_uniform(name: str, tensors: Mapping[int, Tensor], marks: Mapping[in
     return {p: t for p, t in tensors.items() if p not in fixed[:1] or not bool((t == t.flatten()[0]).all())}
 
 
-def _averages(name: str, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
-    """Whether a mean or a sum leaves the last axis, of channels, as it is."""
-    if name not in ("mean", "sum") or len(activations) != 1:
-        return False
-    (tensor,) = activations.values()
-    return produced[0].dim() > 0 and produced[0].shape[-1] == tensor.shape[-1] and produced[0].numel() > 1
-
-
 def _tabled(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tensor]) -> Mark | None:
     """What a product with a table hands on: rotary positions keep a scale."""
     known = [mark for mark in marks.values() if mark.held]
@@ -473,24 +452,11 @@ def _tabled(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tens
     return known[0]
 
 
+def _values_beside(seen: _Seen, position: int) -> bool:
+    """Whether a call takes another floating tensor; places to pick from are none."""
+    others = (leaf for p, leaf in enumerate(seen.leaves) if p != position)
+    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in others)
+
+
 def _made(parameter: Tensor) -> bool:
     return not isinstance(parameter, nn.parameter.UninitializedParameter)
-
-
-def _number(value: Any) -> float:
-    return float(value.flatten()[0]) if isinstance(value, Tensor) else float(value)
-
-
-def _is_number(leaf: Any) -> bool:
-    """A tensor that holds one number, perhaps in many places."""
-    if not isinstance(leaf, Tensor) or leaf.requires_grad or not leaf.is_floating_point():
-        return False
-    return leaf.numel() == 1 or bool((leaf == leaf.flatten()[0]).all())
-
-
-def _shares_storage(tensors: Mapping[int, Tensor], produced: Sequence[Tensor]) -> bool:
-    """Whether the output is a view of the only tensor that went in."""
-    if len(tensors) != 1 or any(t.layout is not torch.strided for t in (*tensors.values(), produced[0])):
-        return False
-    (tensor,) = tensors.values()
-    return produced[0].untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()

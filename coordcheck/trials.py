@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from coordcheck.batches import Batches, cached_batches, describe
+from coordcheck.batches import Batches, cached_batches, describe, of_seed
 from coordcheck.errors import CoordCheckError
 from coordcheck.losses import Loss, as_loss
 from coordcheck.records import RunKey
@@ -122,7 +122,7 @@ def prepared(run: Run) -> Prepared:
     batches = run.batches
     if callable(batches):
         seed_everything(run.key.seed)
-        batches = cached_batches(batches(run.key.seed), run.steps)
+        batches = cached_batches(of_seed(batches, run.key.seed), run.steps)
     seed_everything(run.key.seed)
     trial, optimizers = built(run.build, run.key)
     if trial.batch is not None:
@@ -172,6 +172,8 @@ def built(build: Build, key: RunKey) -> tuple[Trial, list[Optimizer]]:
             )
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p) for p in made.model.parameters() if p.requires_grad}
+    if not trainable:
+        raise CoordCheckError(f"{where}: no parameter of the model requires a gradient, so nothing would be trained.")
     if not held & trainable:
         raise CoordCheckError(
             f"{where}: the optimizer holds none of the model's {len(trainable)} trainable parameters, so nothing would "

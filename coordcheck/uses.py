@@ -26,14 +26,29 @@ class Operand(NamedTuple):
     offset: int
     factor: float = 1.0
     dtype: torch.dtype = torch.float32
-    gather: Callable[[Tensor], Tensor] | None = None
-    """How some of its matrices are picked, where the tensor holds those of some experts only."""
+    then: Callable[[Tensor], Tensor] | None = None
+    """What is made of it further: the matrices of some experts picked, or a function of every coordinate."""
+    curve: str = ""
+    """The first function of every coordinate that it went through, such as exp; empty where it is in proportion."""
 
     def of(self, values: Tensor) -> Tensor:
         """The tensor made in the same way from other values of the parameter's own shape and strides."""
         view = values.as_strided(self.size, self.stride, values.storage_offset() + self.offset)
         view = view if self.factor == 1.0 else view * self.factor
-        return view if self.gather is None else self.gather(view)
+        return view if self.then is None else self.then(view)
+
+    def made(self, function: Any, leaves: Sequence[Any], spec: Any, position: int = 0, curve: str = "") -> Operand:
+        """The operand that a function makes of this one, its argument at `position`."""
+        before, rest = self.then, list(leaves)
+        rest[position] = None  # not to keep it: what is called again has other values
+
+        def then(values: Tensor) -> Tensor:
+            given = [*rest]
+            given[position] = values if before is None else before(values)
+            args, kwargs = unflattened(given, spec)
+            return first_tensor(function(*args, **kwargs))
+
+        return self._replace(then=then, curve=self.curve or curve)
 
 
 class Node:
@@ -90,12 +105,14 @@ class UseCall(Node):
     @property
     def alone(self) -> bool:
         """Whether the function may be called with a change of the parameter alone, instead of before and after it."""
-        tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        given = {p: leaf for p, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)}
         others = [self.leaves[position] for position in self.others]
+        inputs = [leaf for p, leaf in given.items() if p != self.position and p not in self.others]
+        inputs = [leaf for leaf in inputs if leaf.is_floating_point()] or inputs  # beside them, ids are places
         only_biases = self.operation in ops.BIASED and all(other.dim() == 1 for other in others)
         plain = self.matrix and self.operation in ops.ALONE and (not others or only_biases)
         same_type = self.operand.dtype == self.leaves[self.position].dtype
-        return plain and same_type and len(tensors) == 2 + len(others)
+        return plain and same_type and len(inputs) == 1
 
     @property
     def downstream(self) -> float:

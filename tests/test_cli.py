@@ -238,7 +238,7 @@ def test_keywords_reach_the_factory(user_folder, capsys):
     )
     (user_folder / "train.py").write_text(text, encoding="utf-8")
     assert run("train.py:build", options=("--set", "lr=3e-3")) == 0
-    assert run("train.py:build", options=("--set", "parametrization=SP", "lr=3e-3")) == 1
+    assert run("train.py:build", options=("--set", "parametrization=SP", "--set", "lr=3e-3")) == 1
     assert run("train.py:build", options=("--set", "rate=1")) == 2
     assert "takes no 'rate'; it takes width, lr, parametrization" in capsys.readouterr().err
 

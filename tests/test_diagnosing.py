@@ -1039,3 +1039,92 @@ def test_spectral_norm_is_near_for_any_matrix_and_zero_for_zeros():
     true = torch.linalg.matrix_norm(matrix, 2).item()
     assert 0.85 * true < spectral_norm(matrix) <= true * 1.0001
     assert spectral_norm(torch.zeros(3, 4)) == 0
+
+
+# What models from libraries brought to light
+
+
+def test_the_decay_of_a_state_space_is_judged_as_the_vector_that_it_is():
+    """A = -exp(A_log), as in Mamba: its own update counts, not how large its logarithm is."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = F.relu(s.hidden(F.relu(s.first(x))))
+        return s.readout(h * torch.exp(-torch.exp(s.a_log.float())[None] * torch.sigmoid(h)))
+
+    def build(width: int, rate: float = 0.0) -> Made:
+        model = Net(width, forward, a_log=torch.log(torch.arange(1, width + 1)) / 4)
+        others = [p for name, p in model.named_parameters() if name != "a_log"]
+        slow = {id(model.hidden.weight): BASE / width, id(model.readout.weight): BASE / width}
+        groups = [{"params": [p], "lr": 1e-3 * slow.get(id(p), 1.0)} for p in others]
+        return model, Adam([*groups, {"params": [model.a_log], "lr": 1e-3 * (width / BASE) ** rate}])
+
+    healthy = diagnosed(build)
+    assert (roles(healthy)["a_log"], culprits(healthy)) == ("vector", {})
+    assert culprits(diagnosed(lambda width: build(width, rate=1.0))) == {"a_log": "lr"}
+
+
+def test_positions_that_a_buffer_picks_are_an_embedding():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = s.first(x) + F.embedding(s.places[: len(x)], s.positions)
+        return s.readout(F.relu(s.hidden(F.relu(h))))
+
+    def build(width: int) -> Made:
+        model = Net(width, forward, positions=torch.randn(EXAMPLES, width))
+        model.register_buffer("places", torch.arange(EXAMPLES))
+        return model, scaled(model, width)
+
+    report = diagnosed(build)
+    assert (roles(report)["positions"], culprits(report)) == ("input", {})
+
+
+def test_keys_that_a_cache_keeps_are_no_readout():
+    """One key and value head for all queries: their fan-out is fixed, and attention takes them up through a cache."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = F.relu(s.hidden(F.relu(s.first(x))))
+        query = s.hidden(h).unflatten(-1, (-1, 4))
+        key, value = (torch.cat([torch.tensor([]), (h @ w).expand(len(h), 4)[:, None]], dim=-2) for w in (s.k, s.v))
+        mixed = torch.softmax(query @ key.transpose(-1, -2) / 2, dim=-1) @ value
+        return s.readout(h + mixed.flatten(1))
+
+    def build(width: int) -> Made:
+        model = Net(width, forward, k=torch.randn(width, 4) / width**0.5, v=torch.randn(width, 4) / width**0.5)
+        return model, scaled(model, width, slower=(*SLOWER, "k", "v"))
+
+    report = diagnosed(build)
+    assert {name: role for name, role in roles(report).items() if name in "kv"} == {"k": "narrow", "v": "narrow"}
+    assert culprits(report) == {}
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+@pytest.mark.parametrize(("slower", "blamed"), [((*SLOWER, "stack"), {}), (SLOWER, {"stack": "lr"})])
+def test_experts_of_a_grouped_product_are_hidden_matrices(slower: Sequence[str], blamed: dict[str, str]):
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = F.relu(s.hidden(F.relu(s.first(x))))
+        offsets = torch.tensor([len(x) // 2, len(x)], dtype=torch.int32)
+        return s.readout(F.relu(F.grouped_mm(h, s.stack.transpose(-2, -1), offs=offsets)))
+
+    def build(width: int) -> Made:
+        model = Net(width, forward, stack=torch.randn(2, width, width) / width**0.5)
+        return model, scaled(model, width, slower=slower)
+
+    report = diagnosed(build)
+    assert roles(report)["stack"] == "hidden"
+    assert {name.partition("[")[0]: cause for name, cause in culprits(report).items()} == blamed
+
+
+def test_gradients_as_small_as_eps_make_no_culprits():
+    """A layer scale of 1e-6, as in ConvNeXt: the degree of the update is neither 0 nor 1, and it is still Adam's."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        h = F.relu(s.first(x))
+        return s.readout(h + 1e-6 * s.hidden(h))
+
+    def build(width: int) -> Made:
+        model = Net(width, forward)
+        nn.init.normal_(model.readout.weight, std=1 / width)
+        return model, scaled(model, width)
+
+    report = diagnosed(build)
+    assert culprits(report) == {}
+    assert any("is eps as large as the gradient?" in note for note in report.notes)

@@ -34,6 +34,7 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "multipliers": {width: float(width) ** multiplier for width in WIDTHS},
         "fan_ins": {width: round(width**fan_in) for width in WIDTHS},
         "fan_outs": {width: round(width**fan_out) for width in WIDTHS},
+        "sizes": {width: round(width ** (fan_in + fan_out)) for width in WIDTHS},
     }
     return Part(**fields | changed)
 
@@ -151,7 +152,7 @@ def test_updates_with_equal_singular_values_are_measured_by_their_norm():
 
 
 def test_the_interval_of_a_gain_is_that_of_independent_normal_weights():
-    small = part(fan_in=1.0, fan_out=0.0, fan_outs=dict.fromkeys(WIDTHS, 10))
+    small = part(fan_in=1.0, fan_out=0.0, sizes={width: 10 * width for width in WIDTHS})
     rng = np.random.default_rng(1)
     covered = 0
     trials = 400
@@ -175,3 +176,19 @@ def test_nan_is_told():
     rows.loc[0, ["value", "status"]] = [math.nan, "nan"]
     assert exponents(rows, [part()])["w"].not_finite
     assert not exponents(table(SP), [part()])["w"].not_finite
+
+
+def test_weights_that_are_all_ones_have_no_noise():
+    ones = part(role=Role.VECTOR, fan_in=0.0, sizes=dict.fromkeys(WIDTHS, 4))
+    found = exponents(table({("weight", 0): 0.0, ("weight_update", 1): 0.0}), [ones])["w"]
+    assert (found.gain_weight.low, found.gain_weight.high) == pytest.approx((0, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize(("norm", "response"), [(6.0, 1.0), (4.4, 0.5)])
+def test_signs_that_are_independent_have_no_flat_spectrum(norm, response):
+    """(16 n, 4 n) signs have the spectral norm 6 sqrt(n), with 4/9 of the full rank; singular values all alike 4."""
+    sizes = {"fan_ins": {n: 16 * n for n in WIDTHS}, "fan_outs": {n: 4 * n for n in WIDTHS}}
+    rows = table(SP | {("weight_update_norm", 1): 0.5})
+    rows.loc[rows["quantity"] == "weight_update_norm", "value"] *= norm
+    found = exponents(rows, [part(**sizes)])["w"]
+    assert found.response_weight.value == pytest.approx(response)

@@ -15,7 +15,9 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "calls", "sites", "recorder"),
+    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "calls"),
+    *("windows", "inputs", "hooks", "sites", "parameters", "wrappers", "recorder"),
+    *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *(
         "batches",
         "losses",
@@ -48,6 +50,7 @@ ORDER = [
         "figures",
         "pagedata",
         "page",
+        "integrations.loggers",
         "report",
         "formats",
         "baselines",
@@ -69,6 +72,7 @@ ORDER = [
         "models",
         "demo",
         "targets",
+        "huggingface",
         "options",
         "cli",
         "__main__",

@@ -140,9 +140,9 @@ FAILURE = """\
 >       coordcheck("violated")
 E       coordcheck.NotWidthInvariant: model: VIOLATED  1 of 3 layers blows up, 1 initialised too large \
 from width 64 to 256; first fc
-E         layer    verdict                  measured                    slope    64 → 256
-E         fc       blows up                 change at t=1        +0.50 ± 0.00          ×2
-E         out      initialised too large    activation at t=0    +0.50 ± 0.00          ×2
+E         layer  verdict                measured                  slope  64 → 256
+E         fc     blows up               change at t=1      +0.50 ± 0.00        ×2
+E         out    initialised too large  activation at t=0  +0.50 ± 0.00        ×2
 E       rule: each slope within 0.25 of its exponent, with its whole 95 % interval (t = 0..2, 3 seeds)
 E       files: none; --coordcheck-report=DIR writes the figures and the whole report
 E       rerun: pytest test_model.py::test_model{rerun}
@@ -219,7 +219,7 @@ def test_the_full_trace_is_there_for_who_asks(run, calls):
 
 def test_an_unknown_option_is_told_by_check(run):
     result = run(one("coordcheck(None, width=3)"))
-    result.stdout.fnmatch_lines(["E *TypeError: check() got an unexpected keyword argument 'width'*"])
+    result.stdout.fnmatch_lines(["E *coordcheck() takes no 'width' (did you mean 'widths'?*"])
 
 
 def test_two_checks_in_one_test_are_two_checks(run, calls):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import logging
 import math
+import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,12 +23,22 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
+from coordcheck import calls as calls_module
+from coordcheck import hooks as hooks_module
+from coordcheck import inputs as inputs_module
+from coordcheck import parameters as parameters_module
 from coordcheck import recorder as recorder_module
+from coordcheck import runfiles as runfiles_module
 from coordcheck import scales
 from coordcheck import sites as sites_module
+from coordcheck import windows as windows_module
+from coordcheck import wrappers as wrappers_module
+from coordcheck.calls import Reference
+from coordcheck.inputs import InitialInputs
 from coordcheck.models import mlp
 from coordcheck.recorder import Recorder
-from coordcheck.records import Kind, Outcome, Quantity, Row, Status
+from coordcheck.records import Kind, Outcome, Quantity, Row, RunRecord, Status
+from coordcheck.runfiles import RunFolder
 from coordcheck.sites import SiteRecorder
 from coordcheck.trials import seed_everything
 
@@ -480,7 +495,7 @@ def test_hooks_are_gone_after_an_exception_in_forward():
 @pytest.mark.parametrize("broken", ["rms_and_mean_abs", "sampled_copy", "rms", "mean_abs", "measurable"])
 def test_a_statistic_that_fails_is_a_status(monkeypatch, broken):
     if broken in ("rms", "mean_abs"):  # these work on devices, from copies that are reduced later
-        monkeypatch.setattr(sites_module, "IN_MEMORY", set())
+        monkeypatch.setattr(calls_module, "IN_MEMORY", set())
     monkeypatch.setattr(scales, broken, raising(RuntimeError("broken")))
     sites = recorded(nn.Linear(4, 4), tensor(2, 4), tensor(2, 4))
     rows = rows_of(sites)
@@ -505,8 +520,8 @@ def test_reducing_later_as_on_a_device_gives_the_same_scales(monkeypatch, whole)
 
     normal = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     at_once = rows()
-    monkeypatch.setattr(sites_module, "IN_MEMORY", set())
-    monkeypatch.setattr(sites_module, "WHOLE_COORDINATES", whole)
+    monkeypatch.setattr(calls_module, "IN_MEMORY", set())
+    monkeypatch.setattr(calls_module, "WHOLE_COORDINATES", whole)
     later = rows()
     assert [row._replace(value=None) for row in later] == [row._replace(value=None) for row in at_once]
     assert [row.value for row in later] == pytest.approx([row.value for row in at_once], rel=1e-5)
@@ -738,25 +753,606 @@ def test_verdicts_of_own_loops_are_those_of_check(checked, merged):
     assert merged.exit_code == checked.exit_code
 
 
+# Loops of every kind. Each marks with `note` the outputs that belong to t=0, 1, 2, ... and knows nothing else
+
+Note = Callable[[Tensor], Any]
+Recording = Callable[[nn.Module, Any], Any]
+X, Y = tensor(6, 4), tensor(6, 3, seed=1)
+OTHER = 5 * tensor(6, 4, seed=2)
+
+
+def net(between: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), between or nn.Tanh(), nn.Linear(8, 3))
+
+
+def noted(note: Note, output: Tensor) -> Tensor:
+    note(output)
+    return output
+
+
+def loss_of(output: Tensor) -> Tensor:
+    return (output - Y).square().mean()
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def plain(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            descend(optimizer, loss_of(noted(note, model(X))))
+    return model
+
+
+def accumulated(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for micro_step in range(15):
+            output = model(X if micro_step % 3 == 0 else OTHER)
+            if micro_step % 3 == 0:
+                note(output)
+            loss_of(output).backward()
+            if micro_step % 3 == 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    return model
+
+
+def autocast(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(noted(note, model(X)))
+            descend(optimizer, loss)
+    return model
+
+
+def scaled(optimizer_of: Callable[..., torch.optim.Optimizer], overflows: tuple[int, ...]) -> Any:
+    def loop(recording: Recording, note: Note) -> nn.Module:
+        model = net()
+        optimizer, scaler = optimizer_of(model.parameters()), torch.amp.GradScaler("cpu", init_scale=8.0)
+        with recording(model, optimizer):
+            retried = False
+            for iteration in range(7):
+                output = model(X)
+                if not retried:  # a step that was skipped moved nothing: the same t again
+                    note(output)
+                optimizer.zero_grad()
+                retried = iteration in overflows
+                scaler.scale(loss_of(output) * (math.inf if retried else 1)).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                scaler.step(optimizer)
+                scaler.update()
+        return model
+
+    return loop
+
+
+def checkpointed(reentrant: bool, whole: bool) -> Any:
+    def loop(recording: Recording, note: Note) -> nn.Module:
+        model = net()
+        first, batch = model[0], X.clone().requires_grad_()
+        if not whole:
+            inner = first.forward
+            first.forward = lambda x: checkpoint(inner, x, use_reentrant=reentrant)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with recording(model, optimizer):
+            for _ in range(5):
+                output = checkpoint(model, batch, use_reentrant=reentrant) if whole else model(batch)
+                descend(optimizer, loss_of(noted(note, output)))
+        return model
+
+    return loop
+
+
+def together(order: int, muon_every: int = 1) -> Any:
+    def loop(recording: Recording, note: Note) -> nn.Module:
+        model = net()
+        matrices = [p for p in model.parameters() if p.dim() == 2]
+        rest = [p for p in model.parameters() if p.dim() != 2]
+        optimizers = [torch.optim.Muon(matrices, lr=0.1), torch.optim.AdamW(rest, lr=0.1)][::order]
+        with recording(model, optimizers):
+            for iteration in range(5):
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss_of(noted(note, model(X))).backward()
+                for optimizer in optimizers:
+                    if iteration % muon_every == 0 or not isinstance(optimizer, torch.optim.Muon):
+                        optimizer.step()
+        return model
+
+    return loop
+
+
+def taking_turns(recording: Recording, note: Note) -> nn.Module:
+    """One optimizer at one iteration, the other at the next: every update is one."""
+    model = net()
+    optimizers = [SGD(model[0].parameters(), lr=0.1), torch.optim.Adam(model[2].parameters(), lr=0.1)]
+    with recording(model, optimizers):
+        for iteration in range(5):
+            descend(optimizers[iteration % 2], loss_of(noted(note, model(X))))
+    return model
+
+
+def warmed_up(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 2, 1.0))
+    with recording(model, optimizer):
+        for _ in range(5):
+            descend(optimizer, loss_of(noted(note, model(X))))
+            schedule.step()
+    return model
+
+
+def with_closure(optimizer_of: Callable[..., torch.optim.Optimizer]) -> Any:
+    def loop(recording: Recording, note: Note) -> nn.Module:
+        model = net()
+        optimizer = optimizer_of(model.parameters())
+        with recording(model, optimizer):
+            for _ in range(5):
+                calls = []
+
+                def closure(calls: list[Tensor] = calls) -> Tensor:
+                    calls.append(model(X))
+                    if len(calls) == 1:
+                        note(calls[0])
+                    optimizer.zero_grad()
+                    loss = loss_of(calls[-1])
+                    loss.backward()
+                    return loss
+
+                optimizer.step(closure)
+        return model
+
+    return loop
+
+
+def evaluated(between: Callable[[nn.Module], None]) -> Any:
+    def loop(recording: Recording, note: Note) -> nn.Module:
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with recording(model, optimizer):
+            for _ in range(5):
+                between(model)
+                descend(optimizer, loss_of(noted(note, model(X))))
+                between(model)
+        return model
+
+    return loop
+
+
+def without_gradients(model: nn.Module) -> None:
+    model.eval()
+    with torch.no_grad():
+        model(OTHER)
+    model.train()
+
+
+def forgetting_no_grad(model: nn.Module) -> None:
+    model.eval()
+    model(OTHER)
+    model.train()
+
+
+def in_inference(model: nn.Module) -> None:
+    with torch.inference_mode():
+        model(OTHER[:2])
+
+
+def sampling(model: nn.Module) -> None:
+    with torch.no_grad():  # as reinforcement learning does, in training mode
+        model(OTHER)
+        model[0](OTHER)
+
+
+def out_of_memory_once(model: nn.Module) -> None:
+    inner = model[2].forward
+    model[2].forward = raising(RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(OTHER)
+    model[2].forward = inner
+
+
+def traced(model: nn.Module) -> None:
+    torch.jit.trace(model, OTHER)
+
+
+def contrastive(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            first, second = noted(note, model(X)), model(OTHER)
+            descend(optimizer, loss_of(first) + (first * second).mean())
+    return model
+
+
+def in_evaluation_mode(recording: Recording, note: Note) -> nn.Module:
+    model = net().eval()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            descend(optimizer, loss_of(noted(note, model(X))))
+            with torch.no_grad():
+                model(OTHER)
+    return model
+
+
+def in_the_backward_pass(recording: Recording, note: Note) -> nn.Module:
+    """One optimizer per parameter, which steps as soon as its gradient is there."""
+    model = net()
+    optimizers = {p: torch.optim.Adam([p], lr=0.1) for p in model.parameters()}
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    with recording(model, list(optimizers.values())):
+        for _ in range(5):
+            loss_of(noted(note, model(X))).backward()
+    return model
+
+
+class Nested(torch.optim.Adam):
+    """A step inside a step: torch runs the hooks of both."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def stepping_twice_inside(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    torch.optim.Adam(model.parameters())  # from its first instance on, its own step runs the hooks
+    optimizer = Nested(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            descend(optimizer, loss_of(noted(note, model(X))))
+    return model
+
+
+def averaged(recording: Recording, note: Note) -> nn.Module:
+    """Averages of the weights, made and called while the hooks are on."""
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        average = None
+        for _ in range(5):
+            descend(optimizer, loss_of(noted(note, model(X))))
+            average = average or torch.optim.swa_utils.AveragedModel(model)
+            average.update_parameters(model)
+            loss_of(average(OTHER))
+            loss_of(copy.deepcopy(model)(OTHER))
+            pickle.loads(pickle.dumps(model))(OTHER)
+            copy.deepcopy(optimizer).step()
+    return model
+
+
+def interrupted_step(recording: Recording, note: Note) -> nn.Module:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with recording(model, optimizer):
+        for _ in range(5):
+            with pytest.raises(ZeroDivisionError):
+                optimizer.step(raising(ZeroDivisionError("in the closure")))
+            descend(optimizer, loss_of(noted(note, model(X))))
+    return model
+
+
+LOOPS = {
+    "plain": plain,
+    "accumulation": accumulated,
+    "autocast": autocast,
+    "scaler": scaled(lambda p: torch.optim.Adam(p, lr=0.1), ()),
+    "scaler, overflow": scaled(lambda p: torch.optim.Adam(p, lr=0.1), (0, 3)),
+    "scaler, overflow, fused": scaled(lambda p: torch.optim.Adam(p, lr=0.1, fused=True), (0, 3)),
+    "checkpoint": checkpointed(reentrant=False, whole=False),
+    "reentrant checkpoint": checkpointed(reentrant=True, whole=False),
+    "checkpoint of the whole": checkpointed(reentrant=False, whole=True),
+    "reentrant checkpoint of the whole": checkpointed(reentrant=True, whole=True),
+    "Muon and AdamW": together(1),
+    "AdamW and Muon": together(-1),
+    "Muon at every second step": together(1, muon_every=2),
+    "optimizers taking turns": taking_turns,
+    "warm-up from 0": warmed_up,
+    "LBFGS": with_closure(lambda p: torch.optim.LBFGS(p, lr=0.5, max_iter=3)),
+    "closure": with_closure(lambda p: SGD(p, lr=0.1)),
+    "evaluation": evaluated(without_gradients),
+    "evaluation with gradients": evaluated(forgetting_no_grad),
+    "inference mode": evaluated(in_inference),
+    "sampling": evaluated(sampling),
+    "forward that raises": evaluated(out_of_memory_once),
+    "trace": evaluated(traced),
+    "contrastive": contrastive,
+    "evaluation mode": in_evaluation_mode,
+    "optimizer in backward": in_the_backward_pass,
+    "step inside a step": stepping_twice_inside,
+    "averages": averaged,
+    "step that raises": interrupted_step,
+}
+
+
+def unrecorded(model: nn.Module, optimizer: Any) -> Any:
+    return nullcontext()
+
+
+def states(model: nn.Module) -> list[Tensor]:
+    return [tensor.clone() for tensor in model.state_dict().values()]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_a_loop_is_recorded_as_it_is_and_trains_as_without(loop):
+    expected: list[float] = []
+    bare = states(loop(unrecorded, lambda output: expected.append(rms(output))))
+    opened: list[Recorder] = []
+    owners: list[Any] = []
+
+    def recording(model: nn.Module, optimizer: Any) -> Recorder:
+        opened.append(Recorder(model, optimizer, width=8, steps=3))
+        owners.extend([model, *(optimizer if isinstance(optimizer, list) else [optimizer])])
+        return opened[0]
+
+    model = loop(recording, lambda output: None)
+    record, rows = opened[0].record, rows_of(opened[0])
+    assert all(map(torch.equal, states(model), bare))
+    assert [site.layer for site in record.sites] == ["0", "1", "2", "(model)"]
+    found = [rows["(model)", t, "activation"].value for t in range(4)]
+    assert found == pytest.approx(expected[:4], rel=1e-5)
+    assert {row.status for row in rows.values()} <= {Status.OK, Status.ZERO}
+    assert {t for _, t, _ in rows} == {0, 1, 2, 3}
+    assert len(set(expected)) > 2  # it trains, so that a step more or less would be seen
+    assert record.finished
+    assert record.notes == []
+    assert len(record.parameters) == 4
+    assert opened[0].done
+    assert hook_count(*owners) == 0
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["plain", "checkpoint", "reentrant checkpoint"])
+def test_a_model_that_is_never_called_itself_is_recorded_up_to_the_backward_pass(reentrant):
+    """As in frameworks that call a method of the model: accumulation, evaluation and a moving batch are seen."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        hidden = model[0](x)
+        active = model[1](hidden) if reentrant is None else checkpoint(model[1], hidden, use_reentrant=reentrant)
+        return model[2](active)
+
+    model, expected = net(), []
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=8, steps=3) as found:
+        for iteration in range(5):
+            model.eval()
+            with torch.no_grad():
+                model[2](model[0](OTHER))
+            model.train()
+            expected.append(rms(F.linear(X, *model[0].parameters())))
+            for micro_batch in (X if iteration < 3 else OTHER, OTHER):
+                loss_of(forward(model, micro_batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    rows = rows_of(found)
+    assert [site.layer for site in found.record.sites] == ["0", "1", "2"]
+    assert [rows["0", t, "activation"].value for t in range(3)] == pytest.approx(expected[:3], rel=1e-6)
+    assert rows["0", 2, "change"].status is Status.OK
+    assert rows["0", 3, "change"].status is Status.MOVED_INPUT
+    assert found.record.finished
+    assert hook_count(model, optimizer) == 0
+
+
+def test_calls_in_evaluation_mode_before_the_training_are_no_step():
+    model = net().eval()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=8, steps=1) as found:
+        model(OTHER[:2])
+        model.train()
+        for _ in range(2):
+            descend(optimizer, loss_of(model(X)))
+    rows = rows_of(found)
+    assert rows["0", 1, "change"].status is Status.OK
+    assert found.record.sites[0].shape == (6, 8)
+
+
+@pytest.mark.parametrize(("gradients", "extra"), [(True, ["1#2"]), (False, [])])
+def test_calls_of_layers_before_the_model_belong_to_the_step_where_they_have_gradients(gradients, extra):
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=8, steps=1) as found:
+        for _ in range(2):
+            descend(optimizer, loss_of(model(X)))
+            with torch.set_grad_enabled(gradients):
+                model[1](OTHER)
+    assert [site.layer for site in found.record.sites] == ["0", "1", "2", "(model)", *extra]
+
+
+def test_two_recorders_do_not_see_each_other():
+    models = net(), net(nn.ReLU())
+    optimizers = [SGD(model.parameters(), lr=0.1) for model in models]
+    with (
+        Recorder(models[0], optimizers[0], width=8, steps=1) as first,
+        Recorder(models[1], optimizers[1], width=8, steps=2) as second,
+        Recorder(models[1], optimizers[1], width=8, steps=2) as again,
+    ):
+        for _ in range(4):
+            for model, optimizer in zip(models, optimizers, strict=True):
+                descend(optimizer, loss_of(model(X)))
+    assert {t for _, t, _ in rows_of(first)} == {0, 1}
+    assert {t for _, t, _ in rows_of(second)} == {0, 1, 2}
+    assert second.record.rows == again.record.rows != first.record.rows
+    assert hook_count(*models, *optimizers) == 0
+
+
+def test_a_recorder_records_one_run():
+    model, optimizer = trained()
+    found = Recorder(model, optimizer, width=16, steps=1)
+    with found:
+        with pytest.raises(coordcheck.CoordCheckError, match="one run"), found:
+            pytest.fail("the inner block must not start")
+        train(model, optimizer, updates=2)
+    with pytest.raises(coordcheck.CoordCheckError, match="Make one per run"):
+        found.__enter__()
+    assert found.record.finished
+    assert hook_count(model, optimizer) == 0
+
+
+def test_the_file_is_there_and_the_model_free_as_soon_as_everything_is_recorded(tmp_path):
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=2, save_to=tmp_path) as found:
+        train(model, optimizer, updates=2)
+        assert not found.done
+        assert not list(tmp_path.glob("runs/*/*.json"))
+        assert hook_count(model) > 0
+        train(model, optimizer, updates=1)
+        assert found.done
+        assert hook_count(model) == 0
+        assert coordcheck.load(tmp_path).records[0].rows == found.record.rows
+
+
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        (scales, "rms"),
-        (scales, "measurable"),
-        (scales, "sample_rows"),
-        (sites_module, "leaves"),
-        (sites_module, "fetched"),
-        (recorder_module, "parameter_infos"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("updates", "note"),
+    [(0, "recorded nothing of t=0..4: no training call of the model was seen"), (2, "recorded t=0..1 of t=0..4")],
 )
-def test_a_broken_recorder_never_raises_into_training(monkeypatch, module, name):
+def test_a_loop_that_ends_early_is_told(updates, note):
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16) as found:
+        train(model, optimizer, updates)
+    assert found.record.finished
+    assert len(found.record.notes) == 1
+    assert note in found.record.notes[0]
+    assert hook_count(model, optimizer) == 0
+
+
+def test_a_model_that_is_compiled_inside_the_block_trains_and_is_told():
+    def trained_weights(recording: Recording) -> list[Tensor]:
+        torch.compiler.reset()
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with recording(model, optimizer):
+            quick = torch.compile(model, backend="eager", fullgraph=True)
+            for _ in range(3):
+                descend(optimizer, loss_of(quick(X)))
+        return states(model)
+
+    opened: list[Recorder] = []
+
+    def recording(model: nn.Module, optimizer: Any) -> Recorder:
+        opened.append(Recorder(model, optimizer, width=8, steps=1))
+        return opened[0]
+
+    assert all(map(torch.equal, trained_weights(recording), trained_weights(unrecorded)))
+    assert "was it compiled?" in opened[0].record.notes[0]
+    assert opened[0].record.rows == []
+
+
+def test_a_saved_model_does_not_need_this_package():
+    model = net()
+    with Recorder(model, SGD(model.parameters(), lr=0.1), width=8):
+        assert b"coordcheck" not in pickle.dumps(model)
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As accelerate wraps an optimizer: an Optimizer without what torch's own `__init__` makes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self, closure: Any = None) -> None:
+        self.optimizer.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+def test_what_frameworks_wrap_around_is_taken_off():
+    model, optimizer = trained()
+    wrapped = Wrapped(optimizer)
+    with Recorder(nn.DataParallel(model, device_ids=[]), wrapped, width=16, steps=1) as found:
+        train(model, wrapped, updates=2)
+    assert found.record.sites[0].layer == "input"
+    assert found.record.settings["optimizer"] == "Adam"
+    assert {t for _, t, _ in rows_of(found)} == {0, 1}
+
+
+def test_a_model_on_several_devices_is_refused():
+    model, optimizer = trained()
+    parallel = nn.DataParallel(model, device_ids=[])
+    parallel.device_ids = [0, 1]
+    with pytest.raises(coordcheck.CoordCheckError, match="DistributedDataParallel"):
+        Recorder(parallel, optimizer, width=16)
+
+
+def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model, optimizer = trained()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        with Recorder(parallel, optimizer, width=16, steps=2) as found:
+            train(parallel, optimizer, updates=3)
+    finally:
+        torch.distributed.destroy_process_group()
+    model, optimizer = trained()
+    with Recorder(model, optimizer, width=16, steps=2) as alone:
+        train(model, optimizer, updates=3)
+    assert found.record.rows == alone.record.rows
+    assert found.record.sites == alone.record.sites
+
+
+PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
+MODULES = [
+    *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
+    *(wrappers_module, runfiles_module, scales),
+]
+INTERNALS = [  # all but the two ends of the block themselves
+    *((part, name) for part in PARTS for name, f in vars(part).items() if inspect.isfunction(f) and name != "__exit__"),
+    *((m, name) for m in MODULES for name, value in vars(m).items() if inspect.isfunction(value)),
+]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), INTERNALS, ids=[f"{part.__name__.removeprefix('coordcheck.')}.{name}" for part, name in INTERNALS]
+)
+def test_whatever_breaks_inside_never_reaches_the_loop(monkeypatch, tmp_path, part, name):
     losses = train(*trained(), updates=4)
     model, optimizer = trained()
-    monkeypatch.setattr(module, name, raising(RuntimeError("broken inside")))
-    with Recorder(model, optimizer, width=16, steps=2):
-        assert train(model, optimizer, updates=4) == losses
+    monkeypatch.setattr(part, name, raising(RuntimeError("broken inside")))
+    began = False
+    try:
+        with Recorder(model, optimizer, width=16, steps=2, save_to=tmp_path):
+            began = True
+            assert train(model, optimizer, updates=4) == losses
+    except RuntimeError as error:  # before the loop, where a folder that cannot be written is told, too
+        assert str(error) == "broken inside"  # noqa: PT017  # most parts raise nothing at all
+        assert not began
     assert hook_count(model, optimizer) == 0
+
+
+def test_a_log_that_raises_and_an_error_without_a_text_stay_inside(monkeypatch, tmp_path):
+    class Textless(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    model, optimizer = trained()
+    monkeypatch.setattr(logging.getLogger("coordcheck"), "warning", raising(RuntimeError("no log")))
+    monkeypatch.setattr(scales, "rms_and_mean_abs", raising(RuntimeError("broken")))
+    found = Recorder(model, optimizer, width=16, save_to=tmp_path)
+    with pytest.raises(Textless), found:
+        raising(Textless())(train(model, optimizer, updates=2))
+    assert found.record.outcome is Outcome.FAILED
+    assert found.record.reason == "Textless"
+    assert coordcheck.load(tmp_path).missing[0].reason == "Textless"
 
 
 def test_evaluation_in_inference_mode_does_not_end_the_training():

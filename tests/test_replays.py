@@ -492,3 +492,12 @@ def test_a_module_that_saw_no_example_is_refused():
     model = nn.Sequential(nn.Linear(IN, OUT))
     with pytest.raises(NotReplayed):
         module_replay(model, "0", "weight", torch.zeros(0, IN))
+
+
+def test_a_function_that_writes_into_its_input_is_called_on_a_copy():
+    """Also in double precision, where nothing has to be converted."""
+    model = Called(lambda s, x: (1 * x).mul_(s.p), p=torch.randn(IN)).double()
+    replay, _, _ = replayed(model, "p", examples().double())
+    first = replay.own_update(2 * model.p)
+    assert torch.equal(replay.own_update(2 * model.p), first)
+    assert torch.allclose(first, examples().double() * model.p)

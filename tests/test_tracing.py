@@ -953,3 +953,104 @@ def test_products_without_probabilities_are_kept_apart():
     tracer = logits_of(lambda q, s: scores(q, s).relu())
     assert tracer.attentions == []
     assert len(tracer.products) == 1
+
+
+# What models from libraries do
+
+
+def test_a_join_with_an_empty_tensor_hands_on_what_is_known():
+    """The cache of keys is empty at first: attention must know all the same whose output it takes up."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        key = torch.cat([torch.tensor([]), s.k(x)], dim=-2)
+        return torch.softmax(s.q(x) @ key.transpose(-1, -2), dim=-1)
+
+    tracer = traced(Called(forward, q=nn.Linear(IN, IN), k=nn.Linear(IN, IN)), examples())
+    assert not tracer.skipped
+    (attention,) = tracer.attentions
+    assert attention in only(tracer, "k.weight").feeds
+
+
+def test_what_is_written_into_a_tensor_flows_on():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        into = torch.zeros(len(x), IN)
+        into[:, :] = s.k(x)
+        return s.q(into)
+
+    tracer = traced(Called(forward, q=nn.Linear(IN, IN), k=nn.Linear(IN, IN)), examples())
+    assert only(tracer, "q.weight") in only(tracer, "k.weight").feeds
+
+
+def test_a_token_that_is_written_into_a_sequence_is_followed():
+    """As masked tokens are, in models that learn without labels."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        x = 1 * x
+        x[torch.tensor([True, False, True, False])] = s.p
+        return x
+
+    model = Called(forward, p=torch.randn(IN))
+    use = only(traced(model, examples()), "p")
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_a_grouped_product_sums_over_each_matrix():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return F.grouped_mm(x, s.p.transpose(-2, -1), offs=torch.tensor([1, 4], dtype=torch.int32))
+
+    model = Called(forward, p=torch.randn(2, 16, IN))
+    use = only(traced(model, examples()), "p")
+    assert (use.fans, use.linear, use.alone) == ((IN, 16), True, True)
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+
+
+@pytest.mark.parametrize(
+    ("function", "curve"),
+    [
+        pytest.param(lambda s, x: x * -torch.exp(s.p.float()), "exp", id="-exp"),
+        pytest.param(lambda s, x: x * F.softplus(s.p)[None], "softplus", id="a view of a softplus"),
+        pytest.param(lambda s, x: x * (1.0 + s.p), "add", id="1 + p"),
+        pytest.param(lambda s, x: x * (2 * torch.sigmoid(s.p) - 1), "sigmoid", id="of one"),
+    ],
+)
+def test_a_function_of_every_coordinate_is_followed_to_where_it_acts(function: Any, curve: str):
+    model = Called(function, p=torch.randn(IN))
+    use = only(traced(model, examples()), "p")
+    assert use.operand.curve == curve
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+
+
+def test_a_function_of_a_matrix_is_not_taken_for_the_matrix():
+    tracer = traced(Called(lambda s, x: F.linear(x, torch.tanh(s.p)), p=torch.randn(OUT, IN)), examples())
+    assert not tracer.uses
+    assert not tracer.skipped
+
+
+def test_matrices_that_are_picked_twice_and_turned_are_picked_again():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        chosen = s.p[torch.tensor([2, 0, 1, 2, 0, 0])]
+        chosen = 0.5 * chosen[torch.tensor([5, 0, 3, 1])].transpose(1, 2)
+        return torch.bmm(x[:, None], chosen)
+
+    model = Called(forward, p=torch.randn(3, OUT, IN))
+    use = only(traced(model, examples()), "p")
+    assert (use.fans, use.operand.factor) == ((IN, OUT), 0.5)
+    assert torch.allclose(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+
+
+def test_a_copy_that_is_scaled_in_place_has_that_scale():
+    model = Called(lambda s, x: F.linear(x, s.p.clone().mul_(0.25)), p=torch.randn(OUT, IN))
+    use = only(traced(model, examples()), "p")
+    assert use.operand.factor == 0.25
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+
+
+def test_places_in_a_buffer_pick_rows_of_a_table():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return x + F.embedding(s.places, s.p) + s.q[s.places]
+
+    model = Called(forward, p=torch.randn(5, IN), q=torch.randn(5, IN))
+    model.register_buffer("places", torch.tensor([0, 3, 1, 1]))
+    tracer = traced(model, examples())
+    assert [only(tracer, name).fans for name in "pq"] == [(1, IN), (1, IN)]

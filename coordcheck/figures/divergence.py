@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Affine2D, Transform
 from numpy.typing import NDArray
 
 from coordcheck.figures.style import QUANTITY_NAMES, own_style, rows_of
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from coordcheck.report import Report
 
 PANEL = (1.08, 1.22)  # inches
-LEFT, RIGHT, TOP, BOTTOM, HEADER = 0.5, 1.6, 0.2, 0.36, 0.26  # inches: margins, and the title above each row
+LEFT, RIGHT, TOP, BOTTOM, HEADER = 0.6, 1.6, 0.2, 0.36, 0.26  # inches: margins, and the title above each row
 UNNAMED = 0.1  # inches: the right margin when no line is named
 MIN_OCTAVES = 4.0  # of the vertical axis
 MAX_LINES = 28  # per panel; beyond it, only the worst of each group of repeated layers is drawn
+MIN_APART = 0.09  # inches between the names of the wedge's two slopes
 NAMED = 5  # lines named at the right edge of a row
 COLOURS = "viridis"
 DARKEST, LIGHTEST = 0.0, 0.82  # the part of the map that is readable on white, also in grey
@@ -37,7 +39,8 @@ def draw_divergence(report: Report, quantity: Quantity = Quantity.ACTIVATION) ->
     """Scale against width: a row per label, a column per step, a line per layer with the range of its seeds.
 
     All panels share their log2 axes. Layers are coloured by depth; violated ones are heavy, and the worst are
-    named at the end of their line. The grey wedge shows slopes 1/2 and 1.
+    named at the end of their line. The grey wedge shows slopes 1/2 and 1. A layer whose exponent should not be 0, such
+    as a readout that a multiplier follows, is drawn without that exponent, dashed: flat is always right.
     """
     table = rows_of(judged(report.measurements), quantity)
     steps = sorted(table["step"].unique())
@@ -102,14 +105,17 @@ def _panel(axis: Axes, rows: pd.DataFrame, drawn: pd.DataFrame) -> dict[str, Lin
     seeds = rows.assign(log=logs).groupby(["layer", "width"])["log"]
     statistics = pd.DataFrame({"mean": seeds.mean(), "low": seeds.min(), "high": seeds.max()})
     lost = rows[rows["status"].isin([Status.NAN.value, Status.INF.value])]
-    for layer, colour, word in zip(drawn["layer"], drawn["colour"], drawn["verdict"], strict=True):
+    expected, smallest = drawn["expected"].fillna(0.0), rows["width"].min()
+    for layer, colour, word, power in zip(drawn["layer"], drawn["colour"], drawn["verdict"], expected, strict=True):
         if layer not in statistics.index.get_level_values(0):
             continue
         line = np.exp2(statistics.loc[layer])
+        line = line.mul((line.index / smallest) ** -power, axis=0)
         violated = Verdict(word).violated
         (lines[layer],) = axis.plot(
             line.index,
             line["mean"],
+            "-" if power == 0 else "--",
             color=colour,
             linewidth=1.4 if violated else 0.7,
             label=layer,
@@ -125,6 +131,8 @@ def _row_title(axis: Axes, label: str, report: Report, verdicts: pd.DataFrame, d
     """The label and its verdict above the first panel of a row."""
     words = [Verdict(word) for word in verdicts["verdict"]]
     verdict = "no verdict: too few widths" if label in report.too_few_widths else summary(words)
+    if (verdicts["expected"].fillna(0.0) != 0).any():
+        verdict += "; dashed: without the exponent it should have"
     if drawn < len(words):
         verdict += f" ({drawn} lines: the worst of repeated layers)"
     texts: list[Any] = [
@@ -166,7 +174,14 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
         )
     for row in axes:
         row[0].set_ylabel(name)
+        row[0].yaxis.set_label_coords(0.12 / LEFT - 1, 0.5, transform=_in_the_margin(row[0]))
     _wedge(first, widths)
+
+
+def _in_the_margin(axis: Axes) -> Transform:
+    """Horizontally from -1, the figure's edge, to 0, the axis; vertically as the axis."""
+    margin = LEFT / PANEL[0]
+    return Affine2D().scale(margin, 1.0) + axis.transAxes
 
 
 def _power_of_two(value: float, _: object) -> str:
@@ -197,7 +212,8 @@ def _wedge(axis: Axes, widths: Sequence[int]) -> None:
         linewidth=0,
         zorder=1,
     )
-    for exponent, text in ((0.5, "√n"), (1.0, "n")):
+    apart = rise / 2 / (high - low) * PANEL[1]  # inches between the tips
+    for exponent, text in ((0.5, "√n" if apart > MIN_APART else ""), (1.0, "n")):
         tip = base * 2 ** (rise * exponent)
         axis.plot([start, end], [base, tip], color="0.6", linewidth=0.7, zorder=1)
         axis.annotate(text, (end, tip), (2, 0), textcoords="offset points", va="center", color="0.45", fontsize=6.5)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +100,9 @@ class Check:
         from coordcheck import checks
 
         checks.check_control(control)
-        report = checks.check(build, batch, **options)
+        _known(options)
+        with _share_of_the_cores():
+            report = checks.check(build, batch, **options)
         self._record(properties(report))
         try:
             if invariant:
@@ -106,12 +110,13 @@ class Check:
             else:
                 _measured(report)
             if control is not None:
-                checks.assert_control_fails(control, batch, **options)
+                with _share_of_the_cores():
+                    checks.assert_control_fails(control, batch, **options)
             if stored is not None:
                 self._hold_baseline(report, stored)
         except CoordCheckError as error:
-            files = self._files(report, always=True)
-            raise type(error)("\n".join([str(error), files, f"rerun: {self._command()}"])) from None
+            told = [str(error), *_moved(report, stored, error), self._files(report, always=True)]
+            raise type(error)("\n".join([*told, f"rerun: {self._command()}"])) from None
         self._files(report, always=self._settings.report_all)
         return report
 
@@ -221,6 +226,41 @@ class Check:
         loading = [] if manager.has_plugin("coordcheck") else ["-p", PLUGIN]
         words = ["pytest", f"{self._shown(self._node.path)}::{self._names}", *loading]
         return shlex.join([*words, *on_the_command_line(self._settings.command_line), *options])
+
+
+def _known(options: Mapping[str, Any]) -> None:
+    """Refuse an option that `coordcheck.check` does not take, without a traceback through its callers."""
+    from coordcheck import checks
+    from coordcheck.targets import suggestion
+
+    parameters = inspect.signature(checks.check).parameters.values()
+    known = [parameter.name for parameter in parameters]
+    for name in options:
+        if name not in known and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            raise CoordCheckError(f"coordcheck() takes no {name!r}{suggestion(name, known)}.")
+
+
+@contextmanager
+def _share_of_the_cores() -> Iterator[None]:
+    """Under pytest-xdist a check uses its worker's share of the cores: threads that spin beside others' are slow."""
+    import torch
+
+    workers, before = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) // workers)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _moved(report: Report, stored: Stored | None, error: CoordCheckError) -> list[str]:
+    """What changed against the baseline, where a check failed for another reason: it may be the cause."""
+    if stored is None or stored.content is None or isinstance(error, BaselineChanged):
+        return []
+    from coordcheck.baselines import compare
+
+    found = compare(stored.content, report, stored.tolerance)
+    return [] if found.same else [f"baseline {stored.name!r}: {found}"]
 
 
 def _measured(report: Report) -> None:

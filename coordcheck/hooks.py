@@ -1,0 +1,82 @@
+"""Hooks on a user's modules and optimizers: they raise nothing, and no copy of what they hang on records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from coordcheck.errors import CoordCheckError
+
+
+class Hook:
+    """A hook that hands its arguments to `action` and returns nothing, so that it changes nothing.
+
+    What `action` raises goes to `failed` instead of the user's training. Inside a trace or a compilation it does
+    nothing: there are no values to see. A deep copy or a pickle of what it hangs on holds a call without effect in its
+    place, so that the copy (an average of the weights, a saved model) is neither recorded nor in need of this package.
+
+    >>> from copy import deepcopy
+    >>> seen = []
+    >>> hook = Hook(seen.append, failed=print)
+    >>> hook(1), deepcopy(hook)(2), seen
+    (None, None, [1])
+    >>> Hook(int, failed=lambda error: print("told:", error))("one")
+    told: invalid literal for int() with base 10: 'one'
+    """
+
+    __slots__ = ("_action", "_failed")
+
+    def __init__(self, action: Callable[..., object], failed: Callable[[Exception], object]) -> None:
+        self._action = action
+        self._failed = failed
+
+    def __call__(self, *args: Any) -> None:
+        # first, so that a compiler reads no further
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            return
+        try:
+            self._action(*args)
+        except Exception as error:
+            with suppress(Exception):
+                self._failed(error)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        # of the standard library, picklable, takes any arguments, returns None
+        return getattr, (nullcontext(), "__exit__")
+
+
+OUTSIDE = -1  # the graph task outside of any backward pass
+
+
+def graph_task() -> int:
+    """Which backward pass this thread is inside of: a number, or `OUTSIDE`."""
+    # torch keeps no public name for the id of the autograd graph task that this thread runs for, and its own
+    # checkpointing reads it here
+    return torch._C._current_graph_task_id()
+
+
+def in_backward() -> bool:
+    """Whether this thread is inside a backward pass."""
+    return graph_task() != OUTSIDE
+
+
+def refuse_unhookable(model: nn.Module) -> None:
+    """Refuse a model on which hooks do not fire.
+
+    Raises:
+        CoordCheckError: it is or holds a ScriptModule, or is compiled.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise CoordCheckError(
+            "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
+            "from."
+        )
+    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+        raise CoordCheckError(
+            "the model is compiled, and hooks on a compiled model silently do not fire. Check the eager model: "
+            "its scales are the same."
+        )

@@ -1,0 +1,57 @@
+"""Model and optimizers -> what is trained, and with which learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from coordcheck.records import ParameterInfo
+from coordcheck.sites import ROOT
+
+
+def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_called: set[str]) -> list[ParameterInfo]:
+    """Every trainable parameter with its learning rate and weight decay, read after the first backward pass.
+
+    `never_called` names the modules no call of which was seen: a parameter that only such modules own, and that has
+    a gradient all the same, did its work where hooks cannot see it.
+    """
+    settings = optimizer_settings(optimizers)
+    seen = {
+        id(parameter)
+        for name, module in model.named_modules()
+        if _user(model, name, module) not in never_called
+        for parameter in module._parameters.values()
+    }
+    infos = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate, decay = settings.get(id(parameter), (None, None))
+            visible = parameter.grad is None or id(parameter) in seen
+            infos.append(ParameterInfo(name, tuple(parameter.shape), rate, decay, visible))
+    return infos
+
+
+def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float | None, float | None]]:
+    """Learning rate and weight decay of every parameter that an optimizer holds, by the parameter's id."""
+    return {
+        id(parameter): (_optional_float(group.get("lr")), _optional_float(group.get("weight_decay")))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _user(model: nn.Module, path: str, module: nn.Module) -> str:
+    """The path of the module whose call uses a module's parameters: its own, or a container's owner."""
+    while path and isinstance(module, (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)):
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+    return path or ROOT
+
+
+def _optional_float(value: Any) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

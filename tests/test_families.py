@@ -1,0 +1,117 @@
+"""The families that users bring: SP as their libraries make them is violated, and µP by hand passes."""
+
+from __future__ import annotations
+
+import importlib
+from fnmatch import fnmatchcase
+from functools import partial
+
+import numpy as np
+import pytest
+from zoo import FAMILIES, WIDTHS, in_mup, with_adamw
+
+import coordcheck
+from coordcheck.records import Role
+from coordcheck.verdicts import Verdict
+
+
+def family(name):
+    """A family whose library is installed."""
+    found = FAMILIES[name]
+    try:  # torchvision, which timm needs, raises a RuntimeError beside another build of torch
+        importlib.import_module(found.library)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"{found.library} cannot be imported: {error}")
+    return found
+
+
+def builds(found, **options):
+    return {"SP": partial(with_adamw, found, **options), "µP": found.mup or partial(in_mup, found, **options)}
+
+
+def all_builds(found):
+    """SP and µP, and where attention comes fused, too, each of them twice."""
+    fused = builds(found, attention="sdpa") if found.fused else {}
+    return builds(found) | {f"{label} fused": build for label, build in fused.items()}
+
+
+def parameters(report, label):
+    return report.parameters[report.parameters["label"] == label]
+
+
+def assert_stable_names(records):
+    """No run failed, and at every width of a label the same sites were seen."""
+    names = {}
+    for record in records:
+        assert record.finished, record.reason
+        sites = {site.layer for site in record.sites}
+        diagnosed = bool(record.uses)
+        assert names.setdefault((record.key.label, diagnosed), sites) == sites
+
+
+def assert_covered(report, label, reasons):
+    """Every trained parameter has a row, and those that are not visible say why."""
+    table = parameters(report, label)
+    trained = {info.name for r in report.records if r.key.label == label for info in r.parameters}
+    assert trained <= set(table["parameter"])
+    hidden = table[table["verdict"] == Verdict.NOT_VISIBLE.value]
+    for row in hidden.itertuples():
+        found = [why for glob, why in reasons.items() if fnmatchcase(row.layer, glob)]
+        assert any(why in row.explanation for why in found), f"{row.layer}: {row.explanation}"
+    assert bool(len(hidden)) == bool(reasons)
+
+
+def assert_blames_the_hidden_matrices(report, label):
+    assert report.status[label].violated
+    table = parameters(report, label)
+    hidden = table[table["role"] == Role.HIDDEN.value]
+    assert len(hidden)
+    assert hidden["culprit"].all(), hidden[~hidden["culprit"].astype(bool)]["layer"].tolist()
+
+
+def assert_passes(report, label):
+    assert report.status[label] is Verdict.OK, str(report)
+    assert not parameters(report, label)["culprit"].any()
+    assert report.parametrizations[label] == "µP"
+
+
+def assert_alike(report, label, fused):
+    """Attention logits have the same exponents, whether they are computed or rebuilt."""
+    tables = [parameters(report, name) for name in (label, fused)]
+    logits, others = (table[table["role"] == Role.ATTENTION.value] for table in tables)
+    assert len(logits) == len(others) > 0
+    for column in ("gain", "gain_target"):
+        np.testing.assert_allclose(logits[column], others[column], atol=0.02)
+    rows = report.measurements[report.measurements["step"] == 0]
+    for quantity in ("query", "key"):  # the logits' own inputs; of the logits, the fused ones are without the masked
+        slopes = []
+        for name, table in ((label, logits), (fused, others)):
+            own = rows[(rows["label"] == name) & (rows["quantity"] == quantity) & rows["layer"].isin(table["layer"])]
+            slopes.append(np.polyfit(np.log2(own["width"]), np.log2(own["value"]), 1)[0])
+        assert slopes[0] == pytest.approx(slopes[1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_diagnosed(name):
+    found = family(name)
+    report = coordcheck.diagnose(all_builds(found), found.batch(), loss=found.loss, widths=WIDTHS)
+    assert_stable_names(report.records)
+    for label in report.labels:
+        assert_covered(report, label, found.not_visible)
+        if label.startswith("SP"):
+            assert_blames_the_hidden_matrices(report, label)
+        else:
+            assert_passes(report, label)
+        if found.fused and "fused" not in label:
+            assert_alike(report, label, f"{label} fused")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_check_tells_sp_from_mup(name):
+    found = family(name)
+    report = coordcheck.check(
+        builds(found), found.batch(), loss=found.loss, widths=WIDTHS, seeds=2, steps=2, probe=None
+    )
+    assert_stable_names(report.records)
+    assert report.status["SP"].violated
+    assert not report.status["µP"].violated, str(report)
