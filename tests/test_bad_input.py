@@ -279,7 +279,7 @@ BUILDS = {
     "half a trial": (half_trial, "returned NoneType as the optimizer"),
     "foreign": (foreign, "the optimizer holds none of the model's 8 trainable parameters"),
     "emptied": (with_optimizer(emptied), "the optimizer holds none of the model's 8 trainable parameters"),
-    "frozen": (with_model(frozen), "the optimizer holds none of the model's 0 trainable parameters"),
+    "frozen": (with_model(frozen), "no parameter of the model requires a gradient, so nothing would be trained"),
 }
 
 
