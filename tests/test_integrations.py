@@ -595,7 +595,11 @@ def test_a_report_in_mlflow(report, target: Callable[[Client], Any], run):
     assert metrics["coordcheck/SP/violated_layers"] > 0
 
 
-@pytest.mark.parametrize("to", [None, 3, "runs", object(), {}, Client(), logging.getLogger("x"), sys, (1, 2)], ids=repr)
+@pytest.mark.parametrize(
+    "to",
+    [None, 3, "runs", object(), {}, Client(), logging.getLogger("x"), sys, (1, 2)],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_is_no_tracker_is_refused_with_what_is_accepted(report, to):
     with pytest.raises(coordcheck.CoordCheckError, match=r"SummaryWriter.*wandb.*mlflow.*trackio"):
         loggers.log(report, to)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from coordcheck.batches import Batches
 from coordcheck.models import transformer
-from coordcheck.recorder import ROOT
 from coordcheck.records import Quantity, RunKey
+from coordcheck.sites import ROOT
 from coordcheck.training import execute
 from coordcheck.trials import Run
 
