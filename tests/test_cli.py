@@ -13,6 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from conftest import power_law_records
 
 import coordcheck
 from coordcheck.cli import in_flags, main
@@ -31,6 +32,9 @@ def loss(model, batch):
 
 def broken(width):
     raise ValueError("no such width")
+
+def build_any(width, lr):
+    return mlp("µP", lr=lr)(width)
 
 def fails_at_128(width):
     if width == 128:
@@ -343,3 +347,32 @@ def test_colour_only_on_a_terminal_that_wants_it(tmp_path, report):
     assert b"\x1b[" not in program("show", str(tmp_path)).stdout
     assert b"\x1b[" in program("show", str(tmp_path), env=forced).stdout
     assert b"\x1b[3" not in program("show", str(tmp_path), env={**forced, "NO_COLOR": "1"}).stdout
+
+
+def test_what_the_users_own_code_raises_exits_2(user_folder, capsys):
+    text = (
+        USER_FILE + "\ndef batches():\n    raise RuntimeError('no data today')\n    yield\nbroken_batches = batches()\n"
+    )
+    (user_folder / "train.py").write_text(text, encoding="utf-8")
+    assert main(["run", "train.py:build_mup", "--batch", "train.py:broken_batches", "--loss", "train.py:loss"]) == 2
+    assert "RuntimeError: no data today" in capsys.readouterr().err
+
+
+def test_a_figure_of_another_kind_is_refused_before_the_training(user_folder, capsys):
+    assert run("train.py:broken", options=("--figure", "check.jpg")) == 2
+    assert "known suffixes are .png, .svg, .pdf" in capsys.readouterr().err
+
+
+def test_the_demo_fails_where_sp_does_not(monkeypatch, capsys, tmp_path):
+    healthy = [record for label in ("SP", "µP") for record in power_law_records({"fc": {"change": 0.0}}, label=label)]
+    monkeypatch.setattr("coordcheck.demo.run_demo", lambda folder, jobs: coordcheck.Report(healthy))
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+
+
+def test_factories_may_stand_after_the_widths(user_folder, capsys):
+    options = ["--batch", "train.py:batch", "--loss", "train.py:loss", "--seeds", "1", "--probe", "none"]
+    assert main(["run", *options, "--set", "lr=3e-3", *WIDTHS, "train.py:build_any"]) in (0, 3)
+    assert "build_any:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["run", *options])
+    assert "say what to build" in capsys.readouterr().err

@@ -96,6 +96,7 @@ def test_the_summary_is_tables_of_culprits_and_layers(report):
     text = markdown(report)
     assert "### SP: VIOLATED" in text
     assert "| to blame | verdict | change, m = width / base |" in text
+    assert "| layer | verdict | measured | slope | growth | cause |" in text
     assert re.search(r"\| hidden\.&#42;\.weight &#40;2&#41; \| learns too fast \| lr × m&#94;&#45;1 \|", text)
 
 
