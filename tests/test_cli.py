@@ -223,15 +223,16 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
 
 
-def test_ctrl_c_keeps_what_is_done_and_exits_130(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_keeps_what_is_done(tmp_path, number, code):
     arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--save-to", str(tmp_path)]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         deadline = time.monotonic() + 120
         while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, told = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert b"the same call resumes" in told
     assert coordcheck.load(tmp_path).records
 
@@ -326,19 +327,6 @@ def test_a_plan_says_what_would_be_trained(user_folder, capsys):
 )
 def test_messages_speak_of_options(message, told):
     assert in_flags(message) == told
-
-
-def test_termination_keeps_what_is_done_and_exits_143(tmp_path):
-    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--save-to", str(tmp_path)]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(signal.SIGTERM)
-        _, told = running.communicate(timeout=60)
-    assert running.returncode == 143
-    assert b"the same call resumes" in told
-    assert coordcheck.load(tmp_path).records
 
 
 def test_colour_only_on_a_terminal_that_wants_it(tmp_path, report):
