@@ -24,7 +24,7 @@ class Replay(Protocol):
     operation: str
 
     @property
-    def input_scale(self) -> float: ...
+    def input_scale(self) -> float | Tensor: ...
 
     def output(self) -> Tensor: ...
 
@@ -51,11 +51,12 @@ class FunctionReplay:
             self._input = self._rows[position]
 
     @property
-    def input_scale(self) -> float:
+    def input_scale(self) -> float | Tensor:
         """RMS of x_0 before the scalars that multiply it; 1 for ids, and for vectors, which are not summed over it."""
         if self._input is None or not self._use.matrix:
             return 1.0
-        return _rms(self._input) / abs(self._use.upstream) if self._use.upstream else math.nan
+        upstream = abs(self._use.upstream)
+        return scales.rms(scales.measurable(self._input)) / upstream if upstream else math.nan
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""

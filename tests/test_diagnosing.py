@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import coordcheck
 from coordcheck import CoordCheckError, Trial, check, diagnose
-from coordcheck.diagnosing import spectral_norm
+from coordcheck.effects import spectral_norm
 from coordcheck.records import Kind, Quantity
 
 GRID = (16, 32, 64)

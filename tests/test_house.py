@@ -27,6 +27,7 @@ ORDER = [
         "tracing",
         "replays",
         "parts",
+        "effects",
         "diagnosing",
         "training",
         "sweep",

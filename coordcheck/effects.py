@@ -1,0 +1,340 @@
+"""What each parameter of one model did: the scales of a diagnosis, taken from traces, gradients and updates.
+
+Everything here is local to one parameter: its scale, its gradient, its update, and that update's effect on the input
+that its operation saw at t=0. Faults upstream or downstream do not change these, so one fault shows in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coordcheck import scales
+from coordcheck.operations import GROUPED
+from coordcheck.parts import Part, Snapshot, again, parts_of
+from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
+from coordcheck.replays import Block, FunctionReplay
+from coordcheck.sites import ROOT
+from coordcheck.tracing import Tracer
+from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
+
+MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
+ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
+EXACT = torch.finfo(torch.float64).eps
+POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
+
+NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
+SHORT = {"scaled_dot_product_attention": "sdpa"}
+
+
+class Facts:
+    """Scales by (part, step, quantity). Those of tensors on a device stay there until one is asked for."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, Quantity], float] = {}
+        self._waiting: dict[tuple[str, int, Quantity], Tensor] = {}
+
+    def put(self, name: str, step: int, quantity: Quantity, scale: float | Tensor) -> None:
+        key = name, step, quantity
+        self._known[key] = math.nan  # keeps its place
+        if isinstance(scale, Tensor):
+            self._waiting[key] = scale
+        else:
+            self._waiting.pop(key, None)
+            self._known[key] = scale
+
+    def get(self, name: str, step: int, quantity: Quantity, default: float = 0.0) -> float:
+        return self.all().get((name, step, quantity), default)
+
+    def all(self) -> Mapping[tuple[str, int, Quantity], float]:
+        """Every scale, in the order of `put`; waits for the device, once."""
+        waiting, self._waiting = self._waiting, {}
+        by_device: dict[torch.device, list[tuple[tuple[str, int, Quantity], Tensor]]] = {}
+        for key, scale in waiting.items():
+            by_device.setdefault(scale.device, []).append((key, scale))
+        for found in by_device.values():
+            values = torch.stack([scale.detach().double() for _, scale in found]).tolist()
+            self._known.update(zip((key for key, _ in found), values, strict=True))
+        return self._known
+
+
+class Effects:
+    """The parts of one model, and what is noted of them from its initial state on.
+
+    Args:
+        model: the model, after its first backward pass and before its first update.
+        tracer: what its first forward pass was seen to do.
+        initial: every parameter's values at t=0; copied now when not given.
+    """
+
+    def __init__(self, model: nn.Module, tracer: Tracer, initial: Mapping[str, Tensor] | None = None) -> None:
+        self.model, self.tracer = model, tracer
+        self.initial = initial_values(model) if initial is None else initial
+        self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        self.parts = parts_of(Snapshot(model, tracer, self.initial, self.trained, frozenset(self._gradients())))
+        self._facts = Facts()
+        self._counts: dict[str, Tensor] = {}
+        self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {
+            name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and parameter.grad is not None
+        }
+
+    def moved(self) -> dict[str, tuple[float, float]]:
+        """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
+        moved, gradients = {}, self._gradients()
+        for name, parameter in self.model.named_parameters():
+            if name in self.trained:
+                gradient = gradients.get(name)
+                change = parameter.detach() - self.initial[name]
+                moved[name] = float(_rms(change)), math.nan if gradient is None else float(_rms(gradient))
+        return moved
+
+    @property
+    def rounded(self) -> bool:
+        """Whether some parameter moved so little that its own precision rounds the update."""
+        for part in self.parts:
+            weight = self._facts.get(part.name, 0, Quantity.WEIGHT)
+            first = next((u for t in range(1, MAX_UPDATES + 1) if (u := self._update(part, t)) > 0), math.inf)
+            precision = torch.finfo(self.initial[part.parameter].dtype).eps
+            if precision > EXACT and first < ROUNDED * precision * weight:
+                return True
+        return False
+
+    def waiting(self, steps: int) -> bool:
+        """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one."""
+        return any(part.trained and not part.hidden and not self._moved(part, steps) for part in self.parts)
+
+    def _moved(self, part: Part, steps: int) -> bool:
+        return any(
+            self._update(part, step) > 0 and self._facts.get(part.name, step - 1, Quantity.WEIGHT_GRADIENT) > 0
+            for step in range(1, steps + 1)
+        )
+
+    def _update(self, part: Part, step: int) -> float:
+        return self._facts.get(part.name, step, Quantity.WEIGHT_UPDATE)
+
+    def note_initial(self) -> None:
+        """Note what is known before the first update."""
+        gradients = self._gradients()
+        for part in self.parts:
+            self._facts.put(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
+            self._note_gradients(part, 0, part.use, gradients)
+            if part.replay is not None and not part.hidden:
+                self._facts.put(part.name, 0, Quantity.INPUT, part.replay.input_scale)
+                self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
+        self._note_attentions(0, self.tracer)
+        self._note_functions()
+
+    def _note_functions(self) -> None:
+        """Modules without parameters: the scale of what they take and of what they give."""
+        for path, call in self.tracer.calls.items():
+            module = self.model if path == ROOT else self.model.get_submodule(path)
+            if call.output is None or any(True for _ in module.parameters()):
+                continue
+            try:
+                taken, given = first_tensor((call.args, call.kwargs)), first_tensor(call.output)
+            except ValueError:  # no floating tensor on one side
+                continue
+            name = f"{path}/{FORWARD}"
+            self._functions[name] = path, tuple(given.shape)
+            self._facts.put(name, 0, Quantity.INPUT, _rms(taken))
+            self._facts.put(name, 0, Quantity.OUTPUT, _rms(given))
+
+    def _note_gradients(self, part: Part, step: int, use: UseCall | None, gradients: Mapping[str, Tensor]) -> None:
+        """dL/dp over its coordinates that are not zero, and dL/dh."""
+        gradient = gradients.get(part.parameter)
+        if gradient is not None:
+            rows = part.rows(gradient)
+            count = torch.count_nonzero(rows).double()
+            self._counts[part.name] = torch.maximum(count, self._counts.get(part.name, count))
+            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / count.clamp(min=1).sqrt())
+        if use is not None and use.gradient is not None:
+            try:
+                delta = _rms(part.channels(use.gradient))
+            except (RuntimeError, IndexError):  # channels that are not the last axis
+                delta = _rms(use.gradient)
+            scale = delta / abs(use.downstream) if use.downstream else math.nan
+            self._facts.put(part.name, step, Quantity.GRADIENT, scale)
+
+    def note_updates(self, step: int) -> None:
+        """Note how far the parameters have moved, and what that alone makes of their initial inputs."""
+        current = dict(self.model.named_parameters())
+        for part in self.parts:
+            if not part.trained:
+                continue
+            now, before = current[part.parameter].detach(), self.initial[part.parameter]
+            change = part.rows(now - before)
+            count = self._counts.get(part.name, torch.zeros((), dtype=torch.float64, device=change.device))
+            count = torch.where(count > 0, count, float(max(change.numel(), 1)))
+            self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / count.sqrt())
+            matrix = _as_matrix(part, change)
+            if matrix is not None:
+                self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
+            if part.replay is not None and not part.hidden:
+                self._measure(part, step, Quantity.OWN_UPDATE, lambda p=part, now=now: p.replay.own_update(now))
+
+    def note_trace(self, step: int, later: Tracer, *, updated: bool) -> None:
+        """Note a later forward pass, and the gradients of its backward pass where an update follows."""
+        gradients = self._gradients() if updated else {}
+        for part in self.parts:
+            use = again(part, later)
+            if updated:
+                self._note_gradients(part, step, use, gradients)
+            if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
+                self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
+        self._note_attentions(step, later)
+
+    def _note_attentions(self, step: int, tracer: Tracer) -> None:
+        for name, attention in _named(tracer).items():
+            pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
+            pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
+            for quantity, (tensor, factor) in pairs.items():
+                if tensor is not None:
+                    self._facts.put(name, step, quantity, _rms(tensor) / abs(factor) if factor else math.nan)
+
+    def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
+        if part.block is not None and part.block.stacked:  # which part of the output is its own is not known
+            return
+        try:
+            with torch.no_grad():
+                value = _rms(part.channels(replay()))
+        except Exception as error:  # of the user's module or an operation that cannot be called again
+            self.tracer.skipped[f"{quantity.value} of {part.name} ({type(error).__name__})"] += 1
+            return
+        self._facts.put(part.name, step, quantity, value)
+
+    def write(self, record: RunRecord, degrees: Mapping[str, float]) -> None:
+        """Add sites, rows and uses to the record.
+
+        Args:
+            record: the run's, whose sites so far keep their numbers.
+            degrees: of each parameter's update in its gradient, where that was measured.
+        """
+        attentions = _named(self.tracer)
+        first = len(record.sites)
+        names = [*(part.name for part in self.parts), *attentions, *self._functions]
+        index = {name: first + number for number, name in enumerate(names)}
+        for part in self.parts:
+            value = part.rows(self.initial[part.parameter])
+            kind, dtype = Kind.PARAMETER, str(value.dtype).removeprefix("torch.")
+            record.sites.append(Site(part.name, index[part.name], kind, tuple(value.shape), dtype))
+        shapes = {name: (attention.head_size,) for name, attention in attentions.items()}
+        for name, shape in (shapes | {name: shape for name, (_, shape) in self._functions.items()}).items():
+            record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
+        for (name, step, quantity), scale in self._facts.all().items():
+            if name in index:
+                status = status_of(scale)
+                record.rows.append(Row(index[name], step, quantity, None if status.not_finite else scale, status))
+        nodes: dict[Node, int] = {
+            part.use: index[part.name] for part in reversed(self.parts) if part.use and not part.block
+        }
+        nodes |= {attention: index[name] for name, attention in attentions.items()}
+        for part in self.parts:
+            record.uses.append(self._use(part, index[part.name], nodes, degrees.get(part.parameter)))
+        for name, attention in attentions.items():
+            feeds = tuple(sorted(nodes[node] for node in attention.feeds if node in nodes))
+            judged = attention in self.tracer.attentions
+            what = attention.layer, attention.operation, attention.head_size, 1, attention.scale, None, True, feeds
+            record.uses.append(Use(index[name], "", *what, "" if judged else NO_SOFTMAX))
+        for name, (path, _) in self._functions.items():
+            record.uses.append(Use(index[name], "", path, FORWARD, 1, 1, 1.0, None, False, ()))
+        record.outside = {path: factor for path, factor in self.tracer.outside.items() if math.isfinite(factor)}
+        record.notes.extend(f"{what} was not measured" for what in self.tracer.skipped if " of " in what)
+
+    def _use(self, part: Part, site: int, nodes: Mapping[Node, int], degree: float | None) -> Use:
+        shape = tuple(self.initial[part.parameter].shape)
+        fan_in, fan_out = 1, math.prod(shape) or 1
+        feeds: tuple[int, ...] = ()
+        operation, layer, multiplier, exact = "", part.parameter.rpartition(".")[0] or ROOT, 1.0, False
+        if len(shape) >= 2:
+            fan_in, fan_out = math.prod(shape[1:]) or 1, shape[0] or 1
+        if part.replay is not None:
+            operation, layer, multiplier = part.replay.operation, part.replay.layer, part.replay.multiplier
+            multiplier = multiplier if math.isfinite(multiplier) else 0.0
+        if part.use is not None:
+            feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
+            exact = part.use.linear
+            fan_in, fan_out = part.use.fans or (1, math.prod(shape) or 1)
+        fan_out = part.block.size if isinstance(part.block, Block) and not part.block.stacked else fan_out
+        return Use(
+            *(site, part.parameter, layer, operation, max(fan_in, 1), max(fan_out, 1), multiplier),
+            *(degree, exact, feeds, part.hidden),
+        )
+
+
+def initial_values(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _comparable(part: Part, later: UseCall) -> bool:
+    """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
+    use = part.use
+    position = None if use is None else use.input_position
+    if part.hidden or not part.trained or use is None or position is None:
+        return part.trained and not part.hidden
+    same_groups = use.operation not in GROUPED or all(
+        torch.equal(before, after)
+        for before, after in zip(use.leaves, later.leaves, strict=True)
+        if isinstance(before, Tensor) and not before.is_floating_point()
+    )
+    return same_groups and bool(use.leaves[position].shape == later.leaves[position].shape)
+
+
+def _named(tracer: Tracer) -> dict[str, AttentionCall]:
+    """Products of two activations by site name: `module path/operation`, with `#k` from the second in one module on."""
+    named: dict[str, AttentionCall] = {}
+    for product in [*tracer.attentions, *(p for p in tracer.products if p not in tracer.attentions)]:
+        base = f"{product.layer}/{SHORT.get(product.operation, product.operation)}"
+        count = sum(name.partition("#")[0] == base for name in named)
+        named[base if not count else f"{base}#{count + 1}"] = product
+    return named
+
+
+def _as_matrix(part: Part, change: Tensor) -> Tensor | None:
+    """A change as the (fan-out, fan-in) matrix that it acts as, where there is one."""
+    if part.use is None or not part.use.matrix or part.use.operation == "embedding":
+        return None
+    if change.dim() == 2:
+        return change
+    return (
+        change.flatten(1) if part.use.operation.startswith("conv") and "transpose" not in part.use.operation else None
+    )
+
+
+def spectral_norm(matrix: Tensor) -> Tensor:
+    """The largest singular value, by power iteration; a scalar on the matrix's device, which is not waited for.
+
+    >>> round(float(spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))), 3)
+    3.0
+    """
+    matrix = matrix.float()
+    vector = torch.ones(matrix.shape[1], device=matrix.device) + torch.arange(matrix.shape[1], device=matrix.device) % 7
+    for _ in range(POWER_STEPS):
+        product = matrix @ vector
+        vector = matrix.T @ product
+        size = torch.linalg.vector_norm(vector)
+        vector = torch.where(size > 0, vector / size, vector)  # a matrix of zeros stays one
+    return torch.linalg.vector_norm(matrix @ vector)
+
+
+def _rms(tensor: Tensor) -> float | Tensor:
+    try:
+        return scales.rms(scales.measurable(tensor))
+    except scales.NotMeasurable as reason:
+        return 1.0 if reason.status is Status.INTEGER else math.nan
+
+
+def _norm(tensor: Tensor) -> float | Tensor:
+    try:
+        return torch.linalg.vector_norm(scales.measurable(tensor))
+    except scales.NotMeasurable:
+        return math.nan
