@@ -21,11 +21,14 @@ WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copie
 class Call:
     """One output tensor of one call, and what was kept of it."""
 
-    __slots__ = ("change_status", "kept", "scales", "shape", "site", "status", "values")
+    __slots__ = ("change_status", "kept", "scales", "shape", "site", "size", "status", "values")
 
     def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
         self.site = site
         self.shape = shape
+        """Of the output on this rank; the site holds that of the whole."""
+        self.size = 0
+        """How many coordinates were measured."""
         self.status = Status.OK
         self.change_status = Status.OK
         self.kept: Any = None
@@ -53,6 +56,7 @@ class Reference:
             NotMeasurable: it has no scale; the error holds the status that says why.
         """
         values = scales.measurable(tensor)
+        call.size = values.numel()
         if values.device.type in IN_MEMORY:
             self._measure(call, values.numpy(), step)
         else:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
-from coordcheck.effects import MAX_UPDATES, Effects
+from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import RunRecord
 from coordcheck.tracing import Tracer
@@ -38,22 +38,24 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
 
 
 def _first_that_runs(run: Run) -> _Session:
-    """The diagnosis on the smallest probe that the model accepts."""
+    """The diagnosis on the smallest probe that the model accepts, and whose loss says something."""
     given = run.probe.batch if run.probe is not None else None
     number = 0
     while True:
         ready = prepared(run)
         batch = ready.batches.at(0, ready.device)
         found = [given] if given is not None else probes(batch)
+        last = number + 1 >= len(found)
         try:
             session = _Session(ready, to_device(found[number], ready.device))
         except Exception:  # of the user's model, which may not accept fewer examples or tokens
-            if number + 1 >= len(found):
+            if last:
                 raise
-            number += 1
-            continue
-        session.train()
-        return session
+        else:
+            if last or session.says_something:
+                session.train()
+                return session
+        number += 1
 
 
 def _precise(run: Run, session: _Session) -> _Session:
@@ -87,7 +89,10 @@ class _Session:
         tracer, loss = self._forward(keep_calls=True)
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
-        self.effects = Effects(self.model, tracer)
+        gradients = gradients_of(self.model)
+        self.says_something = bool(torch.isfinite(loss)) and any(bool(g.any()) for g in gradients.values())
+        """Whether there is a loss, and it depends on the parameters: not so where every target is masked."""
+        self.effects = Effects(self.model, tracer, initial_values(self.model), frozenset(gradients))
 
     def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
         tracer = Tracer(self.model, keep_calls=keep_calls)
@@ -111,16 +116,17 @@ class _Session:
     def train(self) -> None:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
         self.effects.note_initial()
+        self.effects.note_gradients(0, self.effects.tracer, gradients_of(self.model))
         for step in range(1, MAX_UPDATES + 1):
             self.update()
             self.effects.note_updates(step)
             more = step < MAX_UPDATES and self.effects.waiting(step)
             later, loss = self._forward()  # with gradients, even if they are not asked for: some losses take them
-            if more:
-                self._backward(loss)
-            self.effects.note_trace(step, later, updated=more)
+            self.effects.note_trace(step, later)
             if not more:
                 break
+            self._backward(loss)
+            self.effects.note_gradients(step, later, gradients_of(self.model))
 
 
 def _degrees(run: Run, probe: Any) -> dict[str, float]:

@@ -117,7 +117,9 @@ def diagnose(
     judged by what the first leaves to explain. The growth is looked at last, where nothing else is wrong.
     """
     if not any(found.moved or found.not_finite for found in exponents.values()):
-        why = "nothing moved: is the learning rate zero?"
+        idle = not any(found.has_gradient for found in exponents.values())
+        why = "every gradient is zero: is any target in the batch?" if idle else "is the learning rate zero?"
+        why = f"nothing moved: {why}"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     findings: list[Finding] = []
     for part in parts:

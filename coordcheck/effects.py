@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
-from coordcheck.operations import GROUPED
+from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, again, parts_of
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
 from coordcheck.replays import Block, FunctionReplay
@@ -26,6 +28,9 @@ MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and war
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
 EXACT = torch.finfo(torch.float64).eps
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
+
+COUNTED = 2**18  # coordinates of a gradient among which those that are not zero are counted
+PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
 SHORT = {"scaled_dot_product_attention": "sdpa"}
@@ -66,30 +71,25 @@ class Effects:
     """The parts of one model, and what is noted of them from its initial state on.
 
     Args:
-        model: the model, after its first backward pass and before its first update.
+        model: the model.
         tracer: what its first forward pass was seen to do.
-        initial: every parameter's values at t=0; copied now when not given.
+        initial: every parameter's values at t=0.
+        with_gradient: the parameters that the loss depends on.
     """
 
-    def __init__(self, model: nn.Module, tracer: Tracer, initial: Mapping[str, Tensor] | None = None) -> None:
-        self.model, self.tracer = model, tracer
-        self.initial = initial_values(model) if initial is None else initial
+    def __init__(
+        self, model: nn.Module, tracer: Tracer, initial: Mapping[str, Tensor], with_gradient: frozenset[str]
+    ) -> None:
+        self.model, self.tracer, self.initial = model, tracer, initial
         self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-        self.parts = parts_of(Snapshot(model, tracer, self.initial, self.trained, frozenset(self._gradients())))
+        self.parts = parts_of(Snapshot(model, tracer, initial, self.trained, with_gradient))
         self._facts = Facts()
         self._counts: dict[str, Tensor] = {}
         self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
 
-    def _gradients(self) -> dict[str, Tensor]:
-        return {
-            name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and parameter.grad is not None
-        }
-
     def moved(self) -> dict[str, tuple[float, float]]:
         """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
-        moved, gradients = {}, self._gradients()
+        moved, gradients = {}, gradients_of(self.model)
         for name, parameter in self.model.named_parameters():
             if name in self.trained:
                 gradient = gradients.get(name)
@@ -122,11 +122,9 @@ class Effects:
         return self._facts.get(part.name, step, Quantity.WEIGHT_UPDATE)
 
     def note_initial(self) -> None:
-        """Note what is known before the first update."""
-        gradients = self._gradients()
+        """Note what is known before the first backward pass."""
         for part in self.parts:
             self._facts.put(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
-            self._note_gradients(part, 0, part.use, gradients)
             if part.replay is not None and not part.hidden:
                 self._facts.put(part.name, 0, Quantity.INPUT, part.replay.input_scale)
                 self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
@@ -148,12 +146,18 @@ class Effects:
             self._facts.put(name, 0, Quantity.INPUT, _rms(taken))
             self._facts.put(name, 0, Quantity.OUTPUT, _rms(given))
 
-    def _note_gradients(self, part: Part, step: int, use: UseCall | None, gradients: Mapping[str, Tensor]) -> None:
+    def note_gradients(self, step: int, tracer: Tracer, gradients: Mapping[str, Tensor]) -> None:
+        """Note the gradients before the update that follows step t, and those of the outputs in its forward pass."""
+        for part in self.parts:
+            gradient = gradients.get(part.parameter)
+            if gradient is not None or not part.trained:
+                self._note_gradient(part, step, again(part, tracer), gradient)
+
+    def _note_gradient(self, part: Part, step: int, use: UseCall | None, gradient: Tensor | None) -> None:
         """dL/dp over its coordinates that are not zero, and dL/dh."""
-        gradient = gradients.get(part.parameter)
         if gradient is not None:
             rows = part.rows(gradient)
-            count = torch.count_nonzero(rows).double()
+            count = _nonzero(part, rows)
             self._counts[part.name] = torch.maximum(count, self._counts.get(part.name, count))
             self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / count.clamp(min=1).sqrt())
         if use is not None and use.gradient is not None:
@@ -167,11 +171,15 @@ class Effects:
     def note_updates(self, step: int) -> None:
         """Note how far the parameters have moved, and what that alone makes of their initial inputs."""
         current = dict(self.model.named_parameters())
+        changes: dict[str, Tensor] = {}
         for part in self.parts:
             if not part.trained:
                 continue
-            now, before = current[part.parameter].detach(), self.initial[part.parameter]
-            change = part.rows(now - before)
+            now = current[part.parameter].detach()
+            if part.parameter not in changes:
+                changes = {part.parameter: now - self.initial[part.parameter]}  # one at a time is held
+            whole = changes[part.parameter]
+            change = part.rows(whole)
             count = self._counts.get(part.name, torch.zeros((), dtype=torch.float64, device=change.device))
             count = torch.where(count > 0, count, float(max(change.numel(), 1)))
             self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / count.sqrt())
@@ -179,15 +187,13 @@ class Effects:
             if matrix is not None:
                 self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
             if part.replay is not None and not part.hidden:
-                self._measure(part, step, Quantity.OWN_UPDATE, lambda p=part, now=now: p.replay.own_update(now))
+                own = partial(part.replay.own_update, now, whole)
+                self._measure(part, step, Quantity.OWN_UPDATE, own)
 
-    def note_trace(self, step: int, later: Tracer, *, updated: bool) -> None:
-        """Note a later forward pass, and the gradients of its backward pass where an update follows."""
-        gradients = self._gradients() if updated else {}
+    def note_trace(self, step: int, later: Tracer) -> None:
+        """Note a later forward pass."""
         for part in self.parts:
             use = again(part, later)
-            if updated:
-                self._note_gradients(part, step, use, gradients)
             if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
                 self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
@@ -204,7 +210,9 @@ class Effects:
         if part.block is not None and part.block.stacked:  # which part of the output is its own is not known
             return
         try:
-            with torch.no_grad():
+            device = self.initial[part.parameter].device.type
+            plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+            with torch.no_grad(), plain:
                 value = _rms(part.channels(replay()))
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {part.name} ({type(error).__name__})"] += 1
@@ -275,6 +283,15 @@ def initial_values(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every gradient that is there, sparse ones with their zeros."""
+    return {
+        name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is not None
+    }
+
+
 def _comparable(part: Part, later: UseCall) -> bool:
     """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
     use = part.use
@@ -297,6 +314,14 @@ def _named(tracer: Tracer) -> dict[str, AttentionCall]:
         count = sum(name.partition("#")[0] == base for name in named)
         named[base if not count else f"{base}#{count + 1}"] = product
     return named
+
+
+def _nonzero(part: Part, gradient: Tensor) -> Tensor:
+    """How many coordinates of a gradient are not zero; of a large matrix, counted on some of its rows."""
+    rows = gradient
+    if gradient.numel() > COUNTED and part.use is not None and part.use.linear and part.use.operation not in PICKED:
+        rows = gradient[:: -(-gradient.numel() // COUNTED)]
+    return torch.count_nonzero(rows).double() * (gradient.numel() / max(rows.numel(), 1))
 
 
 def _as_matrix(part: Part, change: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -39,7 +40,11 @@ class Hook:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
         try:
-            self._action(*args)
+            if not torch._C._len_torch_function_stack():
+                self._action(*args)
+                return
+            with torch._C.DisableTorchFunction():  # a mode is on, which is to see what the model does alone
+                self._action(*args)
         except Exception as error:
             with suppress(Exception):
                 self._failed(error)
@@ -64,8 +69,52 @@ def in_backward() -> bool:
     return graph_task() != OUTSIDE
 
 
-def refuse_unhookable(model: nn.Module) -> None:
-    """Refuse a model on which hooks do not fire.
+class Eager:
+    """From `begin` to `end`, whatever `torch.compile` made runs eagerly, and hooks fire in it.
+
+    Several may begin and end in any order; the last one puts back the compiler's stance that the first one found.
+
+    Attributes:
+        possible: whether this torch can (2.6 or later).
+    """
+
+    possible = hasattr(torch.compiler, "set_stance")
+    _begun: set[Eager] = set()
+    _stance: Any = None
+
+    def begin(self) -> None:
+        # the compiler takes seconds to import; making an optimizer imports it, and without it nothing is compiled
+        if not self._begun and self.possible and "torch._dynamo" in sys.modules:
+            Eager._stance = torch.compiler.set_stance("force_eager")
+        self._begun.add(self)
+
+    def end(self) -> None:
+        """Let the compiler be, unless this is inside the call of something compiled: then it is to be asked again."""
+        # such a call looks at the stance when it returns: it would miss what it should have compiled, and raise
+        if self in self._begun and not _in_compiled_call():
+            self.end_now()
+
+    def end_now(self) -> None:
+        """Let the compiler be, wherever this is."""
+        if self not in self._begun:
+            return
+        self._begun.remove(self)
+        if not self._begun and Eager._stance is not None:
+            stance, Eager._stance = Eager._stance, None
+            stance.__exit__(None, None, None)
+
+
+def _in_compiled_call() -> bool:
+    """Whether a function further up the stack is one that `torch.compile` made."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    frame = sys._getframe() if compiler is not None else None
+    while frame is not None and frame.f_code.co_filename != getattr(compiler, "__file__", None):
+        frame = frame.f_back
+    return frame is not None
+
+
+def refuse_unhookable(model: nn.Module, *, eager: bool = False) -> None:
+    """Refuse a model on which hooks do not fire; one that is compiled, unless it is made to run eagerly.
 
     Raises:
         CoordCheckError: it is or holds a ScriptModule, or is compiled.
@@ -75,7 +124,7 @@ def refuse_unhookable(model: nn.Module) -> None:
             "the model is or holds a ScriptModule, whose calls cannot be hooked. Pass the eager module it was made "
             "from."
         )
-    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
+    if not eager and any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in model.modules()):
         raise CoordCheckError(
             "the model is compiled, and hooks on a compiled model silently do not fire. Check the eager model: "
             "its scales are the same."

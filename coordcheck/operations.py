@@ -47,6 +47,9 @@ CURVES = frozenset(
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})  # a matrix per group of rows, as per expert
 ELEMENTWISE = SCALAR_PRODUCTS | SCALAR_QUOTIENTS | SUMS
 NORMALISATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"})
+EXAMPLE_WISE = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+) | frozenset({"batch_norm", "group_norm", "instance_norm"})
 RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
@@ -152,6 +155,7 @@ _FANS: Mapping[str, Callable[[_Given], Fans]] = {
 }
 STACKED = GROUPED | {"bmm", "baddbmm", "matmul", "__matmul__", "einsum"}  # may take a stack of matrices, as of experts
 ROW_WISE = frozenset({"linear", "embedding"})  # act on every row of their input by itself: a subset of rows is enough
+ROWS = ROW_WISE | {"matmul", "mm", "__matmul__", "addmm"}  # likewise with a matrix to their right
 PICKS = frozenset({"__getitem__", "index_select"})
 BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d", *(f"conv_transpose{d}d" for d in (1, 2, 3))})
 # linear in the weight and in the input, with nothing added but a bias
@@ -166,6 +170,34 @@ def is_linear(name: str) -> bool:
 def is_known(name: str) -> bool:
     """Whether it is known over which axes a function sums."""
     return name in _FANS or name in ELEMENTWISE | NORMALISATIONS | JOINS
+
+
+def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shape: Sequence[int]) -> int | None:
+    """How many axes of an activation from the front a function acts on entry by entry; None where it mixes them.
+
+    Some of these entries then say as much of its scales as all: rows of what a linear layer takes, examples of what a
+    convolution does (of a batch norm, a smaller batch).
+
+    Args:
+        name: the function's.
+        operands: the shapes of its parameters, by position.
+        position: of the activation.
+        shape: the activation's.
+
+    >>> subset("linear", {1: (8, 4)}, 0, (2, 3, 4)), subset("conv2d", {1: (8, 4, 3, 3)}, 0, (2, 4, 32, 32))
+    (2, 1)
+    >>> subset("matmul", {0: (8, 4)}, 1, (4, 16)) is None
+    True
+    """
+    ranks = [len(size) for size in operands.values()]
+    if name in EXAMPLE_WISE:
+        batched = len(shape) >= 2 and (name in NORMALISATIONS or len(shape) == max(ranks))
+        return 1 if batched else None
+    last = name in ELEMENTWISE or name in NORMALISATIONS
+    if (last and max(ranks) == 1) or (name in ROWS and max(ranks) == 2 and name != "embedding"):
+        matrices = [at for at, size in operands.items() if len(size) == 2]
+        return len(shape) - 1 if all(at > position for at in matrices) else None
+    return len(shape) if name == "embedding" else None
 
 
 def fans(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from coordcheck.records import ParameterInfo
 from coordcheck.sites import ROOT
+from coordcheck.wrappers import layers_of
 
 
 def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_called: set[str]) -> list[ParameterInfo]:
@@ -19,20 +20,27 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
     `never_called` names the modules no call of which was seen: a parameter that only such modules own, and that has
     a gradient all the same, did its work where hooks cannot see it.
     """
-    settings = optimizer_settings(optimizers)
+    settings, layers = optimizer_settings(optimizers), dict(layers_of(model))
     seen = {
         id(parameter)
-        for name, module in model.named_modules()
-        if _user(model, name, module) not in never_called
+        for path, module in layers.items()
+        if _user(layers, path, module) not in never_called
         for parameter in module._parameters.values()
     }
-    infos = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate, decay = settings.get(id(parameter), (None, None))
-            visible = parameter.grad is None or id(parameter) in seen
-            infos.append(ParameterInfo(name, tuple(parameter.shape), rate, decay, visible))
-    return infos
+    names: dict[int, tuple[str, nn.Parameter]] = {}  # once each, under the first name
+    for path, module in layers.items():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                names.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
+    return [
+        ParameterInfo(
+            name,
+            tuple(parameter.shape),  # of the whole, where ranks hold shards of it
+            *settings.get(key, (None, None)),
+            visible=parameter.grad is None or key in seen,
+        )
+        for key, (name, parameter) in names.items()
+    ]
 
 
 def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float | None, float | None]]:
@@ -45,11 +53,11 @@ def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float
     }
 
 
-def _user(model: nn.Module, path: str, module: nn.Module) -> str:
+def _user(layers: Mapping[str, nn.Module], path: str, module: nn.Module) -> str:
     """The path of the module whose call uses a module's parameters: its own, or a container's owner."""
     while path and isinstance(module, (nn.ParameterList, nn.ParameterDict, nn.ModuleList, nn.ModuleDict)):
         path = path.rpartition(".")[0]
-        module = model.get_submodule(path)
+        module = layers[path]
     return path or ROOT
 
 

@@ -16,13 +16,17 @@ from torch.optim import Optimizer
 from coordcheck.arguments import labelled, whole_number
 from coordcheck.calls import leaves
 from coordcheck.errors import CoordCheckError
-from coordcheck.hooks import OUTSIDE, Hook, graph_task
+from coordcheck.hooks import OUTSIDE, Eager, Hook, graph_task, in_backward, refuse_unhookable
+from coordcheck.live import LiveEffects
 from coordcheck.parameters import optimizer_settings as optimizer_settings
 from coordcheck.parameters import parameter_infos as parameter_infos
+from coordcheck.ranks import PATIENCE, sharing_ranks
 from coordcheck.records import Outcome, RunKey, RunRecord
+from coordcheck.reduction import SharedRun
 from coordcheck.runfiles import RunFolder, versions
+from coordcheck.shards import spread_over
 from coordcheck.sites import SiteRecorder
-from coordcheck.wrappers import skipped, unwrapped_model, unwrapped_optimizers
+from coordcheck.wrappers import name_plainly, skipped, unwrapped_model, unwrapped_optimizers
 
 
 class Recorder:
@@ -43,14 +47,33 @@ class Recorder:
     `change` needs one fixed batch: when the model's input differs from its input at t=0 the rows say "moved input".
     Once step `steps` is recorded (in the call after update number `steps`) the file is written and the hooks go.
 
+    Where the model itself is called, its first updates are diagnosed as well: the calls of steps 0 and 1 are traced,
+    and a copy of the initial parameters is held until every parameter has moved. Updates from a large batch are less
+    aligned with their input than those of the tiny batch that `coordcheck.diagnose` takes, which is sharper.
+
+    What `torch.compile` made runs eagerly, because no hook fires in it, until everything is recorded, and a training
+    step that is compiled as a whole until the block is left (torch 2.6 or later; a compiled model is refused before).
+
+    Under `torch.distributed`, use it on every rank, with the same label, width and seed. The ranks over which the model
+    is spread, by DistributedDataParallel, `fully_shard` or `parallelize_module`, are one run: scales are those of the
+    whole batch and of whole tensors, and the lowest rank writes the file. Ranks hand in their parts without waiting;
+    the lowest one looks for them after each update, and for up to a minute when the block is left. A plain model is a
+    run of its own rank, such as one width per rank; where ranks share one all the same (tensors split by hand, the
+    stages of a pipeline), `group` says so. A plain tensor that holds a summand, and not a part, of its value cannot be
+    told from one: its scale is that of the summands. Own updates are those that the lowest rank's examples tell, and
+    left out where parameters are DTensors.
+
     Args:
         optimizer: the optimizer, or several.
         width: the scale that is compared across runs.
         steps: the last t to record; the loop makes one update more than that.
+        own_updates: whether to diagnose, which costs the copy and two traced calls.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
+        group: the process group of the ranks that train this one model, where it cannot be read off the model.
 
     Attributes:
-        record: the `RunRecord`, complete when everything is recorded or the block is left.
+        record: the `RunRecord`, complete when everything is recorded or the block is left. Where several ranks train
+            the model, it is that of all of them on the lowest rank once the block is left, and its own part elsewhere.
         done: whether every step was recorded.
 
     Raises:
@@ -67,7 +90,9 @@ class Recorder:
         seed: int = 0,
         label: str = "model",
         steps: int = 4,
+        own_updates: bool = True,
         save_to: str | PathLike[str] | None = None,
+        group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
         width, seed = whole_number("width", width, 1), whole_number("seed", seed, 0)
         steps = whole_number("steps", steps, 0)
@@ -77,10 +102,19 @@ class Recorder:
         settings = {"steps": str(steps), "optimizer": names, "torch": versions()["torch"]}
         self.record = RunRecord(RunKey(label, width, seed), settings=settings)
         self.done = False
+        refuse_unhookable(model, eager=Eager.possible)
         self._model = unwrapped_model(model)
         self._steps = steps
         self._folder = None if save_to is None else RunFolder(save_to)
-        self._sites = SiteRecorder(self._model, listens=self._listens)
+        self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible)
+        self._eager = Eager()
+        ranks = sharing_ranks(model, group)
+        self._shared = SharedRun(self.record, ranks) if ranks else None
+        # what a parameter does by itself cannot be replayed on one rank that holds a part of it
+        spread, own_updates = bool(spread_over(self._model)), own_updates and steps > 0
+        self._live = LiveEffects(self._model, self._optimizers) if own_updates and not spread else None
+        if own_updates and spread:
+            self.record.notes.append("own updates were not recorded: the parameters are spread over ranks")
         self._hooks, self._step_hooks = ExitStack(), ExitStack()
         self._t = 0
         self._recorded: int | None = None  # the last step that was
@@ -97,13 +131,20 @@ class Recorder:
             self._folder.probe()
         with ExitStack() as hooks, ExitStack() as step_hooks:
             # before and after the hooks of the sites, so that what a call is was decided when they see it
-            hooks.callback(self._model.register_forward_pre_hook(self._hook(self._before_call)).remove)
+            before = self._hook(self._before_call)
+            hooks.callback(self._model.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.enter_context(self._sites)
             hooks.callback(self._model.register_forward_hook(self._hook(self._after_call)).remove)
+            if self._live is not None:
+                hooks.callback(self._hook(self._live.end))
             for optimizer in self._optimizers:
+                step_hooks.callback(optimizer.register_step_pre_hook(self._hook(self._before_update)).remove)
                 step_hooks.callback(optimizer.register_step_post_hook(self._hook(self._after_update)).remove)
             self._sites.open(0)
             self._hooks, self._step_hooks = hooks.pop_all(), step_hooks.pop_all()
+        self._hook(self._eager.begin)()
+        if self._shared is not None:
+            self._hook(self._shared.begin)()
         self._started = time.perf_counter()
         return self
 
@@ -114,6 +155,8 @@ class Recorder:
             self._hook(self._tell_ending)(error)
             self._hook(self._settle)()
         self._hook(self._hooks.close)()
+        self._hook(self._eager.end_now)()
+        self._hook(self._finish)(PATIENCE if error is None else 0.0)
 
     def _hook(self, action: Callable[..., object]) -> Hook:
         """An action of ours; what it raises becomes a note and a line in the log, never the user's exception."""
@@ -139,11 +182,23 @@ class Recorder:
             record.notes.append(f"width {record.key.width}: recorded {seen} of t=0..{self._steps}{why}")
 
     def _settle(self) -> None:
-        """End the recording: the model's hooks go, and the run file is written."""
+        """End the recording: the hooks on the model go, and the run file is written, or this rank's part handed in."""
         self._settled = True
         self._hook(self._hooks.close)()
+        self._hook(self._eager.end)()
         self._hook(self._collect)()
         self.record.seconds = time.perf_counter() - (self._started or 0.0)
+        if self._shared is None:
+            self._save()
+        else:
+            self._shared.hand_in(self._sites.sizes)
+
+    def _finish(self, patience: float | None = None) -> None:
+        """Write the run file of several ranks, on the one that does, once their parts are there."""
+        if self._shared is not None and self._shared.gathered(patience):
+            self._save()
+
+    def _save(self) -> None:
         if self._folder is not None:
             if self._folder.run_path(self.record.key).exists():
                 logging.getLogger("coordcheck").warning("the run file of %s is replaced", self.record.key)
@@ -152,6 +207,9 @@ class Recorder:
     def _collect(self) -> None:
         self.record.sites, self.record.rows = list(self._sites.sites.values()), self._sites.rows
         self.record.notes.extend(self._sites.notes())
+        if self._live is not None and self.record.rows:
+            self._live.write(self.record)
+        name_plainly(self.record)
 
     def _trains(self) -> bool:
         """Whether a call now is one of the training."""
@@ -163,7 +221,7 @@ class Recorder:
                 self._sites.discard()
         return self._model.training or not self._seen_training
 
-    def _before_call(self, model: nn.Module, args: Any) -> None:
+    def _before_call(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         # a call that raised is no step, and calls of layers without gradients were no checkpoint's
         if (self._inside or self._doubtful) and self._sites.is_open:
             self._sites.discard()
@@ -171,6 +229,8 @@ class Recorder:
         self._inside = self._trains()
         # a whole model that is checkpointed is called without gradients, and once more in the backward pass
         self._sites.task = graph_task()
+        if self._inside and self._sites.is_open and self._live is not None and not in_backward():
+            self._live.begin(self._t, args, kwargs)
 
     def _after_call(self, model: nn.Module, args: Any, output: Any) -> None:
         # whatever follows before the next update is another micro-batch, or no training at all
@@ -207,9 +267,17 @@ class Recorder:
         if self.done and self._t > 0:  # at t=0 the learning rates are not known yet
             self._settle()
 
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._live is not None and not self._settled and not skipped(optimizer):
+            self._live.updates(optimizer)
+
     def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._settled:
+            self._eager.end()
+            self._finish()
         if self._settled or skipped(optimizer):
             return
+        self._before_update(optimizer, args, kwargs)  # what was called inside the update, by a closure
         self._close()
         if self._sites.is_open:  # not called since the last update: another optimizer of the same one
             return

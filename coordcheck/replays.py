@@ -28,7 +28,7 @@ class Replay(Protocol):
 
     def output(self) -> Tensor: ...
 
-    def own_update(self, now: Tensor) -> Tensor: ...
+    def own_update(self, now: Tensor, change: Tensor) -> Tensor: ...
 
 
 class FunctionReplay:
@@ -43,6 +43,8 @@ class FunctionReplay:
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
         self._scale = use.downstream
+        self._bias = use.operation in ops.BIASED and not use.matrix
+        self._in_proportion = self._bias or use.alone
         position = use.input_position
         self._input = None if position is None else use.leaves[position]
         self._rows: dict[int, Any] = {}
@@ -60,11 +62,16 @@ class FunctionReplay:
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
-        return self._difference(self._initial[self._use.parameter])
+        initial = self._initial[self._use.parameter]
+        if self._in_proportion:
+            return self._proportional(initial)
+        return (self._in_double(initial) - self._in_double(torch.zeros_like(initial))) * self._scale
 
-    def own_update(self, now: Tensor) -> Tensor:
-        """f(p_t; x_0) - f(p_0; x_0)."""
-        return self._difference(now.detach(), self._initial[self._use.parameter])
+    def own_update(self, now: Tensor, change: Tensor) -> Tensor:
+        """f(p_t; x_0) - f(p_0; x_0), given p_t and p_t - p_0."""
+        if self._in_proportion:
+            return self._proportional(change)
+        return (self._in_double(now) - self._in_double(self._initial[self._use.parameter])) * self._scale
 
     def inherited(self, later: UseCall) -> Tensor:
         """f(p_0; x_t) - f(p_0; x_0), with x_t from a later trace."""
@@ -73,28 +80,28 @@ class FunctionReplay:
             return torch.zeros(1)
         x0, xt = use.leaves[position], later.leaves[position]
         before = self._initial[use.parameter]
+        if self._bias:  # what arrives beside it, arrives through the weight
+            weights = {p: other.of(self._initial[other.parameter]) for p, other in use.others.items()}
+            return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
         if use.alone:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
             return self._alone(before, {position: moved}) * self._scale
         return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
 
-    def _difference(self, values: Tensor, minus: Tensor | None = None) -> Tensor:
-        """f(values; x_0) - f(minus; x_0), minus being zero when it is not given."""
-        use = self._use
-        change = values if minus is None else values - minus
-        if use.operation in ops.BIASED and not use.matrix:  # a bias is its own part of the output
-            return use.operand.of(change)
-        if use.alone:
-            return self._alone(change, self._rows) * self._scale
-        return (
-            self._in_double(values) - self._in_double(torch.zeros_like(values) if minus is None else minus)
-        ) * self._scale
+    def _proportional(self, values: Tensor) -> Tensor:
+        """f(values; x_0) - f(0; x_0) of a function that is linear in the parameter."""
+        if self._bias:  # its own part of the output
+            return self._use.operand.of(values)
+        return self._alone(values, self._rows) * self._scale
 
     def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
         """The function of this parameter alone: without its bias."""
         use = self._use
         biases = dict.fromkeys(use.others, None)
-        return use.call({**biases, **inputs, use.position: use.operand.of(values)})
+        own, position = use.operand.of(values), use.input_position
+        if position is not None:  # under autocast the function took another precision than the parameter's own
+            inputs = {position: inputs.get(position, use.leaves[position]).to(own.dtype)}
+        return use.call({**biases, **inputs, use.position: own})
 
     def _in_double(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
         use = self._use
@@ -149,8 +156,8 @@ class ModuleReplay:
     def output(self) -> Tensor:
         return self._called({})
 
-    def own_update(self, now: Tensor) -> Tensor:
-        return self._called({self._name: now.detach()}) - self._called({})
+    def own_update(self, now: Tensor, change: Tensor) -> Tensor:
+        return self._called({self._name: now}) - self._called({})
 
     def _called(self, changed: Mapping[str, Tensor]) -> Tensor:
         """The module's output on x_0 with its initial parameters, some of them changed; nothing of it is modified."""

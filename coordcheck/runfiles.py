@@ -18,6 +18,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -237,6 +238,7 @@ def versions() -> dict[str, str]:
     }
 
 
+@cache  # reading the metadata takes some 6 ms a package
 def _version(name: str) -> str:
     try:
         return version(name)

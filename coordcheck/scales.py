@@ -22,6 +22,7 @@ from coordcheck.records import Status
 # channels are 4096 coordinates, whose RMS has a standard error near 1 % (1 / sqrt(2 n) when independent).
 SAMPLED_ROWS = 64
 SAMPLED_COORDINATES = 2**12
+FEWEST_ROWS, FEWEST_EXAMPLES = 16, 4  # of what single parameters act on: examples where they act on whole ones
 PIECE = 2**13  # coordinates reduced at a time: they stay in the cache, and BLAS starts no threads for so few
 
 
@@ -167,6 +168,30 @@ def sample_rows(values: Tensor, *, stacked: bool = False) -> Tensor:
     if index is None:
         return values
     return values.reshape(*values.shape[:stacked], -1, shape[-1]).index_select(int(stacked), index)
+
+
+def sample_entries(values: Tensor, axes: int) -> Tensor:
+    """A few entries of a large tensor along its first `axes` axes taken together, itself when it is small.
+
+    They depend on the shape alone. 16 rows of 256 channels are 4096 coordinates.
+
+    >>> sample_entries(torch.zeros(8, 1024, 256), 2).shape, sample_entries(torch.zeros(8, 1024, 256), 1).shape
+    (torch.Size([16, 256]), torch.Size([4, 1024, 256]))
+    """
+    leading, rest = math.prod(values.shape[:axes]), values.shape[axes:]
+    fewest = FEWEST_ROWS if axes >= values.dim() - 1 else FEWEST_EXAMPLES
+    keep = max(fewest, SAMPLED_COORDINATES // max(math.prod(rest), 1))
+    if leading <= keep:
+        return values
+    return values.reshape(leading, *rest).index_select(0, _places(leading, keep, values.device))
+
+
+@lru_cache(maxsize=256)
+def _places(entries: int, keep: int, device: torch.device) -> Tensor:
+    """One place in each of `keep` equal stretches, at no fixed distance: positions in a sequence are all visited."""
+    stretch = entries / keep
+    golden = (np.arange(keep) * 0.6180339887) % 1
+    return torch.from_numpy(((np.arange(keep) + golden) * stretch).astype(np.int64)).to(device)
 
 
 def sampled_copy(values: Array) -> Array:

@@ -17,7 +17,9 @@ from coordcheck.hooks import OUTSIDE, Hook, graph_task, refuse_unhookable
 from coordcheck.hooks import in_backward as in_backward
 from coordcheck.inputs import InitialInputs
 from coordcheck.records import Kind, Row, Site, Status
+from coordcheck.shards import hands_on, is_spread, local_part, owns_shards
 from coordcheck.windows import Window, rows_of_windows
+from coordcheck.wrappers import layers_of
 
 ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""
@@ -41,8 +43,10 @@ class SiteRecorder:
         model: the model; it is not changed.
         fixed_batch: the caller gives the same batch at every step, also after the model wrote into a copy of it.
         listens: whether a call belongs to the open window, asked with its output; None stands for the model's input.
+        eager: the caller makes compiled parts of the model run eagerly.
 
     Attributes:
+        sizes: how many coordinates of this rank each row stands for, by site and step.
         task: the backward pass whose calls are recorded; a call inside another one is activation checkpointing
             computing the same call again.
 
@@ -51,11 +55,17 @@ class SiteRecorder:
     """
 
     def __init__(
-        self, model: nn.Module, *, fixed_batch: bool = False, listens: Callable[[Any], bool] = lambda output: True
+        self,
+        model: nn.Module,
+        *,
+        fixed_batch: bool = False,
+        listens: Callable[[Any], bool] = lambda output: True,
+        eager: bool = False,
     ) -> None:
-        refuse_unhookable(model)
+        refuse_unhookable(model, eager=eager)
         self.sites: dict[str, Site] = {}
         self.skipped: Counter[str] = Counter()
+        self.sizes: dict[tuple[int, int], int] = {}
         self.task = OUTSIDE
         self._model = model
         self._listens = listens
@@ -65,6 +75,8 @@ class SiteRecorder:
         self._step: int | None = None
         self._last = 0
         self._known = 0
+        self._produced: Any = None
+        self._wholes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._calls: list[tuple[Site, Call]] = []
         self._moved: list[Tensor | bool] = []
         self._counts: Counter[str] = Counter()
@@ -76,9 +88,14 @@ class SiteRecorder:
 
     def __enter__(self) -> SiteRecorder:
         with ExitStack() as handles:  # undone when a module refuses its hook
-            for name, module in self._model.named_modules():
-                hook = Hook(partial(self._on_forward, name or ROOT), self._failed)
-                handles.callback(module.register_forward_hook(hook).remove)
+            for name, module in layers_of(self._model):
+                on_forward: Callable[..., None] = partial(self._on_forward, name or ROOT)
+                if owns_shards(module):
+                    # first, to see what the forward gave before the hooks of tensor parallelism change it
+                    produced = Hook(self._on_produced, self._failed)
+                    handles.callback(module.register_forward_hook(produced, prepend=True).remove)
+                    on_forward = partial(self._on_spread_forward, name or ROOT)
+                handles.callback(module.register_forward_hook(Hook(on_forward, self._failed)).remove)
             root = Hook(self._on_root_input, self._failed)
             handles.callback(self._model.register_forward_pre_hook(root, with_kwargs=True).remove)
             self._handles = handles.pop_all()
@@ -151,7 +168,7 @@ class SiteRecorder:
 
     def never_called(self) -> set[str]:
         """Module paths none of whose calls was seen so far."""
-        return {name or ROOT for name, _ in self._model.named_modules()} - self._ever_called
+        return {name or ROOT for name, _ in layers_of(self._model)} - self._ever_called
 
     def notes(self) -> list[str]:
         """What the reader of the rows must know: outputs without a scale, and noise in every change."""
@@ -170,7 +187,7 @@ class SiteRecorder:
 
     def _on_root_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._step is not None and graph_task() == self.task and self._listens(None):
-            self._compare([leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+            self._compare([local_part(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
 
     def _compare(self, inputs: list[Tensor]) -> None:
         """Note whether the model's input is the one of t=0: the first call's of the window."""
@@ -182,13 +199,28 @@ class SiteRecorder:
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the model's input ({type(error).__name__})"] += 1
 
+    def _on_produced(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._produced = output if self._step is not None and is_spread(output) else None
+
+    def _on_spread_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Record a layer whose parameters are spread over ranks: its output may be a shard that does not say so."""
+        produced, self._produced = self._produced, None
+        if produced is None:
+            self._on_forward(name, module, args, output)
+        elif hands_on(output, produced):
+            self._on_forward(name, module, args, produced)
+        else:
+            if isinstance(output, Tensor) and not is_spread(output):
+                self._wholes[shape_of(local_part(output))] = shape_of(produced)
+            self._on_forward(name, module, args, output)
+
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if self._step is None or graph_task() != self.task or not self._listens(output):
             return
         if not self._compared:  # the model itself is not called: its first layer that sees the batch tells
             batch = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor) and not leaf.requires_grad]
             if batch:
-                self._compare(batch)
+                self._compare([local_part(leaf) for leaf in batch])
         self._counts[name] += 1
         count = self._counts[name]
         layer = name if count == 1 else f"{name}#{count}"
@@ -217,11 +249,15 @@ class SiteRecorder:
                 self._reference.initial[layer] = call
             return
         site = self._site(layer, tensor, Kind.MODULE)
-        call = Call(site, shape_of(tensor))
+        call = Call(site, site.shape)
         try:
-            self._reference.measure(call, tensor, self._step)
+            part = local_part(tensor)
+            call.shape = shape_of(part)
+            self._reference.measure(call, part, self._step)
         except scales.NotMeasurable as reason:
             call.status = reason.status
+            if is_spread(tensor) and reason.status is Status.UNSUPPORTED:
+                self.skipped[f"the output of {layer}, of which every rank holds a summand,"] += 1
         except Exception:  # likewise: a tensor that cannot be read is a status
             call.status = Status.UNSUPPORTED
         self._calls.append((site, call))
@@ -231,10 +267,13 @@ class SiteRecorder:
         site = self.sites.get(layer)
         if site is None:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape_of(tensor), dtype)
+            # a plain tensor does not tell that it is a shard, but others of its shape were, a layer before it
+            shape = self._wholes.get(shape_of(tensor), shape_of(tensor)) if not is_spread(tensor) else shape_of(tensor)
+            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape, dtype)
         return site
 
     def _reduce(self) -> None:
         """Turn the closed windows into rows."""
         closed, self._closed = self._closed, []
+        self.sizes.update({(site.order, w.step): call.size for w in closed for site, call in w.calls})
         self._rows.extend(rows_of_windows(closed, self._reference.initial))

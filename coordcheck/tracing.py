@@ -25,6 +25,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
+from coordcheck.hooks import Hook
+from coordcheck.scales import sample_entries
 from coordcheck.sites import ROOT, in_backward
 from coordcheck.uses import (
     COMPUTED,
@@ -37,6 +39,7 @@ from coordcheck.uses import (
     UseCall,
     flattened,
     fused_logits,
+    fused_logits_scale,
     snapshot,
     summed,
     unflattened,
@@ -64,6 +67,8 @@ class _Mode(TorchFunctionMode):
         self._tracer = tracer
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():  # first, so that a compiler reads no further
+            return func(*args, **(kwargs or {}))
         return self._tracer.run(func, args, kwargs or {})
 
 
@@ -73,6 +78,8 @@ class Tracer:
     Args:
         model: the model; it is not changed.
         keep_calls: also keep the inputs and outputs of every module call.
+        sampled: of large tensors keep a subset of rows or examples, where a function acts on each of them by itself,
+            and the calls of modules without parameters alone.
 
     Attributes:
         uses: the last call per (parameter, function), in the order of the first.
@@ -82,13 +89,14 @@ class Tracer:
         calls: the last call of each module.
     """
 
-    def __init__(self, model: nn.Module, *, keep_calls: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False) -> None:
         self.uses: dict[tuple[str, str], UseCall] = {}
         self.slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self.attentions: list[AttentionCall] = []
         self.products: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
         self.skipped: Counter[str] = Counter()
+        self.sampled = sampled
         self._model, self._keep_calls = model, keep_calls
         self._stack: list[str] = []
         self._marks = WeakTensorKeyDictionary()
@@ -100,34 +108,55 @@ class Tracer:
         self._mode = _Mode(self)
 
     def __enter__(self) -> Tracer:
+        self._begin(self._model.named_modules())
+        return self
+
+    def _begin(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
         for name, parameter in self._model.named_parameters():
             if _made(parameter):
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
-        self._sizes = {
-            name: parameter.numel() for name, parameter in self._model.named_parameters() if _made(parameter)
-        }
+                self._sizes[name] = parameter.numel()
         strided = [buffer for buffer in self._model.buffers() if buffer.layout is torch.strided]
         self._buffers = {buffer.untyped_storage().data_ptr() for buffer in strided if buffer.numel()}
         with ExitStack() as hooks:
-            for name, module in self._model.named_modules():
-                before = module.register_forward_pre_hook(partial(self._enter, name or ROOT), with_kwargs=True)
-                after = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
-                hooks.callback(before.remove)
-                hooks.callback(after.remove)
+            leave = Hook(self._leave, self._failed)
+            for name, module in modules:
+                enter = Hook(partial(self._enter, name or ROOT), self._failed)
+                hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
             hooks.enter_context(self._mode)
             self._hooks = hooks.pop_all()
-        return self
 
     def __exit__(self, *exception: Any) -> None:
         self._hooks.close()
+
+    def begin(self, args: Any, kwargs: Any) -> None:
+        """Enter from inside a call of the model, which has begun; it ends with the call, also by an exception."""
+        # a hook that is always called is not there outside of such a call: a model with one is not compiled
+        ended = Hook(lambda model, args, output: self.end(output), self._failed)
+        self._begin((name, module) for name, module in self._model.named_modules() if name)
+        self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
+        self._enter(ROOT, self._model, args, kwargs)
+
+    def end(self, output: Any = None) -> None:
+        """Leave that call; once is enough."""
+        try:
+            if self._stack:
+                self._leave(self._model, (), {}, output)
+        finally:
+            self._hooks.close()
+
+    def _failed(self, error: Exception) -> None:
+        self.skipped[f"a call ({type(error).__name__})"] += 1
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         if in_backward():
             return
         self._stack.append(name)
-        if self._keep_calls:
+        if self._keep_calls and not (self.sampled and any(True for _ in module.parameters())):
             with torch._C.DisableTorchFunction(), suppress(Exception):  # of arguments that cannot be copied
-                self.calls[name] = ModuleCall(snapshot(args), snapshot(kwargs), None, torch.get_rng_state())
+                args, kwargs = (self._copied(value) for value in (args, kwargs))
+                self.calls[name] = ModuleCall(args, kwargs, None, torch.get_rng_state())
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if in_backward() or not self._stack:
@@ -138,7 +167,18 @@ class Tracer:
             self._exits[name] = mark
         if name in self.calls:
             with torch._C.DisableTorchFunction(), suppress(Exception):
-                self.calls[name] = self.calls[name]._replace(output=snapshot(output))
+                self.calls[name] = self.calls[name]._replace(output=self._copied(output))
+
+    def _copied(self, value: Any) -> Any:
+        """A copy of nested arguments, which later in-place operations do not change."""
+        return snapshot(value, _rows) if self.sampled else snapshot(value)
+
+    def _kept(self, name: str, leaves: Sequence[Any], operands: Mapping[int, Operand]) -> list[Any]:
+        """Copies of a call's activations; parameters are not copied: what calls them again has their values."""
+        if not self.sampled:
+            return [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)]
+        sizes = {at: operand.size for at, operand in operands.items()}
+        return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
@@ -153,10 +193,7 @@ class Tracer:
         try:
             leaves, spec = flattened(args, kwargs)
             operands = self._operands(leaves)
-            # parameters are not copied: what calls them again has their values
-            kept = (
-                [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)] if operands else leaves
-            )
+            kept = self._kept(name, leaves, operands) if operands else leaves
             versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
@@ -357,10 +394,11 @@ class Tracer:
             return
 
         def keep(gradient: Tensor) -> None:
+            rows = self._copied(gradient) if self.sampled else gradient.detach()
             for use in uses:
-                use.gradient = gradient.detach()
+                use.gradient = rows
 
-        output.register_hook(keep)
+        output.register_hook(Hook(keep, self._failed))
 
     def _split(self, seen: _Seen, mark: Mark, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
         """Note into which blocks of channels a matrix's output is split."""
@@ -401,11 +439,11 @@ class Tracer:
         fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
         attention = AttentionCall(self._layer, seen.name)
         attention.head_size = max(1, fans.fan_in if fans else 1)
-        attention.query = left.detach().clone(), marks[left_at].factor
-        attention.key = right.detach().clone(), marks[right_at].factor
+        attention.query = self._copied(left), marks[left_at].factor
+        attention.key = self._copied(right), marks[right_at].factor
         alpha = kwargs.get("alpha", 1) if seen.name in ops.ADDED else 1
         attention.scale = marks[left_at].factor * marks[right_at].factor * float(alpha)
-        attention.logits = output.detach().clone()  # what is masked in place later was a logit, too
+        attention.logits = self._copied(output)  # what is masked in place later was a logit, too
         for node in flow:
             node.feeds.add(attention)
         self.products.append(attention)
@@ -426,13 +464,26 @@ class Tracer:
         scale = given.get("scale")
         scale = attention.head_size**-0.5 if scale is None else float(scale)
         attention.scale = scale * before[0].factor * before[1].factor
-        attention.query, attention.key = (query.detach(), before[0].factor), (key.detach(), before[1].factor)
+        attention.query = self._copied(query) if self.sampled else query.detach(), before[0].factor
+        attention.key = self._copied(key) if self.sampled else key.detach(), before[1].factor
         with torch.no_grad():
-            attention.logits = fused_logits(given, scale)
+            attention.logits = (fused_logits_scale if self.sampled else fused_logits)(given, scale)
         for node in before[0].flow | before[1].flow:
             node.feeds.add(attention)
         self.attentions.append(attention)
         return values.flow | {attention}
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return sample_entries(tensor, max(tensor.dim() - 1, 0))
+
+
+def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: Any) -> Any:
+    """A copy of a call's argument: of some of its entries, where the function acts on each of them by itself."""
+    axes = ops.subset(name, sizes, position, leaf.shape) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+    if axes is None:
+        return snapshot(leaf)
+    return snapshot(leaf, lambda tensor: sample_entries(tensor, axes))
 
 
 def _without_uniform(name: str, tensors: Mapping[int, Tensor], marks: Mapping[int, Mark]) -> Mapping[int, Tensor]:

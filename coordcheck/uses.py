@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from coordcheck import operations as ops
 from coordcheck.operations import Fans
+from coordcheck.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 
 QUERY_ROWS = 64  # queries of a long sequence for which logits are rebuilt
 MASKED = -1e4  # an additive mask below this hides the position
@@ -191,11 +192,24 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
 
     Long sequences are looked at on `QUERY_ROWS` queries spread over them.
     """
+    logits, seen = _logits(given, scale, QUERY_ROWS)
+    return logits[seen.expand_as(logits)]
+
+
+def fused_logits_scale(given: Mapping[str, Any], scale: float) -> Tensor:
+    """The RMS of these logits for a few examples and queries, which does not wait for the device: ()."""
+    logits, seen = _logits(_first_examples(given), scale, FEWEST_ROWS)
+    seen = seen.expand_as(logits)
+    return torch.linalg.vector_norm(logits * seen) / seen.sum().clamp(min=1).sqrt()
+
+
+def _logits(given: Mapping[str, Any], scale: float, most: int) -> tuple[Tensor, Tensor]:
+    """The logits of at most so many queries, and which of them are not masked."""
     query, key = given["query"], given["key"]
     length = query.shape[-2]
     rows = torch.arange(length, device=query.device)
-    if length > QUERY_ROWS:
-        rows = (torch.arange(QUERY_ROWS, device=query.device) * length) // QUERY_ROWS
+    if length > most:
+        rows = (torch.arange(most, device=query.device) * length) // most
     query = query[..., rows, :]
     if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -208,7 +222,18 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
         allowed = mask if mask.dtype is torch.bool else mask > MASKED
         allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
         seen = seen & allowed
-    return logits[seen.expand_as(logits)]
+    return logits, seen
+
+
+def _first_examples(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an attention for a few examples of its batch: (batch, heads, time, D)."""
+    batch = given["query"].shape[0]
+    few = {
+        name: tensor[:FEWEST_EXAMPLES]
+        for name, tensor in given.items()
+        if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[0] == batch
+    }
+    return {**given, **few}
 
 
 def first_tensor(value: Any) -> Tensor:
@@ -252,9 +277,9 @@ def unflattened(leaves: Sequence[Any], spec: Any) -> tuple[Sequence[Any], Mappin
     return args, kwargs
 
 
-def snapshot(value: Any) -> Any:
-    """A copy of every tensor in nested arguments, which later in-place operations do not change."""
+def snapshot(value: Any, part: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+    """A copy of (a part of) every tensor in nested arguments, which later in-place operations do not change."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return part(value.detach()).clone()
     leaves, spec = tree_flatten(value)
-    return tree_unflatten([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    return tree_unflatten([part(leaf.detach()).clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)

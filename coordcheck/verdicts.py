@@ -297,12 +297,23 @@ _PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}
 
 
 def label_status(verdicts: pd.DataFrame) -> dict[str, Verdict]:
-    """Per label: the verdict of the first violated layer or of the first culprit, else undecided, else ok."""
+    """Per label: the verdict of the first violated layer or of the first culprit, else undecided, else ok.
+
+    Where most parameters are not visible, that no layer is violated decides nothing.
+    """
     result = {}
     for label, group in verdicts.groupby("label", sort=False):
         found = [Verdict(word) for word in group["verdict"]]
         culprits = group["culprit"] if "culprit" in group else [False] * len(found)
         violated = [v for v, culprit in zip(found, culprits, strict=True) if v.violated or culprit]
-        undecided = Verdict.UNDECIDED in found or Verdict.OK not in found
+        undecided = Verdict.UNDECIDED in found or Verdict.OK not in found or mostly_unseen(group)
         result[str(label)] = violated[0] if violated else Verdict.UNDECIDED if undecided else Verdict.OK
     return result
+
+
+def mostly_unseen(verdicts: pd.DataFrame) -> bool:
+    """Whether more than half of a label's parameters are not visible."""
+    if "parameter" not in verdicts:
+        return False
+    words = verdicts["verdict"][verdicts["parameter"].notna()]
+    return bool(2 * (words == Verdict.NOT_VISIBLE.value).sum() > len(words))

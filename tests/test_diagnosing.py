@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 import coordcheck
 from coordcheck import CoordCheckError, Trial, check, diagnose
+from coordcheck.batches import PROBE_EXAMPLES
 from coordcheck.effects import spectral_norm
 from coordcheck.records import Kind, Quantity
+from coordcheck.verdicts import Verdict
 
 GRID = (16, 32, 64)
 BASE = 16
@@ -529,7 +532,7 @@ def test_learning_rate_zero_everywhere_blames_nothing():
     report = diagnosed(build)
     assert set(verdicts(report).values()) == {"undecided"}
     assert culprits(report) == {}
-    assert "learning rate zero" in row(report, "hidden.weight").explanation
+    assert "learning rate zero?" in row(report, "hidden.weight").explanation
     assert report.exit_code == 3
 
 
@@ -1128,3 +1131,39 @@ def test_gradients_as_small_as_eps_make_no_culprits():
     report = diagnosed(build)
     assert culprits(report) == {}
     assert any("is eps as large as the gradient?" in note for note in report.notes)
+
+
+def test_a_probe_on_which_the_loss_says_nothing_gives_way_to_a_larger_one():
+    """A mask that only the loss knows: the first examples weigh nothing, or give no number."""
+    x, y = pairs()
+    for ignored in (0.0, math.nan):
+
+        def loss(model: nn.Module, batch: Any, ignored: float = ignored) -> Tensor:
+            each = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+            weight = (torch.arange(len(each)) >= 6).float()
+            return (each * weight).sum() / weight.sum() if weight.any() else each.sum() * ignored
+
+        assert len(x) > 6 > PROBE_EXAMPLES
+        report = diagnosed({"SP": sp, "µP": mup()}, (x, y), loss=loss)
+        assert {label: status.value for label, status in report.status.items()} == {"SP": "learns too fast", "µP": "ok"}
+
+
+def test_a_loss_that_never_says_anything_decides_nothing():
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(model(batch[0]), torch.full_like(batch[1], -100), reduction="sum")
+
+    report = diagnosed(mup(), loss=loss)
+    assert report.exit_code == 3
+    assert set(report.verdicts["explanation"]) == {"nothing moved: every gradient is zero: is any target in the batch?"}
+
+
+def test_where_most_parameters_are_not_visible_nothing_is_decided():
+    """Half of the model is beside the loss, and its parameters have no gradient but for rounding."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.readout(torch.relu(s.hidden(torch.relu(s.first(x))))) * 0 + s.readout.bias
+
+    report = diagnosed(mup(forward))
+    assert report.status["build"] is Verdict.UNDECIDED
+    assert report.exit_code == 3
+    assert "build: most of its parameters are not visible, so that nothing is decided" in report.notes

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import coordcheck
 from coordcheck.integrations import loggers
 from coordcheck.integrations.recording import Recording
-from coordcheck.records import Outcome, Status
+from coordcheck.records import Outcome, Quantity, Status
 from coordcheck.report import Report
 
 WIDTHS = (16, 64, 256)
@@ -85,14 +85,20 @@ def test_importing_the_package_loads_no_framework(statement):
     assert done.stdout.strip() == "", done.stderr
 
 
-@pytest.mark.parametrize(("module", "missing"), [("transformers", ["transformers"]), ("lightning", None)])
-def test_a_framework_that_is_not_installed_is_told_with_what_to_install(module, missing):
-    missing = missing or ["lightning", "lightning.pytorch", "pytorch_lightning"]
+@pytest.mark.parametrize(
+    ("module", "extra", "missing"),
+    [
+        ("transformers", "hf", ["transformers"]),
+        ("lightning", "lightning", ["lightning", "lightning.pytorch", "pytorch_lightning"]),
+    ],
+)
+def test_a_framework_that_is_not_installed_is_told_with_what_to_install(module, extra, missing):
     code = f"import sys\nfor n in {missing!r}: sys.modules[n] = None\nimport coordcheck.integrations.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "ImportError: this callback needs" in done.stderr
-    assert f"pip install 'coordcheck[{module}]'" in done.stderr
+    assert f"pip install 'coordcheck[{extra}]'" in done.stderr
+    assert f"\n{extra} = [" in (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
 
 
 # Hugging Face transformers
@@ -175,7 +181,9 @@ def test_a_trainer_that_ends_before_the_last_step_is_told(tmp_path):
     trainer = tiny_trainer(tmp_path, [callback], eval_strategy="steps", eval_steps=1, eval_on_start=True)
     trainer.train()
     assert "recorded t=0..2 of t=0..4" in callback.record.notes[0]
-    assert {row.status for row in callback.record.rows} == {Status.OK}
+    zero = {row.quantity for row in callback.record.rows if row.status is Status.ZERO}
+    assert zero == {Quantity.INHERITED}  # nothing stands before the first layer
+    assert {row.status for row in callback.record.rows} == {Status.OK, Status.ZERO}
     assert hook_count(trainer.model, trainer.optimizer.optimizer) == 0
     assert coordcheck.load(tmp_path / "runs").records[0].rows == callback.record.rows
 
@@ -353,7 +361,8 @@ def test_an_mlp_at_three_widths_as_three_trainings_of_lightning(tmp_path):
     run_jobs(MLP, [[str(width), "2"] for width in WIDTHS], tmp_path / "runs")
     report = assert_verdict_of(tmp_path / "runs", "automatic", "manual")
     for record in report.records:
-        assert [site.layer for site in record.sites] == ["0", "1", "2", "3", "4", "(model)"]
+        assert [site.layer for site in record.sites][:6] == ["0", "1", "2", "3", "4", "(model)"]
+        assert {use.parameter for use in record.uses} >= {"0.weight", "2.weight", "4.weight"}
         assert record.settings["optimizer"] == ("Adam" if record.key.label == "automatic" else "AdamW, Adam")
         assert all(info.learning_rate == 3e-3 for info in record.parameters)
 
@@ -449,14 +458,17 @@ def test_the_other_name_of_lightning_is_used_where_it_is_the_one_imported(monkey
 
 # Loggers
 
+LOGS = pytest.mark.parametrize("log", [loggers.log, Report.log], ids=["function", "method"])
 
-def test_a_report_in_a_real_tensorboard_file(tmp_path, report):
+
+@LOGS
+def test_a_report_in_a_real_tensorboard_file(tmp_path, report, log):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path)) as writer:
-        loggers.log(report, writer, step=7)
+        log(report, writer, step=7)
     found = EventAccumulator(str(tmp_path))
     found.Reload()
     assert {event.step for tag in found.Tags()["scalars"] for event in found.Scalars(tag)} == {7}
@@ -521,12 +533,13 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, name: str, calls: Calls, **ext
     return package
 
 
+@LOGS
 @pytest.mark.parametrize(("name", "text"), [("wandb", "Html"), ("trackio", "Markdown")])
 @pytest.mark.parametrize("whole", [False, True], ids=["run", "module"])
-def test_a_report_in_a_run_of_wandb_or_trackio(monkeypatch, report, name, text, whole):
+def test_a_report_in_a_run_of_wandb_or_trackio(monkeypatch, report, name, text, whole, log):
     calls = Calls()
     package = fake_package(monkeypatch, name, calls, **{text: lambda data: (text, data)})
-    loggers.log(report, package if whole else package.Run(), step=3)
+    log(report, package if whole else package.Run(), step=3)
     (call,) = calls.of("log")
     assert call["step"] == 3
     assert set(call["sizes"]) == {f"coordcheck/{kind}" for kind in loggers.KINDS}
@@ -572,6 +585,7 @@ def fake_mlflow(client: Client) -> ModuleType:
     return module
 
 
+@LOGS
 @pytest.mark.parametrize(
     ("target", "run"),
     [
@@ -581,9 +595,9 @@ def fake_mlflow(client: Client) -> ModuleType:
     ],
     ids=["module", "client", "Lightning's logger"],
 )
-def test_a_report_in_mlflow(report, target: Callable[[Client], Any], run):
+def test_a_report_in_mlflow(report, target: Callable[[Client], Any], run, log):
     client = Client()
-    loggers.log(report, target(client), step=2)
+    log(report, target(client), step=2)
     assert {arguments["run_id"] for _, arguments in client.calls.made} == {run}
     assert [c["artifact_file"] for c in client.calls.of("log_text")] == ["coordcheck/2/report.txt"]
     assert [c["artifact_file"] for c in client.calls.of("log_table")] == ["coordcheck/2/verdicts.json"]
@@ -595,23 +609,25 @@ def test_a_report_in_mlflow(report, target: Callable[[Client], Any], run):
     assert metrics["coordcheck/SP/violated_layers"] > 0
 
 
+@LOGS
 @pytest.mark.parametrize(
     "to",
     [None, 3, "runs", object(), {}, Client(), logging.getLogger("x"), sys, (1, 2)],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_tracker_is_refused_with_what_is_accepted(report, to):
+def test_what_is_no_tracker_is_refused_with_what_is_accepted(report, to, log):
     with pytest.raises(coordcheck.CoordCheckError, match=r"SummaryWriter.*wandb.*mlflow.*trackio"):
-        loggers.log(report, to)
+        log(report, to)
 
 
-def test_a_tracker_that_is_down_is_told_once_and_raises_nothing(report, caplog):
+@LOGS
+def test_a_tracker_that_is_down_is_told_once_and_raises_nothing(report, caplog, log):
     class Down(Client):
         def log_metric(self, *args: Any, **kwargs: Any) -> None:
             raise ConnectionError("no route to the server")
 
     client = Down()
-    loggers.log(report, (client, "r"))
+    log(report, (client, "r"))
     assert [record.message for record in caplog.records] == [
         "the report was not logged, or not wholly, to tuple: ConnectionError: no route to the server"
     ]

@@ -44,13 +44,14 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not
         seed: tells runs of one width apart.
         label: the name of the parametrization.
         steps: the last t to record.
+        own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
         stop: end the training as soon as everything is recorded.
         module: the path of the network inside the LightningModule, where losses and metrics beside it are no layers.
 
     Raises:
         CoordCheckError: an argument that cannot be used, or, when the training begins, a model that cannot be
-            recorded (a compiled one) or has no such module. Nothing is raised into the training itself.
+            recorded (a ScriptModule) or has no such module. Nothing is raised into the training itself.
     """
 
     def __init__(
@@ -60,11 +61,14 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not
         seed: int = 0,
         label: str = "model",
         steps: int = 4,
+        own_updates: bool = True,
         save_to: str | PathLike[str] | None = None,
         stop: bool = False,
         module: str = "",
     ) -> None:
-        self._recording = Recording(width=width, seed=seed, label=label, steps=steps, save_to=save_to)
+        self._recording = Recording(
+            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, save_to=save_to
+        )
         self._stop = stop
         self._module = module
 

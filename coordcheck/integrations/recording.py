@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,12 +30,22 @@ class Recording:
         CoordCheckError: an argument that `Recorder` refuses, or a folder that cannot be written.
     """
 
-    def __init__(self, *, width: int, seed: int, label: str, steps: int, save_to: str | PathLike[str] | None) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        seed: int,
+        label: str,
+        steps: int,
+        own_updates: bool,
+        save_to: str | PathLike[str] | None,
+    ) -> None:
         self._settings: dict[str, Any] = {
             "width": whole_number("width", width, 1),
             "seed": whole_number("seed", seed, 0),
             "steps": whole_number("steps", steps, 0),
             "label": label,
+            "own_updates": own_updates,
         }
         labelled({label: Recording})
         if save_to is not None:
@@ -73,7 +84,10 @@ class Recording:
             return
         self.end()
         save_to = self._save_to if writes else None
-        recorder = Recorder(model, optimizers, save_to=save_to, **self._settings)
+        distributed = torch.distributed
+        # a framework trains one model on all of its processes, and may show it without what says so
+        group = distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None
+        recorder = Recorder(model, optimizers, save_to=save_to, group=group, **self._settings)
         if step:
             recorder.record.notes.append(f"the training was resumed: t=0 is step {step}, not the initialisation")
         recorder.__enter__()

@@ -18,7 +18,7 @@ from coordcheck.records import RunRecord
 try:
     _Callback: Any = import_module("transformers").TrainerCallback
 except ImportError as error:
-    raise ImportError("this callback needs transformers: pip install 'coordcheck[transformers]'") from error
+    raise ImportError("this callback needs transformers: pip install 'coordcheck[hf]'") from error
 
 
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need not be installed where types are checked
@@ -34,12 +34,13 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need 
         seed: tells runs of one width apart.
         label: the name of the parametrization.
         steps: the last t to record.
+        own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
         stop: end the training as soon as everything is recorded.
 
     Raises:
         CoordCheckError: an argument that cannot be used, or, when the training begins, a model that cannot be
-            recorded (a compiled one). Nothing is raised into the training itself.
+            recorded (a ScriptModule). Nothing is raised into the training itself.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need 
         seed: int = 0,
         label: str = "model",
         steps: int = 4,
+        own_updates: bool = True,
         save_to: str | PathLike[str] | None = None,
         stop: bool = False,
     ) -> None:
-        self._recording = Recording(width=width, seed=seed, label=label, steps=steps, save_to=save_to)
+        self._recording = Recording(
+            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, save_to=save_to
+        )
         self._stop = stop
 
     @property

@@ -104,6 +104,20 @@ def full(case: Case, width: int) -> None:
     ours(case, width, Probe(case.probe))
 
 
+def own_loop(case: Case, width: int) -> None:
+    """The training loop with a Recorder around it: the full recording."""
+    torch.manual_seed(0)
+    model, optimizer = case.build(width)
+    x, y = case.batch
+    with coordcheck.Recorder(model, optimizer, width=width, steps=STEPS):
+        for step in range(STEPS + 1):
+            loss = F.cross_entropy(model(x), y)
+            if step < STEPS:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+
+
 def peer(case: Case, width: int) -> None:
     """The same by mup, when it is installed."""
     from mup.coord_check import _get_coord_data
@@ -119,9 +133,18 @@ def peer(case: Case, width: int) -> None:
     )
 
 
+SUBJECTS: dict[str, Callable[[Case, int], None]] = {
+    "bare": bare,
+    "coordcheck": ours,
+    "own updates": own_loop,
+    "with diagnosis": full,
+    "mup": peer,
+}
+
+
 def ratios(case: Case, width: int, repetitions: int) -> tuple[float, dict[str, float]]:
     """Median seconds of bare training, and each subject's median ratio to it."""
-    subjects = {"bare": bare, "coordcheck": ours, "with diagnosis": full} | ({"mup": peer} if has_mup() else {})
+    subjects = {name: subject for name, subject in SUBJECTS.items() if name != "mup" or has_mup()}
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for repetition in range(repetitions + 1):
         for name, subject in subjects.items():
@@ -174,7 +197,7 @@ def peak_memory(name: str, case_index: int, width: int) -> float:
 
 def _peak(name: str, case_index: int, width: int) -> float:
     torch.set_num_threads(1)
-    case, subject = cases()[case_index], {"bare": bare, "coordcheck": ours, "with diagnosis": full, "mup": peer}[name]
+    case, subject = cases()[case_index], SUBJECTS[name]
     subject(case, 64)  # imports and caches are not recording
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
@@ -210,7 +233,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    names = ["coordcheck", "with diagnosis"] + (["mup"] if has_mup() else [])
+    names = [name for name in SUBJECTS if name != "bare" and (name != "mup" or has_mup())]
     memory = [f"{name} MB" for name in ("bare", *names)]
     print(
         f"{'model':<12} {'width':>5} {'bare s':>8}",

@@ -1,0 +1,105 @@
+"""Own updates inside a training loop of the user's own: the diagnosis of the run that is trained anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from coordcheck.degrees import degrees
+from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
+from coordcheck.records import Quantity, Row, RunRecord, Status
+from coordcheck.tracing import Tracer
+
+
+class LiveEffects:
+    """Follows one model through its first updates: what each parameter's own update does to its initial input.
+
+    The calls of steps 0 and 1 are traced, and further ones while a parameter that has a gradient has not moved. It
+    holds a copy of the parameters as they were at t=0, and a subset of the rows that each of them acted on.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
+        self._model, self._optimizers = model, optimizers
+        self._initial: dict[str, Tensor] = {}
+        self._effects: Effects | None = None
+        self._degrees: dict[str, float] = {}
+        self._tracer: Tracer | None = None
+        self._tracing = False
+        self._step = -1
+        self._noted: set[str] = set()  # parameters whose gradients of this step were
+        self._more = True
+        sharded = any(not _plain(parameter) for parameter in model.parameters())
+        self._reason = "parameters are sharded, or not made yet" if sharded else ""
+
+    def begin(self, step: int, args: Any, kwargs: Any) -> None:
+        """A call of the model begins that is recorded as step `step`."""
+        self.end()
+        self._tracer = None
+        if self._reason or not self._more:
+            return
+        if step == 0:
+            self._initial = initial_values(self._model)
+        elif self._effects is None:
+            self._reason = "the first update was made without a call of the model in training"
+            return
+        elif step > self._step:
+            self._effects.note_updates(step)
+            self._more = step < MAX_UPDATES and self._effects.waiting(step)
+        self._step, self._noted = step, set()
+        self._tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
+        self._tracing = True
+        self._tracer.begin(args, kwargs)
+
+    def end(self) -> None:
+        """The call is over."""
+        if self._tracing and self._tracer is not None:
+            self._tracing = False
+            self._tracer.end()  # which it did by itself, but for a call that never returned
+            if self._step > 0 and self._effects is not None:
+                self._effects.note_trace(self._step, self._tracer)
+
+    def updates(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to make its update, and the gradients of its parameters are there."""
+        self.end()
+        if self._tracer is None:
+            return
+        if self._effects is None:
+            self._degrees = degrees(self._model, self._optimizers)
+            trained = frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
+            self._effects = Effects(self._model, self._tracer, self._initial, trained)
+            self._effects.note_initial()
+        if self._more:
+            held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            names = {name for name, p in self._model.named_parameters() if id(p) in held} - self._noted
+            gradients = {name: g for name, g in gradients_of(self._model).items() if name in names}
+            self._noted |= set(gradients)
+            self._effects.note_gradients(self._step, self._tracer, gradients)
+
+    def write(self, record: RunRecord) -> None:
+        """Add what was noted to the record, and let go of the model's copies."""
+        self.end()
+        effects, self._effects, self._initial, self._tracer = self._effects, None, {}, None
+        if effects is None or self._step < 1:
+            why = self._reason or "the model itself was not called in training before and after an update"
+            record.notes.append(f"own updates were not recorded: {why}")
+            return
+        moved = {row.step for row in record.rows if row.status is Status.MOVED_INPUT}
+        before = len(record.rows)
+        effects.write(record, self._degrees)
+        vectors = {site.order for site in record.sites if len(site.shape) < 2}
+        record.rows[before:] = [row for row in record.rows[before:] if _kept(row, moved, vectors)]
+
+
+def _kept(row: Row, moved: set[int], vectors: set[int]) -> bool:
+    """Whether a row says something: no comparison of two batches, no gradient of a loss that a scaler multiplied."""
+    if row.quantity is Quantity.INHERITED:
+        return row.step not in moved
+    # at outputs it is still multiplied, and infinite where the update was skipped; beside a vector's own gradient, this
+    # would look like rounding
+    return row.quantity is not Quantity.GRADIENT or (row.site not in vectors and not row.status.not_finite)
+
+
+def _plain(parameter: Tensor) -> bool:
+    return type(parameter) in (nn.Parameter, Tensor) and parameter.device.type != "meta"
