@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from coordcheck import models
     from coordcheck.checks import assert_width_invariant, check, diagnose
+    from coordcheck.configs import huggingface
     from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
     from coordcheck.losses import model_loss, output_loss
     from coordcheck.plans import plan
@@ -29,6 +30,7 @@ _HOMES = {
     "assert_width_invariant": "checks",
     "check": "checks",
     "diagnose": "checks",
+    "huggingface": "configs",
     "CoordCheckError": "errors",
     "IncompleteCheck": "errors",
     "NotWidthInvariant": "errors",
@@ -59,6 +61,7 @@ __all__ = [
     "check",
     "diagnose",
     "fit_slope",
+    "huggingface",
     "load",
     "model_loss",
     "models",

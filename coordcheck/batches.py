@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,28 @@ def _versions(batch: Any) -> list[int]:
     return [version(leaf) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
 
 
-def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | None:
+class OfSeed:
+    """A function of the seed, which is asked once: every width of a seed sees what it gave, in one process.
+
+    A function whose data are another each time (of a stream, say) would else give every width its own.
+    """
+
+    def __init__(self, function: Callable[..., Any], steps: int) -> None:
+        self.function, self._steps = function, steps
+        self._given: dict[int, Batches | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_given": {}}
+
+    def __call__(self, seed: int) -> Batches | None:
+        """The batches of a seed; None where the function gives none."""
+        if seed not in self._given:
+            found = cached_batches(_called(self.function, seed), self._steps)
+            self._given = {seed: found if isinstance(found, Batches) else None}  # of one seed: the next one's follow
+        return self._given[seed]
+
+
+def cached_batches(batch: Any, steps: int) -> Batches | OfSeed | None:
     """The user's `batch` argument as batches, or as the function of the seed that it is.
 
     A tensor, a mapping, or a list or tuple that starts with a tensor is one batch, used at every step.
@@ -54,15 +75,18 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
     Raises:
         CoordCheckError: an empty sequence, or one too short for the steps.
     """
-    if batch is None or callable(batch):
+    if batch is None or isinstance(batch, (Batches, OfSeed)):
         return batch
+    if callable(batch):
+        return OfSeed(batch, steps)
     if isinstance(batch, (str, bytes)):
         raise CoordCheckError(f"a batch must be a tensor, a mapping or a tuple of tensors, got {batch!r:.40}.")
-    if _is_array(batch) or (isinstance(batch, (tuple, list)) and batch and _is_array(batch[0])):
-        raise CoordCheckError("the batch holds numpy arrays; make tensors of them: torch.as_tensor(array).")
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, np.ndarray):
+        raise CoordCheckError(f"{arrays_in(batch)} Make tensors of them: torch.as_tensor(array).")
     if isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, Iterable):
         return Batches([batch])
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+    if isinstance(first, Tensor):
         return Batches([batch])
     several = list(islice(batch, steps + 1))
     if len(several) not in (1, steps + 1):
@@ -75,6 +99,10 @@ def cached_batches(batch: Any, steps: int) -> Batches | Callable[[int], Any] | N
 
 def of_seed(function: Callable[..., Any], seed: int) -> Any:
     """What a function of the seed gives; one that takes no argument gives the same for every seed."""
+    return function(seed) if isinstance(function, OfSeed) else _called(function, seed)
+
+
+def _called(function: Callable[..., Any], seed: int) -> Any:
     try:
         takes_none = not inspect.signature(function).parameters
     except (TypeError, ValueError):  # written in C
@@ -82,8 +110,14 @@ def of_seed(function: Callable[..., Any], seed: int) -> Any:
     return function() if takes_none else function(seed)
 
 
-def _is_array(value: object) -> bool:
-    return isinstance(value, np.ndarray)
+def arrays_in(batch: Any) -> str:
+    """Where a batch holds numpy arrays, in a sentence; nothing where it holds none.
+
+    >>> arrays_in({"x": torch.zeros(2), "y": np.zeros(2)})
+    "The batch holds numpy arrays: ['y']."
+    """
+    places = [path for path, leaf in leaves(batch) if isinstance(leaf, np.ndarray)]
+    return f"The batch holds numpy arrays{': ' + ', '.join(places) if any(places) else ''}." if places else ""
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -120,7 +154,8 @@ def probes(batch: Any) -> list[Any]:
     """Tiny batches made of one batch, to be tried in this order: exponents are least biased on few examples.
 
     A batch of token ids is cut to `PROBE_SEQUENCES` pieces of `PROBE_TOKENS`, any other to `PROBE_EXAMPLES` examples;
-    the whole batch comes last, for models that accept nothing else.
+    the whole batch comes last, for models that accept nothing else. They are the first examples that there are, except
+    where these have nothing to learn: targets of `IGNORED` everywhere, or tokens that an attention mask hides.
 
     Source: the update of a layer and its input are fully aligned only on few examples; alignment is measured by
     Everett et al. 2024, "Scaling Exponents Across Parameterizations and Optimizers", arXiv:2407.05872.
@@ -132,38 +167,93 @@ def probes(batch: Any) -> list[Any]:
     if not tensors:
         return [batch]
     examples = len(tensors[0])
-    found = []
-    tokens = all(t.dim() >= 2 and t.shape[:2] == tensors[0].shape[:2] for t in tensors)
-    if (
-        tokens
-        and tensors[0].shape[1] > PROBE_TOKENS
-        and any(t.dim() == 2 and not t.is_floating_point() for t in tensors)
-    ):
-        found.append(_cut(batch, examples, PROBE_SEQUENCES, PROBE_TOKENS))
-    if examples > PROBE_EXAMPLES:
-        found.append(_cut(batch, examples, PROBE_EXAMPLES, None))
-    return [*found, batch]
+    parts = []
+    try:
+        if _are_tokens(tensors) and tensors[0].shape[1] > PROBE_TOKENS:
+            parts.append(_pieces_to_learn(_learnable(batch, examples), tensors[0].shape[:2]))
+        if examples > PROBE_EXAMPLES:
+            parts.append(_examples_to_learn(_learnable(batch, examples), examples))
+        return [*(_cut(batch, part) for part in parts), batch]
+    except (NotImplementedError, RuntimeError):  # a layout that cannot be cut: sparse, nested
+        return [batch]
 
 
 PROBE_EXAMPLES = 4
 PROBE_SEQUENCES = 2
 PROBE_TOKENS = 9
+IGNORED = -100  # the target that torch's cross entropy and the models of transformers leave out by default
 
 
-def _cut(value: Any, examples: int, keep: int, tokens: int | None) -> Any:
-    """The first examples of everything in a batch that has as many entries."""
+def _are_tokens(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are token ids and what belongs to them: all of (example, position, ...), some of integers."""
+    alike = all(t.dim() >= 2 and t.shape[:2] == tensors[0].shape[:2] for t in tensors)
+    return alike and any(t.dim() == 2 and not t.is_floating_point() for t in tensors)
+
+
+class _Part(NamedTuple):
+    """What is kept of a batch: these examples, and of each, where it is cut, the tokens from its start on."""
+
+    examples: int
+    """How many the batch has: what has another length is no list of examples, and is kept whole."""
+    rows: list[int]
+    starts: list[int] | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != self.examples:
+            return tensor
+        if self.starts is None:
+            return tensor[self.rows]
+        pairs = zip(self.rows, self.starts, strict=True)
+        return torch.stack([tensor[row, start : start + PROBE_TOKENS] for row, start in pairs])
+
+
+def _learnable(batch: Any, examples: int) -> list[Tensor]:
+    """Per target that is ignored somewhere, and per attention mask: where it is not, (example, ...), of booleans."""
+    found = []
+    for path, leaf in leaves(batch):
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != examples or leaf.is_floating_point():
+            continue
+        if "attention_mask" in path:
+            found.append(leaf != 0)
+        elif leaf.dtype.is_signed and bool((leaf == IGNORED).any()):
+            found.append(leaf != IGNORED)
+    return [mask.cpu() for mask in found if bool(mask.any())]  # a task without any target here says nothing
+
+
+def _pieces_to_learn(learnable: Sequence[Tensor], shape: Sequence[int]) -> _Part:
+    """The first of the pieces of the batch's sequences with the most to learn, of each sequence one."""
+    both = torch.ones(shape[0], shape[1], dtype=torch.bool)
+    for mask in learnable:
+        both &= mask.flatten(2).any(-1) if mask.dim() > 2 else mask
+    # a model that predicts the next token never uses the target of the first one
+    counts = both.int().unfold(1, PROBE_TOKENS, 1)[..., 1:].sum(-1)  # (example, start)
+    most, starts = counts.amax(1), counts.argmax(1)
+    rows = sorted(torch.argsort(most, descending=True, stable=True)[:PROBE_SEQUENCES].tolist())
+    return _Part(shape[0], rows, starts[rows].tolist())
+
+
+def _examples_to_learn(learnable: Sequence[Tensor], examples: int) -> _Part:
+    """The first examples of which something is to be learned, and more of the others if they are too few."""
+    some = torch.ones(examples, dtype=torch.bool)
+    for mask in learnable:
+        flat = mask.reshape(examples, -1)
+        some &= flat[:, 1:].any(1) if flat.shape[1] > 1 else flat[:, 0]
+    return _Part(examples, sorted(torch.argsort(some, descending=True, stable=True)[:PROBE_EXAMPLES].tolist()))
+
+
+def _cut(value: Any, part: _Part) -> Any:
+    """The part of everything in a batch that has as many entries as there are examples."""
     if isinstance(value, Tensor):
-        if not value.dim() or len(value) != examples:
-            return value
-        return value[:keep, :tokens] if tokens is not None else value[:keep]
+        return part.of(value)
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: _cut(getattr(value, f.name), examples, keep, tokens) for f in fields(value) if f.init}
-        return replace(value, **parts)
+        return replace(value, **{f.name: _cut(getattr(value, f.name), part) for f in fields(value) if f.init})
     if isinstance(value, Mapping):
-        return {key: _cut(item, examples, keep, tokens) for key, item in value.items()}
+        return {key: _cut(item, part) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_cut(item, examples, keep, tokens) for item in value))
+        return type(value)(*(_cut(item, part) for item in value))
     if isinstance(value, (tuple, list)):
-        plain = len(value) == examples and not any(isinstance(item, (Tensor, Mapping, tuple, list)) for item in value)
-        return value[:keep] if plain else type(value)(_cut(item, examples, keep, tokens) for item in value)
+        nested = any(isinstance(item, (Tensor, Mapping, tuple, list)) for item in value)
+        if len(value) == part.examples and not nested:
+            return type(value)(value[row] for row in part.rows)
+        return type(value)(_cut(item, part) for item in value)
     return value

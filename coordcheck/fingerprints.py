@@ -52,6 +52,9 @@ def _pieces(value: Any, depth: int, seen: set[int]) -> Iterator[bytes]:
     if depth > MAX_DEPTH:
         return
     if isinstance(value, Tensor):
+        if value.is_nested:
+            yield from _pieces([part.detach() for part in value.unbind()], depth + 1, seen)
+            return
         if value.layout is not torch.strided:
             value = value.to_dense()
         flat = value.detach().cpu().contiguous().reshape(-1)

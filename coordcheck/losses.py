@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from coordcheck.batches import describe
+from coordcheck.batches import arrays_in, describe
 from coordcheck.errors import CoordCheckError
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -20,15 +21,31 @@ def output_loss(criterion: Callable[[Any, Any], Tensor]) -> Loss:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise CoordCheckError(f"a loss of (output, target) needs a batch (x, y), got {describe(batch)}.")
         x, y = batch
-        output = model(x)
+        with _arrays_explained(batch):
+            output = model(x)
         if isinstance(output, (Mapping, tuple, list)):
             raise CoordCheckError(
                 f"the model returned {describe(output)}, and a loss of (output, target) takes a tensor. Pass a "
                 "function of (model, batch) that picks what it needs."
             )
-        return criterion(output, y)
+        with _arrays_explained(batch):
+            return criterion(output, y)
 
     return loss
+
+
+@contextmanager
+def _arrays_explained(batch: Any) -> Iterator[None]:
+    """What torch says of an argument that is no tensor, in words about the batch."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        found = arrays_in(batch)
+        if not found:
+            raise
+        raise CoordCheckError(
+            f"{found} Make tensors of them: torch.as_tensor(array). They led to {type(error).__name__}: {error}"
+        ) from error
 
 
 def model_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -42,7 +59,8 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
             "loss=torch.nn.functional.cross_entropy (or any function of (output, target) through "
             "coordcheck.output_loss), or a function of (model, batch)."
         )
-    output = model(**batch)
+    with _arrays_explained(batch):
+        output = model(**batch)
     if isinstance(output, Mapping):
         if output.get("loss") is None:
             raise CoordCheckError(

@@ -27,7 +27,7 @@ from coordcheck.records import Outcome, Quantity, RunKey, RunRecord, differences
 from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
-from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status
+from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status, mostly_unseen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,6 +207,9 @@ class Report:
             idle = [info.name for info in record.parameters if info.learning_rate is None]
             if idle:
                 notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
+        for name, rows in self.verdicts.groupby("label", sort=False):
+            if mostly_unseen(rows):
+                notes.append(f"{name}: most of its parameters are not visible, so that nothing is decided")
         notes.extend(audit(self.records, self.findings))
         notes += self._globs_of_nothing()
         undiagnosed = {r.key.label for r in self.records if r.uses} - set(self.findings) - set(self.too_few_widths)
@@ -338,6 +341,23 @@ class Report:
             replace_file(Path(path), data)
         except ValueError as error:  # no name, or a NUL in it
             raise CoordCheckError(f"cannot write {str(path)!r}: {error}. Give the path of a file.") from error
+
+    def log(self, to: Any, *, step: int | None = None) -> None:
+        """Log the report: figures, text, the verdicts as a table, and how many layers are violated.
+
+        A tracker that fails is told once in the log of "coordcheck"; it raises nothing.
+
+        Args:
+            to: a TensorBoard `SummaryWriter`, a W&B or trackio run or module, the module mlflow or `(MlflowClient,
+                run_id)`, or a Lightning logger of one of these.
+            step: the tracker's step.
+
+        Raises:
+            CoordCheckError: anything else; the message lists what is accepted.
+        """
+        from coordcheck.integrations.loggers import log
+
+        log(self, to, step=step)
 
     def _repr_html_(self) -> str:
         """The report as a notebook shows it."""

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordcheck.batches import Batches
 from coordcheck.diagnosing import diagnose_run
 from coordcheck.errors import CoordCheckError
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunRecord
 from coordcheck.sites import SiteRecorder
-from coordcheck.trials import Run, backward, check_scalar, prepared, preserved_state
+from coordcheck.trials import Curve, Prepared, Run, backward, check_scalar, prepared, preserved_state
+from coordcheck.wrappers import name_plainly
 
 TRACEBACK_LINES = 6  # of a failed run's traceback kept in its record
 
@@ -30,6 +32,8 @@ def execute(run: Run) -> RunRecord:
         try:
             if run.figure:
                 _train(run, record)
+            if run.curve is not None:
+                record.losses = _curve(run, run.curve)
             if run.probe is not None:
                 _diagnose(run, record)
         except CoordCheckError as error:
@@ -40,6 +44,7 @@ def execute(run: Run) -> RunRecord:
             exhausted = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
             record.outcome = Outcome.OUT_OF_MEMORY if exhausted else Outcome.FAILED
             record.reason = _tail(error)
+    name_plainly(record)
     record.seconds = time.perf_counter() - started
     return record
 
@@ -78,3 +83,35 @@ def _train(run: Run, record: RunRecord) -> None:
     record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
     record.sites, record.rows = list(recorder.sites.values()), recorder.rows
     record.notes.extend(recorder.notes())
+
+
+def _curve(run: Run, curve: Curve) -> list[float | None]:
+    """The losses at t = 0..steps of a plain training; from the first one that is no number on, None."""
+    made = prepared(run)
+    losses: list[float | None] = []
+    for step in range(run.steps):
+        loss = made.loss(made.model, made.batches.at(step, made.device))
+        check_scalar(loss)
+        losses.append(_number(loss))
+        if losses[-1] is None:  # it diverged: nothing comes back from there, and time is short
+            return losses + [None] * (run.steps - step)
+        backward(loss, made.optimizers)
+        for optimizer in made.optimizers:
+            optimizer.step()
+    return [*losses, _final_loss(made, run.steps, curve.held_out)]
+
+
+def _final_loss(made: Prepared, step: int, held_out: Batches | None) -> float | None:
+    """The mean loss over the held-out batches, in evaluation mode; without any, that of the batch of this step."""
+    if held_out is None:
+        batches = [made.batches.at(step, made.device)]
+    else:
+        batches = [held_out.at(index, made.device) for index in range(len(held_out.values))]
+        made.model.eval()
+    with torch.no_grad():
+        return _number(torch.stack([made.loss(made.model, batch).reshape(()) for batch in batches]).mean())
+
+
+def _number(loss: Tensor) -> float | None:
+    value = float(loss.detach())
+    return value if np.isfinite(value) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from coordcheck.batches import Batches, cached_batches, describe, of_seed
 from coordcheck.errors import CoordCheckError
 from coordcheck.losses import Loss, as_loss
 from coordcheck.records import RunKey
+from coordcheck.shards import spread_over
+from coordcheck.wrappers import undistributed
 
 Build = Callable[[int], Any]
 
@@ -44,6 +46,14 @@ class Probe:
     """The tiny batch; None takes a few examples or tokens of the run's own."""
     degrees: bool = False
     """Whether this run measures the optimizer's degree in the gradient, by a second model and ten times the loss."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A plain training, without any recording: the loss before every update, and after the last one."""
+
+    held_out: Batches | None = None
+    """What the loss after the last update is measured on; None takes the batch that would come next."""
 
 
 class Prepared(NamedTuple):
@@ -73,6 +83,8 @@ class Run:
     """Whether to train on the batch for t = 0..steps and record the classical quantities."""
     probe: Probe | None = None
     """How to diagnose; None leaves the diagnosis out."""
+    curve: Curve | None = None
+    """How to train for the losses alone; None leaves that out."""
 
 
 @contextmanager
@@ -162,6 +174,12 @@ def built(build: Build, key: RunKey) -> tuple[Trial, list[Optimizer]]:
     if not isinstance(made.model, nn.Module):
         raise CoordCheckError(
             f"{where} returned {type(made.model).__name__} as the model; it must be a torch.nn.Module."
+        )
+    made = replace(made, model=undistributed(made.model))
+    if spread_over(made.model):
+        raise CoordCheckError(
+            f"{where}: the parameters are DTensors, spread over ranks. Return the plain model, which is checked on one "
+            "process, or use a Recorder in the training of the one that is spread."
         )
     several = isinstance(made.optimizer, (tuple, list))
     optimizers: list[Any] = list(made.optimizer) if several else [made.optimizer]  # type: ignore[arg-type]  # narrowed above

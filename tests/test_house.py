@@ -15,19 +15,14 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "calls"),
-    *("windows", "inputs", "hooks", "sites", "parameters", "wrappers", "recorder"),
+    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
+    *("calls", "windows", "inputs", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
+    *("operations", "uses", "tracing", "replays", "parts", "effects", "degrees", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *(
         "batches",
         "losses",
         "trials",
-        "operations",
-        "uses",
-        "tracing",
-        "replays",
-        "parts",
-        "effects",
         "diagnosing",
         "training",
         "sweep",
@@ -35,6 +30,7 @@ ORDER = [
     *(
         "measurements",
         "slopes",
+        "optima",
         "verdicts",
         "roles",
         "exponents",
@@ -47,6 +43,7 @@ ORDER = [
         "figures.divergence",
         "figures.exponents",
         "figures.slope_map",
+        "figures.transfer",
         "figures.inline",
         "figures",
         "pagedata",
@@ -57,6 +54,7 @@ ORDER = [
         "baselines",
         "baselines.files",
         "checks",
+        "transfer",
         "plans.blueprints",
         "plans.costs",
         "plans.shapes",
@@ -73,7 +71,7 @@ ORDER = [
         "models",
         "demo",
         "targets",
-        "huggingface",
+        "configs",
         "options",
         "cli",
         "__main__",
@@ -91,6 +89,7 @@ WITHOUT_TORCH = [
     "runfiles",
     "measurements",
     "slopes",
+    "optima",
     "verdicts",
     "roles",
     "exponents",
@@ -181,7 +180,7 @@ def test_saved_checks_are_read_without_torch(name):
 
 
 def test_public_names_are_few_and_documented():
-    assert len(coordcheck.__all__) <= 18
+    assert len(coordcheck.__all__) <= 20
     for name in coordcheck.__all__:
         assert inspect.getdoc(getattr(coordcheck, name)), name
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import coordcheck
+from coordcheck import huggingface
 from coordcheck.errors import CoordCheckError
 from coordcheck.fingerprints import describe_callable
-from coordcheck.huggingface import huggingface
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

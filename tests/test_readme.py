@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
 import torch
 import yaml
+from zoo import library
 
 from coordcheck.options import parser
 
@@ -23,13 +26,51 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
+PRINTED = {
+    "transformers": "SP: VIOLATED",
+    "lightning": "SP: VIOLATED",
+    "mup": "",
+    "timm": "vit: VIOLATED",
+    "tensorboard": "",
+}
+
+
+def frameworks(block: str) -> set[str]:
+    """The packages of which a block imports something and which coordcheck does not bring."""
+    imported = re.findall(r"^(?:import|from) (\S+)", block, flags=re.MULTILINE)
+    return {name for name in PRINTED if any(name in path.split(".") and "coordcheck" not in path for path in imported)}
+
+
+def run(blocks: Iterable[str]) -> dict[str, Any]:
+    """The names after the blocks, run one after the other."""
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("framework", PRINTED)
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")
+def test_the_blocks_of_a_framework_run_after_the_first(tmp_path, monkeypatch, capsys, framework):
+    try:
+        library(framework)
+    except ImportError:
+        pytest.skip(f"{framework} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which seed_everything sets, for every process that follows
+    first, *others = blocks("python")
+    chosen = [block for block in others if framework in frameworks(block)]
+    run([first, *chosen])
+    assert len(chosen) == (2 if framework == "transformers" else 1)
+    assert PRINTED[framework] in capsys.readouterr().out
+
+
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    names: dict[str, object] = {}
-    for block in blocks("python"):
-        if not block.startswith("# test_"):
-            exec(compile(block, "README.md", "exec"), names)
+    run(block for block in blocks("python") if not block.startswith("# test_") and not frameworks(block))
     assert (tmp_path / "check.html").stat().st_size > 10_000
     assert matplotlib.image.imread(tmp_path / "check.png").shape[2] == 4
     printed = capsys.readouterr().out

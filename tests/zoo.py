@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,10 +75,10 @@ def transformers_model(
     kind: str, head: str, fields: Callable[[int], Mapping[str, Any]], width: int, attention: str = "eager"
 ) -> Any:
     """A model of transformers from a config of small sizes."""
-    library = importlib.import_module("transformers")
-    config = getattr(library, f"{kind}Config")(**fields(width))
+    transformers = library("transformers")
+    config = getattr(transformers, f"{kind}Config")(**fields(width))
     config._attn_implementation = attention
-    return getattr(library, f"{kind}{head}")(config)
+    return getattr(transformers, f"{kind}{head}")(config)
 
 
 _LM = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
@@ -147,9 +148,44 @@ def _vit(width: int) -> dict[str, Any]:
     return {**sizes, "image_size": 16, "patch_size": 8, "num_labels": CLASSES}
 
 
+TORCHVISION = ("", ".datasets", ".models.feature_extraction", ".ops.misc", ".transforms", ".transforms.functional")
+
+
+class Unused(type):
+    """A class in place of whatever timm imports from torchvision; every attribute of it is another one."""
+
+    def __getattr__(cls, name: str) -> Unused:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Unused(name, (), {})
+
+
+def library(name: str) -> Any:
+    """A library by its name.
+
+    timm imports torchvision, for its data loaders alone: no model of this zoo uses it. torchvision only works beside
+    the very build of torch that it was made for, and takes transformers and lightning down with it beside another, so
+    timm is imported without it.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
+    if name != "timm" or name in sys.modules:
+        return importlib.import_module(name)
+    places = [f"torchvision{part}" for part in TORCHVISION]
+    found = {place: sys.modules.get(place) for place in places}
+    sys.modules.update({place: Unused("torchvision", (), {}) for place in places})  # type: ignore[misc]
+    try:
+        return importlib.import_module(name)
+    finally:
+        for place in places:  # or others would take it for the real one
+            del sys.modules[place]
+        sys.modules.update({place: module for place, module in found.items() if module is not None})
+
+
 def timm_model(name: str, width: int, **options: Any) -> Any:
     """A model of timm."""
-    make = importlib.import_module("timm").create_model
+    make = library("timm").create_model
     if name.startswith("vit"):
         options = {"img_size": 16, "patch_size": 8, "embed_dim": width, "num_heads": width // 8, "depth": 2, **options}
     else:
@@ -219,7 +255,7 @@ def network(width: int) -> nn.Module:
 
 def of_mup(body: str, optimizer: str, width: int) -> Any:
     """A model with the readout, the base shapes and the optimizer of mup."""
-    mup = importlib.import_module("mup")
+    mup = library("mup")
     models = []
     for size in (width, BASE, 2 * BASE):
         model = Network(size, mup.MuReadout) if body == "mlp" else reader(body, size)
