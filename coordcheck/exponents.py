@@ -176,9 +176,7 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
     result = {}
     for number, part in enumerate(parts):
         gain_weight = _sampled(fits["gain_weight"][number], part, logs)
-        weight = fits["aligned"][number]
-        if flat[number] and fits["spectral"][number].known:
-            weight = fits["spectral"][number]
+        weight = _nearer(fits["aligned"][number], fits["spectral"][number], fits["response"][number], flat[number])
         result[part.name] = Exponents(
             gain=fits["gain"][number],
             gain_weight=gain_weight,
@@ -214,8 +212,24 @@ def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
     return Exponent(fitted.value, stderr, fitted.value - 2 * stderr, fitted.value + 2 * stderr)
 
 
-def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> list[bool]:
+def _nearer(aligned: Exponent, spectral: Exponent, own: Exponent, flat: Array) -> Exponent:
+    """The response from the parameter's own side: from its spectral norm where its singular values are alike.
+
+    Where they are so at some widths alone (a probe limits the rank at others), the size of the update bends: then it
+    is the one that its effect on its own input agrees with.
+    """
+    if not spectral.known or not flat.any():
+        return aligned
+    if flat.all() or not own.known:
+        return spectral if flat[-1] else aligned
+    return min(aligned, spectral, key=lambda fitted: abs(fitted.value - own.value))
+
+
+def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> NDArray[np.bool_]:
     """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
+
+    Returns:
+        (part, width).
 
     The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
     """
@@ -226,7 +240,7 @@ def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> li
     share = np.clip(BEYOND_CHANCE * chance, *FLAT_SPECTRUM)
     enough = np.maximum(np.minimum(fan_in, fan_out) + np.log2(share), math.log2(FLAT_RANK))
     known = np.where(np.isfinite(rank), rank, -np.inf)
-    return [bool(beyond > 0) for beyond in np.median((known - enough)[:, :, -1], axis=1)]
+    return np.asarray(np.median(known - enough, axis=1) > 0)
 
 
 def _first_movement(logs: Logs, number: int) -> int:
