@@ -197,7 +197,7 @@ def test_signs_that_are_independent_have_no_flat_spectrum(norm, response):
 @pytest.mark.parametrize(("exponent", "own"), [(0.0, 0.08), (-1.0, -0.9)], ids=["healthy", "too slow"])
 def test_an_update_whose_rank_a_probe_limits_at_some_widths_is_judged_by_its_spectral_norm(exponent, own):
     """Of orthogonalised updates (Muon): all singular values alike, of full rank while the probe has as many rows."""
-    rank = {width: min(width, 60) for width in WIDTHS}
+    rank = {width: min(width, 70) for width in WIDTHS}
     rows = table({**SP, ("weight_update_norm", 1): exponent, ("own_update", 1): own, ("input", 0): 0.0})
     size = rows["width"].map(lambda width: math.sqrt(rank[width]) / width * float(width) ** exponent)
     rows["value"] = rows["value"].where(rows["quantity"] != "weight_update", size)
