@@ -194,7 +194,7 @@ def test_signs_that_are_independent_have_no_flat_spectrum(norm, response):
     assert found.response_weight.value == pytest.approx(response)
 
 
-@pytest.mark.parametrize(("exponent", "own"), [(0.0, 0.08), (-1.0, -0.9)], ids=["healthy", "too slow"])
+@pytest.mark.parametrize(("exponent", "own"), [(0.0, 0.01), (-1.0, -0.99)], ids=["healthy", "too slow"])
 def test_an_update_whose_rank_a_probe_limits_at_some_widths_is_judged_by_its_spectral_norm(exponent, own):
     """Of orthogonalised updates (Muon): all singular values alike, of full rank while the probe has as many rows."""
     rank = {width: min(width, 70) for width in WIDTHS}
