@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coordcheck.recorder import Recorder
     from coordcheck.report import Report, load
     from coordcheck.slopes import SlopeFit, fit_slope
+    from coordcheck.transfer import transfer_sweep
     from coordcheck.trials import Trial
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "load": "report",
     "SlopeFit": "slopes",
     "fit_slope": "slopes",
+    "transfer_sweep": "transfer",
     "Trial": "trials",
     "model_loss": "losses",
     "output_loss": "losses",
@@ -67,6 +69,7 @@ __all__ = [
     "models",
     "output_loss",
     "plan",
+    "transfer_sweep",
 ]
 
 
