@@ -1,0 +1,59 @@
+"""NTK passes the plain check, and learns no features
+==================================================
+
+The classical coordinate check looks at the scale of each layer's output, and under NTK every one of them is level, at
+every step. But the hidden layers of a wide NTK network hardly move at all: their change falls as 1/√n, and in the
+limit features stay as they were initialised (Yang & Hu 2021, `arXiv:2011.14522 <https://arxiv.org/abs/2011.14522>`_).
+Verdicts are therefore read from the change h_t − h_0, and the diagnosis says which learning rates are too small.
+
+What to see: above, the outputs after four steps of SGD: NTK (left) and µP (right) look alike, all hidden layers are
+level. Below, how far the same layers have moved: in NTK they fall along the grey line of 1/√n, in µP they do not. The
+dashed line is the network's output, which learns in both.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import coordcheck
+import lesson
+from coordcheck.models import mlp
+
+# %%
+# The same learning rate at the smallest width, plain SGD, one fixed batch.
+
+batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
+factories = {"NTK": mlp("NTK", "sgd", lr=0.1), "µP": mlp("µP", "sgd", lr=0.1)}
+widths, seeds = ((64, 128, 256, 512, 1024, 2048), 5) if lesson.FULL else ((64, 128, 256, 512), 3)
+report = coordcheck.check(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds)
+print(report)
+
+# %%
+# Outputs and changes after four updates, means over the seeds.
+
+layers = ["input", "hidden.0", "hidden.1", "readout"]
+figure, axes = lesson.subplots(2, 2, height=3.4, sharex=True, sharey="row")
+last = report.measurements.query("step == 4").groupby(["label", "quantity", "layer", "width"])["value"].mean()
+titles = {"activation": "scale of h(4): what the plain check sees", "change": "scale of h(4) − h(0)"}
+for row, quantity in zip(axes, titles, strict=True):
+    for axis, label in zip(row, factories, strict=True):
+        for layer, colour, marker in zip(layers, lesson.shades(4), "os^D", strict=True):
+            line = "--" if layer == "readout" else "-"
+            axis.plot(widths, last[label, quantity, layer], line, marker=marker, color=colour, label=layer)
+        lesson.log2_axes(axis, widths)
+        axis.set_title(f"{label}: {titles[quantity]}")
+start = last["NTK", "change", "hidden.0", widths[0]]
+lesson.guide(axes[1, 0], widths, start * 1.3, -0.5, "1/√n")
+for axis in axes[1]:
+    axis.set_xlabel("width n")
+figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+lesson.save(figure, "ntk_passes_the_plain_check")
+
+# %%
+# The lesson: no scale of NTK depends on the width, but the change of all hidden layers does, and the check says so.
+
+slopes = report.slopes.query("label == 'NTK' and step > 0").set_index(["quantity", "layer"])["slope"]
+print(slopes[["activation", "change"]].groupby(level=[0, 1]).agg(["min", "max"]))
+assert slopes["activation"].abs().max() < 0.25, "the plain check does see it"
+assert slopes["change"][layers[:3]].between(-0.6, -0.35).all(), "the hidden layers of NTK learn"
+assert report.parametrizations["NTK"] == "NTK", "it is misnamed"
+assert report.status == {"NTK": "vanishes", "µP": "ok"}, "the verdicts have changed"
