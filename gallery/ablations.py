@@ -179,17 +179,17 @@ def check_text(report: coordcheck.Report, label: str) -> str:
     return report.status[label].value + who + audit
 
 
-def folder(name: str) -> Path:
-    """Where the runs of a variant are kept: what was interrupted resumes."""
-    size = "full" if lesson.FULL else "small"
-    return lesson.HERE / "_build" / "ablations" / size / name.translate(str.maketrans(" ×÷", "-x_"))
+def folder(name: str) -> Path | None:
+    """Where the runs of a variant are kept at full size, so that what was interrupted resumes."""
+    kept = lesson.HERE / "_build" / "ablations" / "full" / name.translate(str.maketrans(" ×÷", "-x_"))
+    return kept if lesson.FULL else None
 
 
 BETTER, SAME, NOT = "transfers, improves", "transfers", "does not transfer"
 SP = {"parametrization": "SP", "gains": True, "biases": True}
 LARGEST = {"zero_init": ("query",), "activation": "squared relu"}
 ABLATIONS = {
-    "baseline µP": Ablation(build, ""),
+    "baseline µP": Ablation(build, "–"),
     "projection biases": Ablation(partial(build, biases=True), SAME),
     "RMSNorm gain, vector": Ablation(partial(build, gains=True), NOT),
     "RMSNorm gain, scalar": Ablation(partial(build, change=scalar_gains), NOT),
@@ -205,6 +205,6 @@ ABLATIONS = {
     "Lion": Ablation(partial(build, change=lion), NOT, range(-9, -2), seeds=5),
     "multi-query attention": Ablation(partial(build, kv_heads=1), BETTER),
     "batch × 4": Ablation(build, BETTER, range(-6, -1), batch=4 * BATCH, widths=NARROW, seeds=5),
-    "batch ÷ 4": Ablation(build, "", range(-8, -2), batch=BATCH // 4, seeds=5),
+    "batch ÷ 4": Ablation(build, "–", range(-8, -2), batch=BATCH // 4, seeds=5),
     "large scale": Ablation(partial(build, **LARGEST), SAME, widths=(*NARROW, WIDTHS[-1])),
 }

@@ -21,7 +21,7 @@ from coordcheck.models import transformer
 from coordcheck.transfer import transfer_sweep
 
 WIDTHS, SEEDS, STEPS = ((16, 32, 64, 128), 3, 60) if lesson.FULL else ((16, 64), 1, 20)
-POWERS = range(-9, -1) if lesson.FULL else range(-8, -1)
+POWERS = range(-9, -1) if lesson.FULL else range(-8, -2)
 SHAPE = {"grows": "heads", "head_size": 16, "base_width": WIDTHS[0], "context": 32, "depth": 2}
 
 

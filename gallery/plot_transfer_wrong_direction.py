@@ -20,7 +20,7 @@ from coordcheck.demo import next_byte_loss
 from coordcheck.models import transformer
 
 PROXY, ALPHA = 32, 2.0**-5
-WIDE, STEPS, WINDOW = (256, 120, 8) if lesson.FULL else (128, 40, 8)
+WIDE, STEPS, WINDOW = (256, 120, 8) if lesson.FULL else (128, 24, 8)
 SHAPE = {"grows": "heads", "head_size": 16, "gains": False, "base_width": PROXY}
 
 

@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,23 +60,28 @@ class Flat(nn.Module):
         return self.model(tokens).flatten(0, 1)
 
 
-def _flat_transformer(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model, optimizer = transformer("SP (PyTorch)", "adam", context=64)(width)
+def _flat_transformer(width: int, *, context: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model, optimizer = transformer("SP (PyTorch)", "adam", context=context)(width)
     return Flat(model), optimizer
 
 
+def _language(sequences: int, context: int, widths: tuple[int, ...]) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(256, (sequences, context + 1), generator=generator)
+    piece, text = (tokens[:2, :8], tokens[:2, 1:9].flatten()), (tokens[:, :-1], tokens[:, 1:].flatten())
+    name = f"{sequences} x {context} tokens"
+    return Case(name, partial(_flat_transformer, context=context), text, Batches([text]), piece, widths)
+
+
 def cases() -> list[Case]:
-    """The MLP on 256 CIFAR-shaped examples, the 2-block Transformer on 8 x 64 tokens, both with Adam."""
+    """The MLP on 256 CIFAR-shaped examples, the 2-block Transformer on 512 and on 2048 tokens, all with Adam."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(256, 3072, generator=generator), torch.randint(10, (256,), generator=generator)
-    tokens = torch.randint(256, (8, 65), generator=generator)
-    piece = tokens[:2, :8], tokens[:2, 1:9].flatten()
-    images, text = (x, y), (tokens[:, :-1], tokens[:, 1:].flatten())
+    images, few = (x, y), (x[:4], y[:4])
     return [
-        Case(
-            "MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), (x[:4], y[:4]), (64, 256, 1024)
-        ),
-        Case("Transformer", _flat_transformer, text, Batches([text]), piece, (64, 256, 512)),
+        Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), few, (64, 256, 1024)),
+        _language(8, 64, (64, 256, 512)),
+        _language(16, 128, (256,)),
     ]
 
 
@@ -236,7 +242,7 @@ def main() -> int:
     names = [name for name in SUBJECTS if name != "bare" and (name != "mup" or has_mup())]
     memory = [f"{name} MB" for name in ("bare", *names)]
     print(
-        f"{'model':<12} {'width':>5} {'bare s':>8}",
+        f"{'model':<15} {'width':>5} {'bare s':>8}",
         *(f"{name + ' / bare':>21}" for name in names),
         *(f"{m:>17}" for m in memory),
     )
@@ -245,8 +251,8 @@ def main() -> int:
             seconds, paired = ratios(case, width, options.repetitions)
             peaks = [peak_memory(name, index, width) for name in ("bare", *names)]
             cells = [f"{paired[name]:>21.3f}" for name in names] + [f"{peak:>17.1f}" for peak in peaks]
-            print(f"{case.name:<12} {width:>5} {seconds:>8.4f}", *cells, flush=True)
-    for case in cases():
+            print(f"{case.name:<15} {width:>5} {seconds:>8.4f}", *cells, flush=True)
+    for case in cases()[:2]:
         found = grid_ratios(case, max(options.repetitions // 4, 1))
         told = ", ".join(f"{name} {ratio:.3f}" for name, ratio in found.items())
         print(f"{case.name}: a whole check over bare training, widths {GRID}, 3 seeds: {told}", flush=True)

@@ -1,0 +1,130 @@
+"""The figure of a learning-rate sweep: final loss against learning rate, one line per width."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+from coordcheck.figures.style import own_style
+from coordcheck.optima import Optimum
+from coordcheck.records import printable
+
+if TYPE_CHECKING:
+    from coordcheck.transfer import Transfer
+
+PANEL = (1.75, 1.75)  # inches
+LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.55, 0.42, 0.4  # inches
+COLUMNS = 4
+COLOURS, DARKEST, LIGHTEST = "viridis", 0.0, 0.82
+HEADROOM = 1.0  # nats above the least loss that the vertical axis shows at most
+MARGIN = 0.06  # of the losses shown
+
+
+def draw_transfer(transfer: Transfer) -> Figure:
+    """Final loss against log2 of the learning rate: a panel per label, a line per width, a band over the seeds.
+
+    A dot marks each optimum, with its 95 % interval; an arrow a best learning rate at the edge; a cross, at the top, a
+    learning rate at which a run did not finish. All panels share their axes; losses far above the least are cut off.
+    """
+    labels = list(dict.fromkeys(transfer.losses["label"]))
+    columns = min(len(labels), COLUMNS)
+    rows = -(-len(labels) // columns)
+    with own_style():
+        width, height = LEFT + columns * PANEL[0] + RIGHT, BOTTOM + rows * (PANEL[1] + TOP)
+        figure = Figure(figsize=(width, height))
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        figure.subplots_adjust(
+            left=LEFT / width,
+            right=1 - RIGHT / width,
+            bottom=BOTTOM / height,
+            top=1 - TOP / height,
+            wspace=0.08,
+            hspace=(TOP + 0.05) / PANEL[1],
+        )
+        for axis, label in zip(axes.flat, labels, strict=False):
+            panel(axis, transfer, label)
+        for axis in axes.flat[len(labels) :]:
+            axis.set_axis_off()
+        for row in axes:
+            row[0].set_ylabel("final loss")
+        for column in range(columns):
+            last = max(row for row in range(rows) if row * columns + column < len(labels))
+            axes[last, column].set_xlabel("log2 learning rate")
+            axes[last, column].tick_params(labelbottom=True)
+        name_widths(axes.flat[columns - 1 if len(labels) >= columns else len(labels) - 1])
+    return figure
+
+
+def panel(axis: Axes, transfer: Transfer, label: str) -> None:
+    """One label: its lines, bands and optima, and the shift in the title."""
+    losses = transfer.losses[transfer.losses["label"] == label]
+    optima = transfer.optima[transfer.optima["label"] == label].set_index("width")
+    widths = sorted(losses["width"].unique())
+    shades = mpl.colormaps[COLOURS](np.linspace(DARKEST, LIGHTEST, max(len(widths), 2))[: len(widths)])
+    for width, colour in zip(widths, shades, strict=True):
+        _line(axis, losses[losses["width"] == width], colour)
+        _mark(axis, optima.loc[width], colour)
+    everything = transfer.losses["loss"].dropna()
+    low, high = everything.min(), min(everything.max(), everything.min() + HEADROOM)
+    axis.set_ylim(low - MARGIN * (high - low), high + MARGIN * (high - low))
+    axis.xaxis.set_major_locator(MultipleLocator(2))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    shift: Any = transfer.shift.set_index("label").loc[label]
+    axis.set_title(printable(label), loc="left", fontweight="bold", fontsize=8.5, pad=12)
+    axis.text(0, 1.02, shift_text(shift), transform=axis.transAxes, va="bottom", fontsize=6.5, color="0.25")
+
+
+def shift_text(shift: Any) -> str:
+    """The shift in a few words, in octaves with half of its 95 % interval: `moves: -0.93 ± 0.08 per doubling`."""
+    if not np.isfinite(shift["shift"]):
+        return f"{shift['status']}"
+    error = f" ± {(shift['high'] - shift['low']) / 2:.2f}" if np.isfinite(shift["stderr"]) else ""
+    return f"{shift['status']}: {shift['shift']:+.2f}{error} per doubling"
+
+
+def _line(axis: Axes, losses: pd.DataFrame, colour: Any) -> None:
+    """The mean over the seeds that finished, and their range."""
+    seeds = losses.groupby("lr")["loss"]
+    whole = seeds.count() == losses.groupby("lr").size()
+    x, mean = np.log2(seeds.mean().index.to_numpy(dtype=float)), seeds.mean().where(whole)
+    width = losses["width"].iloc[0]
+    axis.plot(x, mean, "o-", color=colour, linewidth=1.1, markersize=2.2, label=f"{width}")
+    axis.fill_between(x, seeds.min().where(whole), seeds.max().where(whole), color=colour, alpha=0.18, linewidth=0)
+    lost = x[~whole.to_numpy()]
+    axis.plot(lost, [0.97] * len(lost), "x", color=colour, markersize=3, transform=axis.get_xaxis_transform())
+
+
+def _mark(axis: Axes, optimum: Any, colour: Any) -> None:
+    """The optimum with its interval; a best learning rate at the edge is an arrow that points beyond it."""
+    if optimum["status"] == Optimum.FOUND.value:
+        half = optimum["high"] - optimum["log2_lr"]
+        at, bar = (optimum["log2_lr"], optimum["loss"]), half if np.isfinite(half) else None
+        style: Any = {"markersize": 3.4, "elinewidth": 1, "capsize": 1.5, "markeredgecolor": "black"}
+        axis.errorbar(*at, xerr=bar, fmt="o", color=colour, markeredgewidth=0.5, zorder=4, **style)
+    elif optimum["status"] == Optimum.EDGE.value:
+        line = next(line for line in axis.lines if line.get_label() == f"{optimum.name}")
+        x, y = np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
+        marker = "<" if np.log2(optimum["best"]) == x[0] else ">"
+        axis.plot(np.log2(optimum["best"]), np.nanmin(y), marker, color=colour, markeredgecolor="black", zorder=4)
+
+
+def name_widths(axis: Axes) -> None:
+    """The widths, in the order of their lines, beside the last panel."""
+    handles, texts = axis.get_legend_handles_labels()
+    axis.legend(
+        handles,
+        texts,
+        title="width",
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+        handlelength=1.2,
+        fontsize=7,
+        title_fontsize=7,
+    )
