@@ -88,7 +88,10 @@ def cases() -> list[Case]:
 def bare(case: Case, width: int) -> None:
     """The training loop alone."""
     torch.manual_seed(0)
-    model, optimizer = case.build(width)
+    _train(case, *case.build(width))
+
+
+def _train(case: Case, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     x, y = case.batch
     for step in range(STEPS + 1):
         loss = F.cross_entropy(model(x), y)
@@ -114,14 +117,8 @@ def own_loop(case: Case, width: int) -> None:
     """The training loop with a Recorder around it: the full recording."""
     torch.manual_seed(0)
     model, optimizer = case.build(width)
-    x, y = case.batch
     with coordcheck.Recorder(model, optimizer, width=width, steps=STEPS):
-        for step in range(STEPS + 1):
-            loss = F.cross_entropy(model(x), y)
-            if step < STEPS:
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+        _train(case, model, optimizer)
 
 
 def peer(case: Case, width: int) -> None:
