@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -55,20 +59,48 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], rank: int, factor: float
     start, gradient = (torch.randn(shape, generator=random, dtype=torch.float64).to(device) for _ in range(2))
     block = nn.Parameter(start.clone())
     block.grad = gradient * factor
-    with torch.enable_grad():
-        _alone(optimizer, group, block).step()
+    made = _alone(optimizer, group, block)
+    step = type(made).step
+    while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where hooks on all optimizers are called
+        step = step.__wrapped__
+    with torch.enable_grad(), _randomness_kept(device):
+        step(made)
     return float(torch.linalg.vector_norm(block.detach() - start))
 
 
+@contextmanager
+def _randomness_kept(device: torch.device) -> Iterator[None]:
+    """Put back every state of random numbers that an optimizer's noise may draw from."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
+
+
 def _alone(optimizer: Optimizer, group: dict[str, Any], block: Tensor) -> Any:
-    """A copy of an optimizer that holds one block, and nothing of its history, hooks or schedulers."""
-    made = copy.copy(optimizer)
-    state = dict(vars(optimizer))
-    state.pop("step", None)  # a scheduler's wrapper, bound to the original
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        state[name] = OrderedDict()
-    own = {**group, "params": [block], "weight_decay": 0.0} if "weight_decay" in group else {**group, "params": [block]}
+    """A copy of an optimizer that holds one block, and nothing of its history, hooks or schedulers.
+
+    Whatever else the optimizer keeps, such as lists of its own or an optimizer inside it, is copied with it. In the
+    copies an object that nothing can be done with stands in the place of each parameter: a step of an optimizer that
+    reaches parameters by other ways than its groups fails, and does not move the model.
+    """
+    own = {key: value for key, value in group.items() if key != "params"}
+    own |= {"weight_decay": 0.0} if "weight_decay" in own else {}
     own |= {"lr": RATE} if isinstance(own.get("lr"), (int, float)) else {}
     own |= {"eps": EPS} if isinstance(own.get("eps"), float) else {}
-    made.__dict__ = {**state, "state": defaultdict(dict), "param_groups": [own]}
+    made = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {id(p): object() for g in optimizer.param_groups for p in g["params"]}
+    own = {**copy.deepcopy(own, memo), "params": [block]}
+    groups, state = [own], defaultdict[Any, Any](dict)
+    memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own, id(optimizer.state): state}
+    kept = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}
+    hooks = {name: OrderedDict[int, Any]() for name in _HOOKS}
+    made.__dict__ = {**copy.deepcopy(kept, memo), **hooks, "state": state, "param_groups": groups}
     return made
+
+
+_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_NOT_COPIED = {*_HOOKS, "state", "param_groups", "step"}  # a scheduler puts a step there, bound to the original

@@ -7,7 +7,7 @@ that its operation saw at t=0. Faults upstream or downstream do not change these
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -126,8 +126,9 @@ class Effects:
         for part in self.parts:
             self._facts.put(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
             if part.replay is not None and not part.hidden:
-                self._facts.put(part.name, 0, Quantity.INPUT, part.replay.input_scale)
-                self._measure(part, 0, Quantity.OUTPUT, lambda part=part: part.replay.output())
+                replay = part.replay
+                self._try(part, 0, Quantity.INPUT, partial(getattr, replay, "input_scale"))
+                self._measure(part, 0, Quantity.OUTPUT, replay.output)
         self._note_attentions(0, self.tracer)
         self._note_functions()
 
@@ -156,7 +157,7 @@ class Effects:
     def _note_gradient(self, part: Part, step: int, use: UseCall | None, gradient: Tensor | None) -> None:
         """dL/dp over its coordinates that are not zero, and dL/dh."""
         if gradient is not None:
-            rows = part.rows(gradient)
+            rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
             count = _nonzero(part, rows)
             self._counts[part.name] = torch.maximum(count, self._counts.get(part.name, count))
             self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / count.clamp(min=1).sqrt())
@@ -175,9 +176,13 @@ class Effects:
         for part in self.parts:
             if not part.trained:
                 continue
-            now = current[part.parameter].detach()
+            initial, parameter = self.initial[part.parameter], current.get(part.parameter)
+            if parameter is None or parameter.shape != initial.shape:
+                self.tracer.skipped[f"{Quantity.OWN_UPDATE.value} of {part.name} (it was replaced)"] += 1
+                continue
+            now = laid_out(parameter.detach(), initial)
             if part.parameter not in changes:
-                changes = {part.parameter: now - self.initial[part.parameter]}  # one at a time is held
+                changes = {part.parameter: laid_out(now - initial, initial)}  # one at a time is held
             whole = changes[part.parameter]
             change = part.rows(whole)
             count = self._counts.get(part.name, torch.zeros((), dtype=torch.float64, device=change.device))
@@ -207,13 +212,15 @@ class Effects:
                     self._facts.put(name, step, quantity, _rms(tensor) / abs(factor) if factor else math.nan)
 
     def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
-        if part.block is not None and part.block.stacked:  # which part of the output is its own is not known
-            return
+        if part.block is None or not part.block.stacked:  # else which part of the output is its own is not known
+            self._try(part, step, quantity, lambda: _rms(part.channels(replay())))
+
+    def _try(self, part: Part, step: int, quantity: Quantity, scale: Callable[[], float | Tensor]) -> None:
         try:
             device = self.initial[part.parameter].device.type
             plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
             with torch.no_grad(), plain:
-                value = _rms(part.channels(replay()))
+                value = scale()
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {part.name} ({type(error).__name__})"] += 1
             return
@@ -279,8 +286,18 @@ class Effects:
 
 
 def initial_values(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """A copy of every parameter, with its strides."""
+    return {name: laid_out(p.detach().clone(), p) for name, p in model.named_parameters()}
+
+
+def laid_out(values: Tensor, like: Tensor) -> Tensor:
+    """The values with the strides of another tensor, in which the places of its views are known."""
+    if values.layout is not torch.strided or like.layout is not torch.strided or values.stride() == like.stride():
+        return values
+    if any(stride == 0 and size > 1 for stride, size in zip(like.stride(), like.shape, strict=True)):  # expanded
+        return values
+    made = torch.empty_strided(like.shape, like.stride(), dtype=values.dtype, device=values.device)
+    return made.copy_(values)
 
 
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _python_dispatch as dispatch
 
 from coordcheck.errors import CoordCheckError
 
@@ -40,10 +41,11 @@ class Hook:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
         try:
-            if not torch._C._len_torch_function_stack():
+            if not torch._C._len_torch_function_stack() and not torch._C._len_torch_dispatch_stack():
                 self._action(*args)
                 return
-            with torch._C.DisableTorchFunction():  # a mode is on, which is to see what the model does alone
+            # a mode is on, which is to see what the model does alone: it may count, draw numbers, keep what it saw
+            with torch._C.DisableTorchFunction(), dispatch._disable_current_modes():
                 self._action(*args)
         except Exception as error:
             with suppress(Exception):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.degrees import degrees
 from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
 from coordcheck.records import Quantity, Row, RunRecord, Status
-from coordcheck.tracing import Tracer
+from coordcheck.tracing import Tracer, transforming
 
 
 class LiveEffects:
@@ -30,13 +31,17 @@ class LiveEffects:
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
         self._more = True
-        sharded = any(not _plain(parameter) for parameter in model.parameters())
-        self._reason = "parameters are sharded, or not made yet" if sharded else ""
+        special = any(not _plain(parameter) for parameter in model.parameters())
+        self._reason = "parameters are sharded, of a class of their own, or not made yet" if special else ""
 
     def begin(self, step: int, args: Any, kwargs: Any) -> None:
         """A call of the model begins that is recorded as step `step`."""
+        if self._tracing and self._tracer is not None and self._tracer.elsewhere:
+            return  # of two calls at the same time, the first one is traced
         self.end()
         self._tracer = None
+        if transforming():
+            self._reason = "the model is called inside a function transform, such as torch.vmap"
         if self._reason or not self._more:
             return
         if step == 0:
@@ -59,6 +64,8 @@ class LiveEffects:
             self._tracer.end()  # which it did by itself, but for a call that never returned
             if self._step > 0 and self._effects is not None:
                 self._effects.note_trace(self._step, self._tracer)
+                if not self._more:  # nothing is called with the parameters' values again, but their shapes are told
+                    self._initial.update({n: torch.empty_like(p, device="meta") for n, p in self._initial.items()})
 
     def updates(self, optimizer: Optimizer) -> None:
         """An optimizer is about to make its update, and the gradients of its parameters are there."""
@@ -88,6 +95,10 @@ class LiveEffects:
         moved = {row.step for row in record.rows if row.status is Status.MOVED_INPUT}
         before = len(record.rows)
         effects.write(record, self._degrees)
+        unknown = sorted({use.parameter for use in record.uses if use.parameter} - self._degrees.keys())
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            record.notes.append(f"how the update of {unknown[0]}{more} depends on the gradient's size was not measured")
         vectors = {site.order for site in record.sites if len(site.shape) < 2}
         record.rows[before:] = [row for row in record.rows[before:] if _kept(row, moved, vectors)]
 

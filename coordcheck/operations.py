@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -50,9 +51,8 @@ NORMALISATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"
 EXAMPLE_WISE = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 ) | frozenset({"batch_norm", "group_norm", "instance_norm"})
-RECURRENT = frozenset(
-    {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
-)
+SEQUENTIAL = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT = SEQUENTIAL | {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 
 
 def name_of(function: Any) -> str:
@@ -188,16 +188,31 @@ def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shap
     (2, 1)
     >>> subset("matmul", {0: (8, 4)}, 1, (4, 16)) is None
     True
+    >>> subset("add", {1: (1, 3, 4)}, 0, (2, 3, 4)), subset("add", {1: (4,)}, 0, (2, 3, 4))
+    (1, 2)
     """
     ranks = [len(size) for size in operands.values()]
     if name in EXAMPLE_WISE:
         batched = len(shape) >= 2 and (name in NORMALISATIONS or len(shape) == max(ranks))
         return 1 if batched else None
-    last = name in ELEMENTWISE or name in NORMALISATIONS
-    if (last and max(ranks) == 1) or (name in ROWS and max(ranks) == 2 and name != "embedding"):
+    if name in ELEMENTWISE or name in NORMALISATIONS:  # such as a table of positions, the same for all examples
+        shared = len(shape) - max(_varying(size) for size in operands.values())
+        return shared if shared > 0 else None
+    if name in ROWS and max(ranks) == 2 and name != "embedding":
         matrices = [at for at, size in operands.items() if len(size) == 2]
         return len(shape) - 1 if all(at > position for at in matrices) else None
     return len(shape) if name == "embedding" else None
+
+
+def _varying(size: Sequence[int]) -> int:
+    """How many axes of a parameter are left without those of length 1 in front, along which it is one for all."""
+    return next((len(size) - axis for axis, length in enumerate(size) if length > 1), 1)
+
+
+def examples_axis(name: str, leaves: Sequence[Any]) -> int | None:
+    """The axis of examples in the input of a recurrence over sequences; None where there is none, as if packed."""
+    sequences = name in SEQUENTIAL and isinstance(leaves[0], Tensor) and leaves[0].dim() == 3
+    return int(leaves[-1] is not True) if sequences else None  # batch_first is the last argument
 
 
 def fans(
@@ -214,6 +229,15 @@ def fans(
 def inside(function: Any) -> bool:
     """Whether a function is one of torch's own compositions, whose steps can be looked at one by one."""
     return function is F.multi_head_attention_forward
+
+
+def steps_of(function: Any) -> Any:
+    """A copy of a composition that does not ask whether a mode would take it as a whole."""
+    # of the names that it looks up there, one is another; torch itself is not changed, which other threads may be using
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def scalar(name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -> float | None:

@@ -110,11 +110,19 @@ class FunctionReplay:
             if operand.parameter in self._initial:
                 leaves[position] = operand.of(self._initial[operand.parameter])
         leaves[use.position] = use.operand.of(values)
-        return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
+        with torch.random.fork_rng(_devices(values)):  # dropout inside draws the same each time, and training other
+            return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
+
+
+def _devices(tensor: Tensor) -> list[torch.device]:
+    """The devices whose random numbers a function of it may draw, beside the processor's."""
+    return [tensor.device] if tensor.device.type == "cuda" else []
 
 
 def _doubled(leaf: Any) -> Any:
-    """A copy in double precision, which a function may write into."""
+    """A copy in double precision, which a function may write into; of a generator, one that it may draw from."""
+    if isinstance(leaf, torch.Generator):
+        return leaf.clone_state()
     if not isinstance(leaf, Tensor):
         return leaf
     dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype

@@ -9,24 +9,25 @@ a module or in the code around it.
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.overrides import TorchFunctionMode
+from torch.utils import _python_dispatch as dispatch
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
 from coordcheck.hooks import Hook
-from coordcheck.scales import sample_entries
+from coordcheck.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 from coordcheck.sites import ROOT, in_backward
 from coordcheck.uses import (
     COMPUTED,
@@ -84,7 +85,36 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.compiler.is_compiling():  # first, so that a compiler reads no further
             return func(*args, **(kwargs or {}))
+        if torch._C._get_tracing_state() is not None or transforming():
+            return func(*args, **(kwargs or {}))
         return self._tracer.run(func, args, kwargs or {})
+
+    def take_off(self) -> None:
+        """Leave, wherever in this thread's stack of modes it is; one that is not in it is left alone."""
+        above = []
+        while torch._C._len_torch_function_stack():
+            top = overrides._pop_mode()
+            if top is self:
+                break
+            above.append(top)
+        for mode in reversed(above):
+            overrides._push_mode(mode)
+
+
+def transforming() -> bool:
+    """Whether this is inside a function transform such as `torch.vmap`, whose tensors are gone once it is over."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def unseen() -> AbstractContextManager[None]:
+    """Inside, the modes and tensor subclasses of the user see nothing of what is done."""
+    return _without_modes() if torch._C._len_torch_dispatch_stack() else torch._C.DisableTorchFunction()
+
+
+@contextmanager
+def _without_modes() -> Iterator[None]:
+    with torch._C.DisableTorchFunction(), dispatch._disable_current_modes():
+        yield
 
 
 class Tracer:
@@ -121,6 +151,7 @@ class Tracer:
         self._exits: dict[str, Mark] = {}
         self._hooks = ExitStack()
         self._mode = _Mode(self)
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> Tracer:
         self._begin(self._model.named_modules())
@@ -139,7 +170,8 @@ class Tracer:
                 enter = Hook(partial(self._enter, name or ROOT), self._failed)
                 hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-            hooks.enter_context(self._mode)
+            overrides._push_mode(self._mode)
+            hooks.callback(self._mode.take_off)
             self._hooks = hooks.pop_all()
 
     def __exit__(self, *exception: Any) -> None:
@@ -153,8 +185,15 @@ class Tracer:
         self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
         self._enter(ROOT, self._model, args, kwargs)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another thread is inside the call."""
+        return bool(self._stack) and threading.get_ident() != self._thread
+
     def end(self, output: Any = None) -> None:
-        """Leave that call; once is enough."""
+        """Leave that call; once is enough. Another thread's call of the model is none of this one's."""
+        if threading.get_ident() != self._thread:
+            return
         try:
             if self._stack:
                 self._leave(self._model, (), {}, output)
@@ -165,23 +204,23 @@ class Tracer:
         self.skipped[f"a call ({type(error).__name__})"] += 1
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if in_backward():
+        if in_backward() or threading.get_ident() != self._thread:
             return
         self._stack.append(name)
-        if self._keep_calls and not (self.sampled and any(True for _ in module.parameters())):
-            with torch._C.DisableTorchFunction(), suppress(Exception):  # of arguments that cannot be copied
+        if self._keep_calls and not (self.sampled and (transforming() or any(True for _ in module.parameters()))):
+            with unseen(), suppress(Exception):  # of arguments that cannot be copied
                 args, kwargs = (self._copied(value) for value in (args, kwargs))
                 self.calls[name] = ModuleCall(args, kwargs, None, torch.get_rng_state())
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if in_backward() or not self._stack:
+        if in_backward() or not self._stack or threading.get_ident() != self._thread:
             return
         name = self._stack.pop()
         mark = self._marks.get(output) if isinstance(output, Tensor) else None
         if isinstance(mark, Mark) and mark.held:
             self._exits[name] = mark
         if name in self.calls:
-            with torch._C.DisableTorchFunction(), suppress(Exception):
+            with unseen(), suppress(Exception):
                 self.calls[name] = self.calls[name]._replace(output=self._copied(output))
 
     def _copied(self, value: Any) -> Any:
@@ -193,6 +232,8 @@ class Tracer:
         if not self.sampled:
             return [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)]
         sizes = {at: operand.size for at, operand in operands.items()}
+        if (axis := ops.examples_axis(name, leaves)) is not None:
+            return _examples(leaves, operands, axis)
         return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -200,23 +241,25 @@ class Tracer:
         name = ops.name_of(func)
         if name == "__set__" or in_backward():
             return func(*args, **kwargs)
-        if ops.inside(func):  # one of torch's own compositions: with its own question answered, its steps come here
-            with self._mode, mock.patch.object(F, "has_torch_function", return_value=False):
-                return func(*args, **kwargs)
+        if ops.inside(func) and not _others_see(args, kwargs):  # one of torch's own: its steps come here
+            with self._mode:
+                return ops.steps_of(func)(*args, **kwargs)
         if "input" in kwargs:  # where arguments are told by their place, the input comes first
             kwargs = {"input": kwargs["input"], **kwargs}
         try:
-            leaves, spec = flattened(args, kwargs)
-            operands = self._operands(leaves)
-            kept = self._kept(name, leaves, operands) if operands else leaves
-            versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+            with unseen():
+                leaves, spec = flattened(args, kwargs)
+                operands = self._operands(leaves)
+                kept = self._kept(name, leaves, operands) if operands else leaves
+                versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         try:
-            in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-            self._see(_Seen(name, func, leaves, kept, spec, operands, in_place), output)
+            with unseen():
+                in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+                self._see(_Seen(name, func, leaves, kept, spec, operands, in_place), output)
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
@@ -501,6 +544,19 @@ def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: 
     return snapshot(leaf, lambda tensor: sample_entries(tensor, axes))
 
 
+def _examples(leaves: Sequence[Any], operands: Mapping[int, Operand], axis: int) -> list[Any]:
+    """Copies of a recurrence's arguments for a few of its sequences; states are (layers, examples, size)."""
+    length = leaves[0].shape[axis]
+    keep = min(length, max(FEWEST_EXAMPLES, SAMPLED_COORDINATES * length // max(leaves[0].numel(), 1)))
+    places = torch.arange(keep, device=leaves[0].device) * length // max(keep, 1)
+    return [
+        leaf.detach().index_select(1 if at else axis, places)
+        if isinstance(leaf, Tensor) and at not in operands
+        else leaf
+        for at, leaf in enumerate(leaves)
+    ]
+
+
 def _without_uniform(name: str, tensors: Mapping[int, Tensor], marks: Mapping[int, Mark]) -> Mapping[int, Tensor]:
     """The tensors of a product without one that holds a single number in all places."""
     if len(tensors) != 2 or name not in ops.SCALAR_PRODUCTS | ops.SCALAR_QUOTIENTS:
@@ -525,4 +581,13 @@ def _values_beside(seen: _Seen, position: int) -> bool:
 
 
 def _made(parameter: Tensor) -> bool:
-    return not isinstance(parameter, nn.parameter.UninitializedParameter)
+    return not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.layout is torch.strided
+
+
+def _others_see(args: Any, kwargs: Any) -> bool:
+    """Whether a mode or a tensor subclass of the user is to see a call as one: then it is not taken apart."""
+    modes = overrides._get_current_function_mode_stack()
+    own = torch._C._disabled_torch_function_impl, Tensor.__torch_function__
+    return any(not isinstance(mode, DeviceContext) for mode in modes) or any(
+        getattr(leaf, "__torch_function__", own[0]) not in own for leaf in tree_flatten((args, kwargs))[0]
+    )

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
+import random
+import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import coordcheck
 from coordcheck.degrees import degrees
@@ -171,9 +181,9 @@ def test_the_copy_of_the_parameters_is_gone_when_everything_has_moved():
         trained(model, optimizer, classify, 1)
         held = [weakref.ref(value) for value in found._live._initial.values()]
         assert all(ref() is not None for ref in held)
-        trained(model, optimizer, classify, 4)
-    assert found.done
-    assert all(ref() is None for ref in held)
+        trained(model, optimizer, classify, 1)
+        assert all(ref() is None for ref in held)
+        assert not found.done
 
 
 def test_a_parameter_behind_a_zero_is_followed_until_it_moves():
@@ -200,6 +210,262 @@ def test_no_mode_and_no_hook_is_left_by_a_call_that_raises():
         assert sum(len(module._forward_hooks_always_called) for module in model.modules()) == 0
 
 
+# Training is the same to the bit, whatever the model and the loop do
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(numbers(1, 8, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(numbers(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bti,io->bto", x, self.weight)
+
+
+class Attending(nn.Module):
+    """Dropout, both kinds of attention; `within` is entered around a part of it."""
+
+    def __init__(self, within: Callable[[], Any] = nullcontext) -> None:
+        super().__init__()
+        self.attention, self.out, self.within = nn.MultiheadAttention(8, 2, dropout=0.2), nn.Linear(8, 8), within
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.within():
+            h = self.out(self.attention(x, x, x)[0])
+            return F.dropout(F.scaled_dot_product_attention(h, h, h), 0.5) + torch.rand(8)
+
+
+class Drawing(TorchFunctionMode):
+    """Draws a number at whatever it sees."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        torch.rand(1)
+        return function(*args, **(kwargs or {}))
+
+
+class DrawingBelow(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        torch.rand(1)
+        return function(*args, **(kwargs or {}))
+
+
+class Doubling(Tensor):
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = super().__torch_function__(function, types, args, kwargs or {})
+        return output * 2 if function is F.linear else output
+
+
+class Saving(nn.Module):
+    """A checkpoint that keeps what products gave, by their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = [torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default]
+        contexts = partial(create_selective_checkpoint_contexts, kept)
+
+        def inside(x: Tensor) -> Tensor:
+            h = F.scaled_dot_product_attention(self.one(x), self.two(x), x)
+            return torch.softmax(h @ h.mT, -1) @ self.two(h)
+
+        return checkpoint(inside, x, use_reentrant=False, context_fn=contexts)
+
+
+class Again(nn.Module):
+    """Calls itself, inside a mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        if not depth:
+            return self.layer(x)
+        with Drawing():
+            return self(x, depth - 1) + F.dropout(x, 0.5) + self.layer(x)
+
+
+class Vmapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.out = nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.vmap(lambda v: self.drop(self.layer(v)), randomness="different")(x))
+
+
+class Noisy(torch.optim.Optimizer):
+    """Draws from every source, and counts in places of its own."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1, "seen": []})
+        self.total = torch.zeros(1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.total += 1
+        for group in self.param_groups:
+            group["seen"].append(len(group["seen"]))
+            for p in group["params"]:
+                p -= group["lr"] * p.grad + 1e-3 * self.total * (torch.rand(1) + random.random() + np.random.rand())
+                p += 1e-3 * len(group["seen"])
+
+
+class Listing(torch.optim.Optimizer):
+    """Keeps its own list of the parameters."""
+
+    def __init__(self, params: Any) -> None:
+        self.all = list(params)
+        super().__init__(self.all, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.all:
+            p -= 0.1 * p.grad
+
+
+class Around(torch.optim.Optimizer):
+    """Holds the optimizer that steps."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        super().__init__(base.param_groups, {})
+        self.base, self.param_groups = base, base.param_groups
+
+    def step(self, closure: Any = None) -> None:
+        self.base.step()
+
+
+SEQUENCE = numbers(5, 3, 8)
+LOOPS: dict[str, Callable[[], tuple[nn.Module, Any, Any, Any]]] = {
+    "dropout of an LSTM": lambda: (nn.LSTM(8, 8, num_layers=2, dropout=0.5), SEQUENCE, SGD, nullcontext),
+    "dropout of a GRU": lambda: (nn.GRU(8, 8, num_layers=2, dropout=0.5), SEQUENCE, SGD, nullcontext),
+    "a mode inside": lambda: (Attending(Drawing), SEQUENCE, SGD, nullcontext),
+    "a mode around": lambda: (Attending(), SEQUENCE, SGD, Drawing),
+    "a mode below, inside": lambda: (Attending(DrawingBelow), SEQUENCE, SGD, nullcontext),
+    "a mode below, around": lambda: (Attending(), SEQUENCE, SGD, DrawingBelow),
+    "a subclass": lambda: (Attending(), SEQUENCE.as_subclass(Doubling), SGD, nullcontext),
+    "a checkpoint that saves": lambda: (Saving(), SEQUENCE, SGD, nullcontext),
+    "recursion": lambda: (Again(), SEQUENCE, SGD, nullcontext),
+    "vmap": lambda: (Vmapped(), numbers(6, 8), SGD, nullcontext),
+    "noise": lambda: (nn.Linear(8, 8), SEQUENCE, Noisy, nullcontext),
+    "its own list": lambda: (nn.Linear(8, 8), SEQUENCE, Listing, nullcontext),
+    "one inside another": lambda: (nn.Linear(8, 8), SEQUENCE, lambda p: Around(SGD(p, lr=0.1)), nullcontext),
+}
+
+
+@pytest.mark.parametrize("make", LOOPS.values(), ids=LOOPS)
+def test_training_is_the_same_to_the_bit(make):
+    def run(*, recorded: bool) -> Any:
+        seed_everything(0)
+        model, x, optimizer, around = make()
+        optimizer = optimizer(model.parameters())
+        recorder = Recorder(model, optimizer, width=8) if recorded else nullcontext()
+        with recorder:
+            for _ in range(6):
+                with around():
+                    optimizer.zero_grad()
+                    output = model(x)
+                    output = output if isinstance(output, Tensor) else output[0]
+                    output.square().mean().backward()
+                    optimizer.step()
+        assert torch._C._len_torch_function_stack() == 0
+        if recorded:
+            assert any(row.quantity is Quantity.OWN_UPDATE for row in recorder.record.rows)
+            assert not [note for note in recorder.record.notes if "failed" in note]
+        drawn = torch.rand(1).item(), random.random(), np.random.rand()
+        return [p.tolist() for p in model.state_dict().values()], drawn
+
+    assert run(recorded=True) == run(recorded=False)
+
+
+def test_hooks_on_every_optimizer_see_the_steps_of_the_loop_alone():
+    seen: list[Any] = []
+    handle = register_optimizer_step_post_hook(lambda optimizer, *call: seen.append(optimizer))
+    model, optimizer = mlp("SP", "adam", inputs=16)(32)
+    with handle, Recorder(model, optimizer, width=32):
+        trained(model, optimizer, classify, 3)
+    assert seen == [optimizer] * 3
+
+
+def test_of_two_calls_at_the_same_time_one_is_traced():
+    both = threading.Barrier(2)
+
+    class Waiting(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            both.wait(10)
+            output = super().forward(x)
+            both.wait(10)
+            return output
+
+    model = nn.Sequential(nn.Linear(8, 8), Waiting(8, 8))
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def called(seed: int) -> tuple[Tensor, int]:
+        return model(numbers(6, 8, seed=seed)).square().mean(), torch._C._len_torch_function_stack()
+
+    with ThreadPoolExecutor(2) as threads, Recorder(model, optimizer, width=8, steps=2) as found:
+        for _ in range(4):
+            losses, modes = zip(*threads.map(called, range(2)), strict=True)
+            assert modes == (0, 0)
+            sum(losses).backward()
+            optimizer.step()
+    assert {row.quantity for row in found.record.rows} >= {Quantity.OWN_UPDATE}
+    assert not [note for note in found.record.notes if "failed" in note]
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_behind():
+    class Interrupted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(4, 4), Interrupted(4, 4))
+    with pytest.raises(KeyboardInterrupt), Recorder(model, SGD(model.parameters(), lr=0.1), width=4):
+        model(numbers(2, 4))
+    assert torch._C._len_torch_function_stack() == 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("gap", [0, 3], ids=["transposed later", "with gaps from the start"])
+def test_a_parameter_laid_out_otherwise_has_the_same_own_update(gap):
+    model, x = nn.Linear(6, 6, bias=False), numbers(16, 6)
+    if gap:
+        model.weight.data = torch.cat([model.weight.data, torch.zeros(6, gap)], 1)[:, :6]
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=8, steps=1) as found:
+        before = model.weight.detach().clone()
+        trained(model, optimizer, lambda model: (model(x) * torch.arange(6)).square().mean(), 1)
+        if not gap:
+            model.weight.data = model.weight.data.T.contiguous().T
+        model(x)
+    (own,) = (row.value for row in found.record.rows if row.quantity is Quantity.OWN_UPDATE)
+    assert own == pytest.approx((x @ (model.weight - before).T).square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_a_parameter_that_is_replaced_is_told_and_the_others_are_measured():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=4, steps=1) as found:
+        trained(model, optimizer, lambda model: model(numbers(6, 4)).square().mean(), 1)
+        model[1] = nn.Linear(4, 9)
+        model(numbers(6, 4))
+    layers = {site.order: site.layer for site in found.record.sites}
+    own = {layers[row.site] for row in found.record.rows if row.quantity is Quantity.OWN_UPDATE}
+    assert own == {"0.weight", "0.bias"}
+    assert "own_update of 1.weight (it was replaced) was not measured" in found.record.notes
+
+
 def sampled(model: nn.Module, x: Tensor) -> Tracer:
     with Tracer(model, keep_calls=True, sampled=True) as tracer:
         model(x)
@@ -214,9 +480,15 @@ def sampled(model: nn.Module, x: Tensor) -> Tracer:
         (nn.Conv2d(3, 8, 3), numbers(64, 3, 32, 32), (FEWEST_EXAMPLES, 3, 32, 32)),
         (nn.BatchNorm2d(8), numbers(64, 8, 16, 16), (FEWEST_EXAMPLES, 8, 16, 16)),
         (nn.Linear(8, 4), numbers(6, 8), (6, 8)),
-        (nn.LSTM(8, 4), numbers(64, 512, 8), (64, 512, 8)),
+        (nn.LSTM(8, 4), numbers(64, 512, 8), (64, 8, 8)),
+        (nn.GRU(8, 4, batch_first=True), numbers(512, 64, 8), (8, 64, 8)),
+        (Positions(), numbers(64, 8, 256), (FEWEST_EXAMPLES, 8, 256)),
+        (Mixing(), numbers(64, 32, 16), (64, 32, 16)),
     ],
-    ids=["rows", "rows of a norm", "examples", "examples of a norm", "all of a small one", "all of what mixes rows"],
+    ids=[
+        *("rows", "rows of a norm", "examples", "examples of a norm", "all of a small one"),
+        *("sequences", "sequences, batch first", "examples of a table", "all of what mixes rows"),
+    ],
 )
 def test_a_sampled_trace_keeps_a_few_rows_or_examples(model, x, kept):
     uses = sampled(model, x).uses.values()

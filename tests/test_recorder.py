@@ -1134,7 +1134,8 @@ def test_a_loop_is_recorded_as_it_is_and_trains_as_without(loop):
     assert own == pytest.approx([rms(X @ (weights[t] - weights[0]).T) for t in (1, 2)][: len(own)], rel=0.02)
     assert len(set(expected)) > 2  # it trains, so that a step more or less would be seen
     assert record.finished
-    assert record.notes == ([] if own else [NOT_CALLED])
+    told = [note for note in record.notes if "gradient's size" not in note]  # an optimizer that needs a closure
+    assert told == ([] if own else [NOT_CALLED])
     assert len(record.parameters) == 4
     assert opened[0].done
     assert hook_count(*owners) == 0
