@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from coordcheck.diagnosis import Cause, Finding, remedy
-from coordcheck.records import Role
+from coordcheck.records import Quantity, Role
 from coordcheck.verdicts import TRANSIENT, Verdict
 
 COLUMNS = [
@@ -22,6 +22,10 @@ COLUMNS = [
 ]
 
 
+UNALIGNED = (
+    "yet every parameter's own update keeps its scale: those of a large batch are less aligned with their input the "
+    "wider the model is; fewer examples decide"
+)
 _MEASURED = ("expected", "slope", "stderr", "low", "high", "growth")
 
 
@@ -77,7 +81,8 @@ def combined(sites: pd.DataFrame, findings: Mapping[str, Sequence[Finding]], tol
 
     A site's symptom is put down to the first culprit at or before it in the data flow. Queries and keys may shrink at
     first: the gradient of the logits is random at initialisation, so under an optimizer of degree 1 their first update
-    falls as n ** -1/2 until it aligns (Yang et al. 2022, appendix on attention).
+    falls as n ** -1/2 until it aligns (Yang et al. 2022, appendix on attention). A change that falls by no more than a
+    loss of alignment explains, where every parameter is measured and right, decides nothing.
     """
     tables = []
     for label in dict.fromkeys([*sites["label"], *findings]):
@@ -93,6 +98,11 @@ def combined(sites: pd.DataFrame, findings: Mapping[str, Sequence[Finding]], tol
             table.append(row)
         tables.append(pd.DataFrame(table, columns=COLUMNS))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def _all_right(found: Sequence[Finding]) -> bool:
+    """Whether every parameter that is trained was measured, and is as it should be."""
+    return all(f.verdict is Verdict.OK for f in found if f.part.trained and f.part.role is not Role.FUNCTION)
 
 
 def _place(layer: str, orders: Mapping[str, float]) -> float:
@@ -120,6 +130,8 @@ def _explained(
     if transient and any(f.part.to_attention for f in own) and not any(f.culprit for f in own):
         why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
         return row | {"verdict": Verdict.OK.value, "explanation": why}
+    if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and _all_right(found):
+        return row | {"verdict": Verdict.UNDECIDED.value, "explanation": f"{row['explanation']}; {UNALIGNED}"}
     before = [] if verdict is Verdict.UNDECIDED else [f for f in culprits if places[f.part.layer] <= row["order"]]
     if before:
         mine = next((f for f in before if f.part.layer == row["layer"]), None)

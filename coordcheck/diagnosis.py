@@ -121,6 +121,10 @@ def diagnose(
         why = "every gradient is zero: is any target in the batch?" if idle else "is the learning rate zero?"
         why = f"nothing moved: {why}"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
+    trained = [part for part in parts if part.parameter and part.trained]
+    if trained and all(part.degree is None for part in trained):
+        why = "the degree of the optimizer's update in the gradient was not measured"
+        return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     findings: list[Finding] = []
     for part in parts:
         first = next((f for f in findings if part.tied and f.part.parameter == part.parameter), None)

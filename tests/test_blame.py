@@ -181,3 +181,33 @@ def test_layers_whose_rows_change_with_the_routing_are_not_compared_in_training(
     row = report.layers.set_index("layer").loc["expert"]
     assert row["quantity"] != "change"
     assert row["verdict"] in ("ok", "not compared", "initialised too small")
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    torch.set_num_threads(1)
+    return coordcheck.check({"model": mlp("µP", lr=3e-3)}, pair_batch(), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("seen", "slope", "right", "verdict"),
+    [
+        ("vanishes", -0.4, True, "undecided"),
+        ("vanishes", -0.4, False, "vanishes"),
+        ("vanishes", -2.0, True, "vanishes"),
+        ("blows up", 0.4, True, "blows up"),
+    ],
+    ids=["all right", "one not visible", "too steep for it", "growth"],
+)
+def test_a_change_that_falls_though_all_parameters_are_right_decides_nothing(healthy, seen, slope, right, verdict):
+    """As under a large batch, whose updates lose their alignment with the width."""
+    found = list(healthy.findings["model"])
+    assert {finding.verdict for finding in found} == {Verdict.OK}
+    if not right:
+        found[0] = found[0]._replace(verdict=Verdict.NOT_VISIBLE)
+    symptom = {"verdict": seen, "quantity": "change", "slope": slope, "low": slope - 0.1, "high": slope + 0.1}
+    sites = healthy.layers.assign(**symptom)
+    rows = combined(sites, {"model": found}, 0.25)
+    row = rows[rows["layer"] == "hidden.0"].iloc[0]
+    assert row["verdict"] == verdict
+    assert ("fewer examples decide" in row["explanation"]) == (verdict == "undecided")
