@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _python_dispatch as dispatch
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.modes import unseen, watched
 
 
 class Hook:
@@ -41,11 +41,10 @@ class Hook:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
         try:
-            if not torch._C._len_torch_function_stack() and not torch._C._len_torch_dispatch_stack():
+            if not watched():
                 self._action(*args)
                 return
-            # a mode is on, which is to see what the model does alone: it may count, draw numbers, keep what it saw
-            with torch._C.DisableTorchFunction(), dispatch._disable_current_modes():
+            with unseen():  # a mode is to see what the model does alone: it may count, draw numbers, keep what it saw
                 self._action(*args)
         except Exception as error:
             with suppress(Exception):

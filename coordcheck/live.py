@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from coordcheck.degrees import degrees
 from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
+from coordcheck.modes import transforming
 from coordcheck.records import Quantity, Row, RunRecord, Status
-from coordcheck.tracing import Tracer, transforming
+from coordcheck.tracing import Tracer
 
 
 class LiveEffects:

@@ -12,21 +12,19 @@ import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn, overrides
-from torch.overrides import TorchFunctionMode
-from torch.utils import _python_dispatch as dispatch
-from torch.utils._device import DeviceContext
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
 from coordcheck.hooks import Hook
+from coordcheck.modes import Mode, others_see, transforming, unseen
 from coordcheck.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 from coordcheck.sites import ROOT, in_backward
 from coordcheck.uses import (
@@ -75,48 +73,6 @@ class _Marks:
         self._by_id[id(tensor)] = weakref.ref(tensor), mark
 
 
-class _Mode(TorchFunctionMode):
-    """Hands every torch function to a tracer; it can be entered again inside itself."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.compiler.is_compiling():  # first, so that a compiler reads no further
-            return func(*args, **(kwargs or {}))
-        if torch._C._get_tracing_state() is not None or transforming():
-            return func(*args, **(kwargs or {}))
-        return self._tracer.run(func, args, kwargs or {})
-
-    def take_off(self) -> None:
-        """Leave, wherever in this thread's stack of modes it is; one that is not in it is left alone."""
-        above = []
-        while torch._C._len_torch_function_stack():
-            top = overrides._pop_mode()
-            if top is self:
-                break
-            above.append(top)
-        for mode in reversed(above):
-            overrides._push_mode(mode)
-
-
-def transforming() -> bool:
-    """Whether this is inside a function transform such as `torch.vmap`, whose tensors are gone once it is over."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def unseen() -> AbstractContextManager[None]:
-    """Inside, the modes and tensor subclasses of the user see nothing of what is done."""
-    return _without_modes() if torch._C._len_torch_dispatch_stack() else torch._C.DisableTorchFunction()
-
-
-@contextmanager
-def _without_modes() -> Iterator[None]:
-    with torch._C.DisableTorchFunction(), dispatch._disable_current_modes():
-        yield
-
-
 class Tracer:
     """Sees every torch function of a forward pass that runs inside it.
 
@@ -150,7 +106,7 @@ class Tracer:
         self._buffers: set[int] = set()
         self._exits: dict[str, Mark] = {}
         self._hooks = ExitStack()
-        self._mode = _Mode(self)
+        self._mode = Mode(self.run)
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Tracer:
@@ -170,7 +126,7 @@ class Tracer:
                 enter = Hook(partial(self._enter, name or ROOT), self._failed)
                 hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-            overrides._push_mode(self._mode)
+            self._mode.put_on()
             hooks.callback(self._mode.take_off)
             self._hooks = hooks.pop_all()
 
@@ -241,7 +197,7 @@ class Tracer:
         name = ops.name_of(func)
         if name == "__set__" or in_backward():
             return func(*args, **kwargs)
-        if ops.inside(func) and not _others_see(args, kwargs):  # one of torch's own: its steps come here
+        if ops.inside(func) and not others_see(args, kwargs):  # one of torch's own: its steps come here
             with self._mode:
                 return ops.steps_of(func)(*args, **kwargs)
         if "input" in kwargs:  # where arguments are told by their place, the input comes first
@@ -582,12 +538,3 @@ def _values_beside(seen: _Seen, position: int) -> bool:
 
 def _made(parameter: Tensor) -> bool:
     return not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.layout is torch.strided
-
-
-def _others_see(args: Any, kwargs: Any) -> bool:
-    """Whether a mode or a tensor subclass of the user is to see a call as one: then it is not taken apart."""
-    modes = overrides._get_current_function_mode_stack()
-    own = torch._C._disabled_torch_function_impl, Tensor.__torch_function__
-    return any(not isinstance(mode, DeviceContext) for mode in modes) or any(
-        getattr(leaf, "__torch_function__", own[0]) not in own for leaf in tree_flatten((args, kwargs))[0]
-    )

@@ -285,3 +285,17 @@ def test_a_narrow_output_that_the_loss_sees_directly_is_judged_by_its_own_growth
 def test_a_product_that_is_not_judged_is_told():
     finding = judged(Role.ATTENTION, parameter="", hidden="no softmax follows")
     assert (finding.verdict, finding.cause, finding.explanation) == (Verdict.NOT_VISIBLE, None, "no softmax follows")
+
+
+def test_without_the_degree_of_any_update_nothing_is_decided():
+    finding = judged(found=measured(response=1.0, growth=1.0), degree=None)
+    assert (finding.verdict, finding.cause) == (Verdict.UNDECIDED, None)
+    assert finding.explanation == "the degree of the optimizer's update in the gradient was not measured"
+    known = part(name="other", role=Role.HIDDEN, degree=0.0)
+    both = diagnose(
+        [part(role=Role.HIDDEN, degree=None), known],
+        {"w": measured(response=1.0, growth=1.0), "other": measured()},
+        PARAMETRIZATIONS["mup"],
+        0.25,
+    )
+    assert [found.cause for found in both] == [Cause.LEARNING_RATE, None]  # taken for that of the others

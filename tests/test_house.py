@@ -16,7 +16,7 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
-    *("calls", "windows", "inputs", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
+    *("calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
     *("operations", "uses", "tracing", "replays", "parts", "effects", "degrees", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *(
