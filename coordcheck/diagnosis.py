@@ -122,7 +122,8 @@ def diagnose(
         why = f"nothing moved: {why}"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     trained = [part for part in parts if part.parameter and part.trained]
-    if trained and all(part.degree is None for part in trained):
+    finite = not any(found.not_finite for found in exponents.values())
+    if trained and finite and all(part.degree is None for part in trained):
         why = "the degree of the optimizer's update in the gradient was not measured"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     findings: list[Finding] = []

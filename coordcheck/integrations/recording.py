@@ -37,7 +37,7 @@ class Recording:
         seed: int,
         label: str,
         steps: int,
-        own_updates: bool,
+        own_updates: bool = True,
         save_to: str | PathLike[str] | None,
     ) -> None:
         self._settings: dict[str, Any] = {
