@@ -53,10 +53,10 @@ def _degree(optimizer: Optimizer, group: dict[str, Any], rank: int) -> float | N
 
 def _moved(optimizer: Optimizer, group: dict[str, Any], rank: int, factor: float) -> float:
     """How far one step of a copy of the optimizer moves a block."""
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     device = group["params"][0].device
     shape = (SIZE,) * rank
-    start, gradient = (torch.randn(shape, generator=random, dtype=torch.float64).to(device) for _ in range(2))
+    start, gradient = (torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     block = nn.Parameter(start.clone())
     block.grad = gradient * factor
     made = _alone(optimizer, group, block)
