@@ -1335,7 +1335,8 @@ MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),
 ]
-ENDS = {"__exit__", "end", "run"}  # of the block and of a trace, and what a traced function goes through
+# of the block and of a trace, what a traced function goes through, and what every hook does
+ENDS = {"__exit__", "end", "run", "watched", "unseen"}
 INTERNALS = [
     *((part, name) for part in PARTS for name, f in vars(part).items() if inspect.isfunction(f) and name not in ENDS),
     *((m, name) for m in MODULES for name, value in vars(m).items() if inspect.isfunction(value)),
