@@ -1339,7 +1339,7 @@ MODULES = [
 ENDS = {"__exit__", "end", "run", "watched", "unseen"}
 INTERNALS = [
     *((part, name) for part in PARTS for name, f in vars(part).items() if inspect.isfunction(f) and name not in ENDS),
-    *((m, name) for m in MODULES for name, value in vars(m).items() if inspect.isfunction(value)),
+    *((m, name) for m in MODULES for name, f in vars(m).items() if inspect.isfunction(f) and name not in ENDS),
 ]
 
 
