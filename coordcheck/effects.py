@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
+from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, again, parts_of
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
@@ -34,37 +35,6 @@ PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most row
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
 SHORT = {"scaled_dot_product_attention": "sdpa"}
-
-
-class Facts:
-    """Scales by (part, step, quantity). Those of tensors on a device stay there until one is asked for."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int, Quantity], float] = {}
-        self._waiting: dict[tuple[str, int, Quantity], Tensor] = {}
-
-    def put(self, name: str, step: int, quantity: Quantity, scale: float | Tensor) -> None:
-        key = name, step, quantity
-        self._known[key] = math.nan  # keeps its place
-        if isinstance(scale, Tensor):
-            self._waiting[key] = scale
-        else:
-            self._waiting.pop(key, None)
-            self._known[key] = scale
-
-    def get(self, name: str, step: int, quantity: Quantity, default: float = 0.0) -> float:
-        return self.all().get((name, step, quantity), default)
-
-    def all(self) -> Mapping[tuple[str, int, Quantity], float]:
-        """Every scale, in the order of `put`; waits for the device, once."""
-        waiting, self._waiting = self._waiting, {}
-        by_device: dict[torch.device, list[tuple[tuple[str, int, Quantity], Tensor]]] = {}
-        for key, scale in waiting.items():
-            by_device.setdefault(scale.device, []).append((key, scale))
-        for found in by_device.values():
-            values = torch.stack([scale.detach().double() for _, scale in found]).tolist()
-            self._known.update(zip((key for key, _ in found), values, strict=True))
-        return self._known
 
 
 class Effects:

@@ -13,8 +13,9 @@ them. m is width / 64.
 
 What a width check does not see: gpt-neox's warm-up began at a learning rate of zero, so that the first update changed
 nothing. The check gets past it, and one of a single update says that nothing moved. And mlx-lm's keys were 32 times too
-large, the same at every width. What gpt-neox's users had reported (issue 956) was a picture of µP no flatter than
-that of SP: two labels with identical numbers, as here, are told in a note.
+large, the same at every width. What gpt-neox's `users had reported
+<https://github.com/EleutherAI/gpt-neox/issues/956>`_ was a picture of µP no flatter than that of SP: two labels with
+identical numbers, as here, are told in a note.
 """
 
 from functools import partial

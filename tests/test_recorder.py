@@ -38,7 +38,8 @@ from coordcheck import sites as sites_module
 from coordcheck import windows as windows_module
 from coordcheck import wrappers as wrappers_module
 from coordcheck.calls import Reference
-from coordcheck.effects import Effects, Facts
+from coordcheck.effects import Effects
+from coordcheck.facts import Facts
 from coordcheck.inputs import InitialInputs
 from coordcheck.live import LiveEffects
 from coordcheck.models import mlp
