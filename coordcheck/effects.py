@@ -7,18 +7,20 @@ that its operation saw at t=0. Faults upstream or downstream do not change these
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
+from coordcheck.calls import IN_MEMORY
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
-from coordcheck.parts import Part, Snapshot, again, parts_of
+from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
 from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
 from coordcheck.replays import Block, FunctionReplay
 from coordcheck.sites import ROOT
@@ -30,7 +32,7 @@ ROUNDED = 100  # an update of fewer roundings than this beside its parameter is 
 EXACT = torch.finfo(torch.float64).eps
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
-COUNTED = 2**18  # coordinates of a gradient among which those that are not zero are counted
+COUNTED = 2**16  # coordinates of a gradient among which those that are not zero are counted
 PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -54,7 +56,7 @@ class Effects:
         self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         self.parts = parts_of(Snapshot(model, tracer, initial, self.trained, with_gradient))
         self._facts = Facts()
-        self._counts: dict[str, Tensor] = {}
+        self._counts: dict[str, float | Tensor] = {}
         self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     def moved(self) -> dict[str, tuple[float, float]]:
@@ -91,8 +93,21 @@ class Effects:
     def _update(self, part: Part, step: int) -> float:
         return self._facts.get(part.name, step, Quantity.WEIGHT_UPDATE)
 
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Without gradients, and in the precision of the parameters."""
+        with torch.no_grad(), ExitStack() as modes:
+            for device in {initial.device.type for initial in self.initial.values()}:
+                if torch.is_autocast_enabled(device):
+                    modes.enter_context(torch.autocast(device, enabled=False))
+            yield
+
     def note_initial(self) -> None:
         """Note what is known before the first backward pass."""
+        with self._plainly():
+            self._note_initial()
+
+    def _note_initial(self) -> None:
         for part in self.parts:
             self._facts.put(part.name, 0, Quantity.WEIGHT, _rms(part.rows(self.initial[part.parameter])))
             if part.replay is not None and not part.hidden:
@@ -117,7 +132,7 @@ class Effects:
             self._facts.put(name, 0, Quantity.INPUT, _rms(taken))
             self._facts.put(name, 0, Quantity.OUTPUT, _rms(given))
 
-    def note_gradients(self, step: int, tracer: Tracer, gradients: Mapping[str, Tensor]) -> None:
+    def note_gradients(self, step: int, tracer: Trace, gradients: Mapping[str, Tensor]) -> None:
         """Note the gradients before the update that follows step t, and those of the outputs in its forward pass."""
         for part in self.parts:
             gradient = gradients.get(part.parameter)
@@ -129,8 +144,9 @@ class Effects:
         if gradient is not None:
             rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
             count = _nonzero(part, rows)
-            self._counts[part.name] = torch.maximum(count, self._counts.get(part.name, count))
-            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / count.clamp(min=1).sqrt())
+            before = self._counts.get(part.name, count)
+            self._counts[part.name] = _larger(count, before)
+            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / _root(count))
         if use is not None and use.gradient is not None:
             try:
                 delta = _rms(part.channels(use.gradient))
@@ -141,8 +157,13 @@ class Effects:
 
     def note_updates(self, step: int) -> None:
         """Note how far the parameters have moved, and what that alone makes of their initial inputs."""
+        with self._plainly():
+            self._note_updates(step)
+
+    def _note_updates(self, step: int) -> None:
         current = dict(self.model.named_parameters())
         changes: dict[str, Tensor] = {}
+        room = _Room()
         for part in self.parts:
             if not part.trained:
                 continue
@@ -152,12 +173,11 @@ class Effects:
                 continue
             now = laid_out(parameter.detach(), initial)
             if part.parameter not in changes:
-                changes = {part.parameter: laid_out(now - initial, initial)}  # one at a time is held
+                changes = {part.parameter: room.difference(now, initial)}  # one at a time is held
             whole = changes[part.parameter]
             change = part.rows(whole)
-            count = self._counts.get(part.name, torch.zeros((), dtype=torch.float64, device=change.device))
-            count = torch.where(count > 0, count, float(max(change.numel(), 1)))
-            self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / count.sqrt())
+            count = self._counts.get(part.name, 0.0)
+            self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / _root(count, change.numel()))
             matrix = _as_matrix(part, change)
             if matrix is not None:
                 self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
@@ -165,15 +185,16 @@ class Effects:
                 own = partial(part.replay.own_update, now, whole)
                 self._measure(part, step, Quantity.OWN_UPDATE, own)
 
-    def note_trace(self, step: int, later: Tracer) -> None:
+    def note_trace(self, step: int, later: Trace) -> None:
         """Note a later forward pass."""
-        for part in self.parts:
-            use = again(part, later)
-            if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
-                self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
+        with self._plainly():
+            for part in self.parts:
+                use = again(part, later)
+                if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
+                    self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
 
-    def _note_attentions(self, step: int, tracer: Tracer) -> None:
+    def _note_attentions(self, step: int, tracer: Trace) -> None:
         for name, attention in _named(tracer).items():
             pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
             pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
@@ -187,14 +208,9 @@ class Effects:
 
     def _try(self, part: Part, step: int, quantity: Quantity, scale: Callable[[], float | Tensor]) -> None:
         try:
-            device = self.initial[part.parameter].device.type
-            plain = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-            with torch.no_grad(), plain:
-                value = scale()
+            self._facts.put(part.name, step, quantity, scale())
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {part.name} ({type(error).__name__})"] += 1
-            return
-        self._facts.put(part.name, step, quantity, value)
 
     def write(self, record: RunRecord, degrees: Mapping[str, float]) -> None:
         """Add sites, rows and uses to the record.
@@ -293,7 +309,7 @@ def _comparable(part: Part, later: UseCall) -> bool:
     return same_groups and bool(use.leaves[position].shape == later.leaves[position].shape)
 
 
-def _named(tracer: Tracer) -> dict[str, AttentionCall]:
+def _named(tracer: Trace) -> dict[str, AttentionCall]:
     """Products of two activations by site name: `module path/operation`, with `#k` from the second in one module on."""
     named: dict[str, AttentionCall] = {}
     for product in [*tracer.attentions, *(p for p in tracer.products if p not in tracer.attentions)]:
@@ -303,12 +319,45 @@ def _named(tracer: Tracer) -> dict[str, AttentionCall]:
     return named
 
 
-def _nonzero(part: Part, gradient: Tensor) -> Tensor:
+def _nonzero(part: Part, gradient: Tensor) -> float | Tensor:
     """How many coordinates of a gradient are not zero; of a large matrix, counted on some of its rows."""
     rows = gradient
     if gradient.numel() > COUNTED and part.use is not None and part.use.linear and part.use.operation not in PICKED:
         rows = gradient[:: -(-gradient.numel() // COUNTED)]
-    return torch.count_nonzero(rows).double() * (gradient.numel() / max(rows.numel(), 1))
+    if rows.device.type in IN_MEMORY and rows.dtype in (torch.float32, torch.float64):
+        count: float | Tensor = float(np.count_nonzero(rows.detach().numpy() != 0))  # five times as fast as torch's
+    else:
+        count = torch.count_nonzero(rows).double()
+    return count * (gradient.numel() / max(rows.numel(), 1))
+
+
+def _larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.maximum(one, other)
+    return max(one, other)
+
+
+class _Room:
+    """Memory for one difference at a time, which the next one takes over: fresh memory costs more than the sum."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0)
+
+    def difference(self, now: Tensor, initial: Tensor) -> Tensor:
+        """The difference of two tensors of one layout, laid out like them."""
+        size = now.numel()
+        if not (now.is_contiguous() and initial.is_contiguous()) or now.layout is not torch.strided:
+            return laid_out(now - initial, initial)
+        if self._held.numel() < size or (self._held.dtype, self._held.device) != (now.dtype, now.device):
+            self._held = torch.empty_like(now).flatten()
+        return torch.sub(now, initial, out=self._held[:size].view(now.shape))
+
+
+def _root(count: float | Tensor, otherwise: int = 1) -> float | Tensor:
+    """The square root of a number of coordinates, or of another where none was counted."""
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, float(max(otherwise, 1))).sqrt()
+    return math.sqrt(count or max(otherwise, 1))
 
 
 def _as_matrix(part: Part, change: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from coordcheck.calls import IN_MEMORY
 from coordcheck.records import Quantity
 
 
@@ -20,12 +21,12 @@ class Facts:
 
     def put(self, name: str, step: int, quantity: Quantity, scale: float | Tensor) -> None:
         key = name, step, quantity
-        self._known[key] = math.nan  # keeps its place
-        if isinstance(scale, Tensor):
+        self._waiting.pop(key, None)
+        if isinstance(scale, Tensor) and scale.device.type not in IN_MEMORY:
+            self._known[key] = math.nan  # keeps its place
             self._waiting[key] = scale
         else:
-            self._waiting.pop(key, None)
-            self._known[key] = scale
+            self._known[key] = float(scale)
 
     def get(self, name: str, step: int, quantity: Quantity, default: float = 0.0) -> float:
         return self.all().get((name, step, quantity), default)

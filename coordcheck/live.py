@@ -12,6 +12,7 @@ from coordcheck.degrees import degrees
 from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
 from coordcheck.modes import transforming
 from coordcheck.records import Quantity, Row, RunRecord, Status
+from coordcheck.retracing import Retracer
 from coordcheck.tracing import Tracer
 
 
@@ -27,7 +28,7 @@ class LiveEffects:
         self._initial: dict[str, Tensor] = {}
         self._effects: Effects | None = None
         self._degrees: dict[str, float] = {}
-        self._tracer: Tracer | None = None
+        self._tracer: Tracer | Retracer | None = None
         self._tracing = False
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
@@ -54,7 +55,10 @@ class LiveEffects:
             self._effects.note_updates(step)
             self._more = step < MAX_UPDATES and self._effects.waiting(step)
         self._step, self._noted = step, set()
-        self._tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
+        if self._effects is not None and step > 0 and not self._more:  # no gradients of this pass will be asked for
+            self._tracer = Retracer(self._model, self._effects.tracer)
+        else:
+            self._tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
         self._tracing = True
         self._tracer.begin(args, kwargs)
 
@@ -73,12 +77,12 @@ class LiveEffects:
         self.end()
         if self._tracer is None:
             return
-        if self._effects is None:
+        if self._effects is None and isinstance(self._tracer, Tracer):
             self._degrees = degrees(self._model, self._optimizers)
             trained = frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
             self._effects = Effects(self._model, self._tracer, self._initial, trained)
             self._effects.note_initial()
-        if self._more:
+        if self._more and self._effects is not None:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             names = {name for name, p in self._model.named_parameters() if id(p) in held} - self._noted
             gradients = {name: g for name, g in gradients_of(self._model).items() if name in names}

@@ -48,6 +48,8 @@ CURVES = frozenset(
 GROUPED = frozenset({"grouped_mm", "_grouped_mm", "grouped_mm_fallback"})  # a matrix per group of rows, as per expert
 ELEMENTWISE = SCALAR_PRODUCTS | SCALAR_QUOTIENTS | SUMS
 NORMALISATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"})
+ROW_NORMALISATIONS = frozenset({"layer_norm", "rms_norm"})
+GAINED = ROW_NORMALISATIONS | {"group_norm"}  # (x, shape or groups, gain, bias): linear in the last two
 EXAMPLE_WISE = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 ) | frozenset({"batch_norm", "group_norm", "instance_norm"})
@@ -202,6 +204,20 @@ def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shap
         matrices = [at for at, size in operands.items() if len(size) == 2]
         return len(shape) - 1 if all(at > position for at in matrices) else None
     return len(shape) if name == "embedding" else None
+
+
+def by_rows(name: str, sizes: Sequence[Sequence[int]]) -> bool:
+    """Whether a function with parameters of these sizes makes each row of its output from one row of its input."""
+    return name in ROW_WISE or (name in ROW_NORMALISATIONS and all(len(size) == 1 for size in sizes))
+
+
+def acts_as(name: str, weight: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Whether a vector is the "gain" or the "bias" of a normalisation, in which that is linear; else nothing."""
+    if name in GAINED:
+        for place, role in ((2, "gain"), (3, "bias")):
+            if (args[place] if len(args) > place else kwargs.get("weight" if role == "gain" else "bias")) is weight:
+                return role
+    return ""
 
 
 def _varying(size: Sequence[int]) -> int:

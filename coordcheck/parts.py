@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -12,7 +12,23 @@ from coordcheck.operations import is_known
 from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, Slice, blocks, stacked
 from coordcheck.sites import ROOT
 from coordcheck.tracing import Tracer
-from coordcheck.uses import MAX_BLOCKS, UseCall
+from coordcheck.uses import MAX_BLOCKS, AttentionCall, UseCall
+
+
+class Trace(Protocol):
+    """What was seen of a later forward pass."""
+
+    @property
+    def uses(self) -> Mapping[tuple[str, str], UseCall]: ...
+
+    @property
+    def slices(self) -> Mapping[tuple[str, str], Mapping[tuple[int, tuple[int, ...]], UseCall]]: ...
+
+    @property
+    def attentions(self) -> Sequence[AttentionCall]: ...
+
+    @property
+    def products(self) -> Sequence[AttentionCall]: ...
 
 
 class Part(NamedTuple):
@@ -121,7 +137,7 @@ def _within(layer: str, path: str) -> bool:
     return not path or layer == path or layer.startswith(f"{path}.")
 
 
-def again(part: Part, later: Tracer) -> UseCall | None:
+def again(part: Part, later: Trace) -> UseCall | None:
     """A part's use in a later trace."""
     if part.use is None:
         return None

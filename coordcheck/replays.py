@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from coordcheck import operations as ops
 from coordcheck import scales
-from coordcheck.uses import MAX_BLOCKS, ModuleCall, Operand, UseCall, first_tensor, snapshot
+from coordcheck.uses import MAX_BLOCKS, ModuleCall, Operand, UseCall, first_tensor, snapshot, unflattened
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 
@@ -43,14 +44,21 @@ class FunctionReplay:
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
         self._scale = use.downstream
-        self._bias = use.operation in ops.BIASED and not use.matrix
-        self._in_proportion = self._bias or use.alone
-        position = use.input_position
+        acts_as = ops.acts_as(use.operation, use.leaves[use.position], *unflattened(use.leaves, use.spec))
+        acts_as = "" if use.operand.curve else acts_as
+        self._gain = acts_as == "gain"
+        self._summed = use.operation in ops.BIASED and not use.matrix  # through the weight the input acts, too
+        self._bias = self._summed or acts_as == "bias"
+        self._alone_too = use.alone
+        self._in_proportion = self._bias or self._alone_too or self._gain
+        self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
         self._rows: dict[int, Any] = {}
-        if use.operation in ops.ROW_WISE and use.alone and isinstance(self._input, Tensor) and position is not None:
+        by_rows = use.operation in ops.ROW_WISE and self._alone_too
+        if by_rows and isinstance(self._input, Tensor) and position is not None:
             self._rows = {position: scales.sample_rows(self._input)}
             self._input = self._rows[position]
+        self._plain = use.operation == "linear" and self._alone_too and (position, use.position) == (0, 1)
 
     @property
     def input_scale(self) -> float | Tensor:
@@ -63,6 +71,8 @@ class FunctionReplay:
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
         initial = self._initial[self._use.parameter]
+        if self._in_proportion and not self._bias and self._use.output is not None:
+            return self._seen(self._use.output)
         if self._in_proportion:
             return self._proportional(initial)
         return (self._in_double(initial) - self._in_double(torch.zeros_like(initial))) * self._scale
@@ -75,17 +85,20 @@ class FunctionReplay:
 
     def inherited(self, later: UseCall) -> Tensor:
         """f(p_0; x_t) - f(p_0; x_0), with x_t from a later trace."""
-        use, position = self._use, self._use.input_position
+        use, position = self._use, self._position
         if position is None:
             return torch.zeros(1)
         x0, xt = use.leaves[position], later.leaves[position]
         before = self._initial[use.parameter]
-        if self._bias:  # what arrives beside it, arrives through the weight
+        if self._summed:  # what arrives beside it, arrives through the weight
             weights = {p: other.of(self._initial[other.parameter]) for p, other in use.others.items()}
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
-        if use.alone:
+        if self._alone_too:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
             return self._alone(before, {position: moved}) * self._scale
+        if self._gain:
+            exact = before.double()
+            return (self._alone(exact, {position: xt}) - self._alone(exact, {position: x0})) * self._scale
         return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
 
     def _proportional(self, values: Tensor) -> Tensor:
@@ -94,11 +107,19 @@ class FunctionReplay:
             return self._use.operand.of(values)
         return self._alone(values, self._rows) * self._scale
 
+    def _seen(self, output: Tensor) -> Tensor:
+        """The parameter's own part of some rows of an output."""
+        for other in self._use.others.values():
+            output = output - other.of(self._initial[other.parameter])
+        return output * self._scale
+
     def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
         """The function of this parameter alone: without its bias."""
         use = self._use
+        own, position = use.operand.of(values), self._position
+        if self._plain:
+            return F.linear(inputs.get(0, self._input).to(own.dtype), own)
         biases = dict.fromkeys(use.others, None)
-        own, position = use.operand.of(values), use.input_position
         if position is not None:  # under autocast the function took another precision than the parameter's own
             inputs = {position: inputs.get(position, use.leaves[position]).to(own.dtype)}
         return use.call({**biases, **inputs, use.position: own})

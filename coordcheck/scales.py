@@ -183,7 +183,9 @@ def sample_entries(values: Tensor, axes: int) -> Tensor:
     keep = max(fewest, SAMPLED_COORDINATES // max(math.prod(rest), 1))
     if leading <= keep:
         return values
-    return values.reshape(leading, *rest).index_select(0, _places(leading, keep, values.device))
+    if values.is_contiguous():
+        return values.view(leading, *rest).index_select(0, _places(leading, keep, values.device))
+    return values[_places_by_axis(tuple(values.shape[:axes]), keep, values.device)]  # else the whole would be copied
 
 
 @lru_cache(maxsize=256)
@@ -194,7 +196,13 @@ def _places(entries: int, keep: int, device: torch.device) -> Tensor:
     return torch.from_numpy(((np.arange(keep) + golden) * stretch).astype(np.int64)).to(device)
 
 
+@lru_cache(maxsize=256)
+def _places_by_axis(shape: tuple[int, ...], keep: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The same places as positions along each axis."""
+    return torch.unravel_index(_places(math.prod(shape), keep, device), shape)
+
+
 def sampled_copy(values: Array) -> Array:
     """A copy of the rows that `sample_rows` takes, of an array in memory."""
     index = row_index(values.shape)
-    return values.copy() if index is None else values.reshape(-1, values.shape[-1])[index]
+    return values.copy() if index is None else values.reshape(-1, values.shape[-1]).take(index, axis=0)

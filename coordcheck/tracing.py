@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_flatten
 from coordcheck import operations as ops
 from coordcheck.calls import version
 from coordcheck.hooks import Hook
+from coordcheck.keeping import copied, fused_attention, kept_leaves
 from coordcheck.modes import Mode, others_see, transforming, unseen
-from coordcheck.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 from coordcheck.sites import ROOT, in_backward
 from coordcheck.uses import (
     COMPUTED,
@@ -37,9 +37,7 @@ from coordcheck.uses import (
     Operand,
     UseCall,
     flattened,
-    fused_logits,
-    fused_logits_scale,
-    snapshot,
+    fused_arguments,
     summed,
     unflattened,
 )
@@ -56,6 +54,20 @@ class _Seen(NamedTuple):
     spec: Any
     operands: dict[int, Operand]
     in_place: bool
+    step: Step
+
+
+class Step:
+    """One function call, as far as the same call in a later pass is known by it."""
+
+    __slots__ = ("addresses", "function", "product", "uses")
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.addresses: dict[int, int] = {}
+        """Where the parameters lie that it takes, by position."""
+        self.uses: list[UseCall] = []
+        self.product: AttentionCall | None = None
 
 
 class _Marks:
@@ -88,6 +100,7 @@ class Tracer:
         attentions: in the order of their softmax.
         products: all products of two activations, those of attentions that are not fused among them.
         calls: the last call of each module.
+        steps: every function call, in order.
     """
 
     def __init__(self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False) -> None:
@@ -96,6 +109,7 @@ class Tracer:
         self.attentions: list[AttentionCall] = []
         self.products: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
+        self.steps: list[Step] = []
         self.skipped: Counter[str] = Counter()
         self.sampled = sampled
         self._model, self._keep_calls = model, keep_calls
@@ -111,6 +125,7 @@ class Tracer:
 
     def __enter__(self) -> Tracer:
         self._begin(self._model.named_modules())
+        self._watch()
         return self
 
     def _begin(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
@@ -126,8 +141,6 @@ class Tracer:
                 enter = Hook(partial(self._enter, name or ROOT), self._failed)
                 hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-            self._mode.put_on()
-            hooks.callback(self._mode.take_off)
             self._hooks = hooks.pop_all()
 
     def __exit__(self, *exception: Any) -> None:
@@ -137,9 +150,18 @@ class Tracer:
         """Enter from inside a call of the model, which has begun; it ends with the call, also by an exception."""
         # a hook that is always called is not there outside of such a call: a model with one is not compiled
         ended = Hook(lambda model, args, output: self.end(output), self._failed)
-        self._begin((name, module) for name, module in self._model.named_modules() if name)
+        self.begin_within()
+        self._watch()
         self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
         self._enter(ROOT, self._model, args, kwargs)
+
+    def begin_within(self) -> None:
+        """Enter somewhere inside a call of the model; whoever does so hands functions to `run`, and ends it."""
+        self._begin((name, module) for name, module in self._model.named_modules() if name)
+
+    def _watch(self) -> None:
+        self._mode.put_on()
+        self._hooks.callback(self._mode.take_off)
 
     @property
     def elsewhere(self) -> bool:
@@ -165,7 +187,7 @@ class Tracer:
         self._stack.append(name)
         if self._keep_calls and not (self.sampled and (transforming() or any(True for _ in module.parameters()))):
             with unseen(), suppress(Exception):  # of arguments that cannot be copied
-                args, kwargs = (self._copied(value) for value in (args, kwargs))
+                args, kwargs = (copied(value, sampled=self.sampled) for value in (args, kwargs))
                 self.calls[name] = ModuleCall(args, kwargs, None, torch.get_rng_state())
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -177,20 +199,7 @@ class Tracer:
             self._exits[name] = mark
         if name in self.calls:
             with unseen(), suppress(Exception):
-                self.calls[name] = self.calls[name]._replace(output=self._copied(output))
-
-    def _copied(self, value: Any) -> Any:
-        """A copy of nested arguments, which later in-place operations do not change."""
-        return snapshot(value, _rows) if self.sampled else snapshot(value)
-
-    def _kept(self, name: str, leaves: Sequence[Any], operands: Mapping[int, Operand]) -> list[Any]:
-        """Copies of a call's activations; parameters are not copied: what calls them again has their values."""
-        if not self.sampled:
-            return [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)]
-        sizes = {at: operand.size for at, operand in operands.items()}
-        if (axis := ops.examples_axis(name, leaves)) is not None:
-            return _examples(leaves, operands, axis)
-        return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
+                self.calls[name] = self.calls[name]._replace(output=copied(output, sampled=self.sampled))
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
@@ -200,13 +209,14 @@ class Tracer:
         if ops.inside(func) and not others_see(args, kwargs):  # one of torch's own: its steps come here
             with self._mode:
                 return ops.steps_of(func)(*args, **kwargs)
-        if "input" in kwargs:  # where arguments are told by their place, the input comes first
-            kwargs = {"input": kwargs["input"], **kwargs}
+        step = Step(func)
+        self.steps.append(step)
         try:
             with unseen():
                 leaves, spec = flattened(args, kwargs)
                 operands = self._operands(leaves)
-                kept = self._kept(name, leaves, operands) if operands else leaves
+                step.addresses = {at: leaves[at].data_ptr() for at in operands if self._is_whole(leaves[at])}
+                kept = kept_leaves(name, leaves, operands, sampled=self.sampled) if operands else leaves
                 versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
@@ -215,7 +225,7 @@ class Tracer:
         try:
             with unseen():
                 in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-                self._see(_Seen(name, func, leaves, kept, spec, operands, in_place), output)
+                self._see(_Seen(name, func, leaves, kept, spec, operands, in_place, step), output)
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
@@ -255,6 +265,10 @@ class Tracer:
             if 0 <= offset < max(parameter.numel(), 1) and tensor.dtype == parameter.dtype:
                 return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset), 1.0, tensor.dtype)
         return None
+
+    def _is_whole(self, tensor: Tensor) -> bool:
+        """Whether it lies in a parameter's own memory."""
+        return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in self._storages
 
     def _see(self, seen: _Seen, output: Any) -> None:
         leaves = [output] if isinstance(output, Tensor) else tree_flatten(output)[0]
@@ -305,7 +319,7 @@ class Tracer:
             self._attend(product)
             self._put(produced, Mark(flow=flow))
         elif name == ops.ATTENTION:
-            self._put(produced, Mark(flow=self._fused_attention(seen.leaves, seen.spec)))
+            self._put(produced, Mark(flow=self._fused_attention(seen)))
         elif name in ops.PRODUCTS and len(activations) >= 2 and contracted:
             self._put(produced, self._product(seen, activations, marks, flow, produced[0]))
         elif name in ops.SCORED and product is not None:
@@ -369,6 +383,11 @@ class Tracer:
             use.others = {p: other for p, other in operands.items() if p != position}
             use.rank = produced[0].dim()
             uses.append(use)
+        seen.step.uses = uses
+        if self.sampled and ops.by_rows(seen.name, [operand.size for operand in operands.values()]):
+            rows = copied(produced[0], sampled=True)
+            for use in uses:
+                use.output = rows
         if not uses:
             self._follow(seen, activations, produced, contracted=False)
             return
@@ -408,7 +427,7 @@ class Tracer:
             return
 
         def keep(gradient: Tensor) -> None:
-            rows = self._copied(gradient) if self.sampled else gradient.detach()
+            rows = copied(gradient, sampled=True) if self.sampled else gradient.detach()
             for use in uses:
                 use.gradient = rows
 
@@ -435,6 +454,7 @@ class Tracer:
         attention = mark.product
         if attention is not None and attention not in self.attentions:
             attention.scale *= mark.factor
+            attention.after = mark.factor
             attention.logits = None if attention.logits is None else attention.logits * mark.factor
             self.attentions.append(attention)
 
@@ -451,66 +471,34 @@ class Tracer:
         (left_at, left), (right_at, right) = list(activations.items())[-2:]
         args, kwargs = unflattened(seen.leaves, seen.spec)
         fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
-        attention = AttentionCall(self._layer, seen.name)
-        attention.head_size = max(1, fans.fan_in if fans else 1)
-        attention.query = self._copied(left), marks[left_at].factor
-        attention.key = self._copied(right), marks[right_at].factor
+        attention = seen.step.product = AttentionCall(self._layer, seen.name)
+        attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left_at, right_at)
+        attention.query = copied(left, sampled=self.sampled), marks[left_at].factor
+        attention.key = copied(right, sampled=self.sampled), marks[right_at].factor
         alpha = kwargs.get("alpha", 1) if seen.name in ops.ADDED else 1
         attention.scale = marks[left_at].factor * marks[right_at].factor * float(alpha)
-        attention.logits = self._copied(output)  # what is masked in place later was a logit, too
+        attention.logits = copied(output, sampled=self.sampled)  # what is masked in place later was a logit, too
         for node in flow:
             node.feeds.add(attention)
         self.products.append(attention)
         return Mark(product=attention, flow=flow | {attention})
 
-    def _fused_attention(self, leaves: Sequence[Any], spec: Any) -> frozenset[Node]:
+    def _fused_attention(self, seen: _Seen) -> frozenset[Node]:
         """Rebuild the logits of a fused attention; what its output depends on."""
-        args, kwargs = unflattened(leaves, spec)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        attention = AttentionCall(self._layer, ops.ATTENTION)
-        query, key = given["query"], given["key"]
-        before = [self._mark(query), self._mark(key)]
+        given = fused_arguments(seen.leaves, seen.spec)
+        attention = seen.step.product = AttentionCall(self._layer, ops.ATTENTION)
+        before = [self._mark(given["query"]), self._mark(given["key"])]
         self._take_up(before, contracted=True)
         values = self._mark(given["value"])
         self._take_up([values])
-        attention.head_size = int(query.shape[-1])
-        scale = given.get("scale")
-        scale = attention.head_size**-0.5 if scale is None else float(scale)
+        attention.head_size = int(given["query"].shape[-1])
+        scale, query, key, attention.logits = fused_attention(given, sampled=self.sampled)
         attention.scale = scale * before[0].factor * before[1].factor
-        attention.query = self._copied(query) if self.sampled else query.detach(), before[0].factor
-        attention.key = self._copied(key) if self.sampled else key.detach(), before[1].factor
-        with torch.no_grad():
-            attention.logits = (fused_logits_scale if self.sampled else fused_logits)(given, scale)
+        attention.query, attention.key = (query, before[0].factor), (key, before[1].factor)
         for node in before[0].flow | before[1].flow:
             node.feeds.add(attention)
         self.attentions.append(attention)
         return values.flow | {attention}
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    return sample_entries(tensor, max(tensor.dim() - 1, 0))
-
-
-def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: Any) -> Any:
-    """A copy of a call's argument: of some of its entries, where the function acts on each of them by itself."""
-    axes = ops.subset(name, sizes, position, leaf.shape) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
-    if axes is None:
-        return snapshot(leaf)
-    return snapshot(leaf, lambda tensor: sample_entries(tensor, axes))
-
-
-def _examples(leaves: Sequence[Any], operands: Mapping[int, Operand], axis: int) -> list[Any]:
-    """Copies of a recurrence's arguments for a few of its sequences; states are (layers, examples, size)."""
-    length = leaves[0].shape[axis]
-    keep = min(length, max(FEWEST_EXAMPLES, SAMPLED_COORDINATES * length // max(leaves[0].numel(), 1)))
-    places = torch.arange(keep, device=leaves[0].device) * length // max(keep, 1)
-    return [
-        leaf.detach().index_select(1 if at else axis, places)
-        if isinstance(leaf, Tensor) and at not in operands
-        else leaf
-        for at, leaf in enumerate(leaves)
-    ]
 
 
 def _without_uniform(name: str, tensors: Mapping[int, Tensor], marks: Mapping[int, Mark]) -> Mapping[int, Tensor]:

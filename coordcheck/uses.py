@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,8 @@ class UseCall(Node):
         """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
         self.pieces: tuple[int, ...] = ()
         """Sizes into which the output's channels were split."""
+        self.output: Tensor | None = None
+        """Some rows of it, where they say as much as all."""
         self.gradient: Tensor | None = None
         self.source: Mark | None = None
         self.rank = 0
@@ -94,7 +97,7 @@ class UseCall(Node):
     def linear(self) -> bool:
         return ops.is_linear(self.operation)
 
-    @property
+    @cached_property
     def input_position(self) -> int | None:
         """The position of the activation among the arguments: the first floating tensor that is no parameter."""
         for index, leaf in enumerate(self.leaves):
@@ -145,6 +148,10 @@ class AttentionCall(Node):
         super().__init__(layer, operation)
         self.scale = 1.0
         self.head_size = 1
+        self.places: tuple[int, int] | None = None
+        """The positions of queries and keys among the arguments; None for a fused attention."""
+        self.after = 1.0
+        """The scalar between the product and the softmax."""
         self.logits: Tensor | None = None
         self.query: tuple[Tensor, float] | None = None
         """The queries, and the scalar that they were multiplied by before."""
@@ -187,6 +194,13 @@ class ModuleCall(NamedTuple):
     random_state: Tensor
 
 
+def fused_arguments(leaves: Sequence[Any], spec: Any) -> dict[str, Any]:
+    """The arguments of a `scaled_dot_product_attention` call by name."""
+    args, kwargs = unflattened(leaves, spec)
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
     """The logits q k^T * scale of one `scaled_dot_product_attention` call, masked ones left out: (logits,).
 
@@ -207,22 +221,28 @@ def _logits(given: Mapping[str, Any], scale: float, most: int) -> tuple[Tensor, 
     """The logits of at most so many queries, and which of them are not masked."""
     query, key = given["query"], given["key"]
     length = query.shape[-2]
-    rows = torch.arange(length, device=query.device)
-    if length > most:
-        rows = (torch.arange(most, device=query.device) * length) // most
-    query = query[..., rows, :]
+    rows, seen = _positions(length, key.shape[-2], most, bool(given.get("is_causal")), query.device)
+    query = query if length <= most else query.index_select(-2, rows)
     if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     logits = (query @ key.transpose(-2, -1)).float() * scale
-    seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-    if given.get("is_causal"):
-        seen = rows[:, None] >= torch.arange(key.shape[-2], device=logits.device)[None, :]
     mask = given.get("attn_mask")
     if mask is not None:
         allowed = mask if mask.dtype is torch.bool else mask > MASKED
         allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
         seen = seen & allowed
     return logits, seen
+
+
+@lru_cache(maxsize=64)
+def _positions(length: int, keys: int, most: int, causal: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """At most so many queries, spread over a sequence, and which keys each of them sees: (rows,), (rows, keys)."""
+    rows = torch.arange(length, device=device)
+    if length > most:
+        rows = (torch.arange(most, device=device) * length) // most
+    if causal:
+        return rows, rows[:, None] >= torch.arange(keys, device=device)[None, :]
+    return rows, torch.ones(len(rows), keys, dtype=torch.bool, device=device)
 
 
 def _first_examples(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,6 +283,8 @@ def flattened(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any]
 
     Most calls of torch functions take no containers, and these are taken apart by hand, which is faster.
     """
+    if "input" in kwargs:  # where arguments are told by their place, the input comes first
+        kwargs = {"input": kwargs["input"], **kwargs}
     leaves = [*args, *kwargs.values()]
     if any(isinstance(leaf, _NESTED) for leaf in leaves):
         return tree_flatten((tuple(args), dict(kwargs)))
@@ -277,9 +299,9 @@ def unflattened(leaves: Sequence[Any], spec: Any) -> tuple[Sequence[Any], Mappin
     return args, kwargs
 
 
-def snapshot(value: Any, part: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """A copy of (a part of) every tensor in nested arguments, which later in-place operations do not change."""
+def snapshot(value: Any, copy: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    """A copy of every tensor in nested arguments, which later in-place operations do not change."""
     if isinstance(value, Tensor):
-        return part(value.detach()).clone()
+        return copy(value.detach())
     leaves, spec = tree_flatten(value)
-    return tree_unflatten([part(leaf.detach()).clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+    return tree_unflatten([copy(leaf.detach()) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from coordcheck.tracing import AttentionCall, Tracer, UseCall, fused_logits
+from coordcheck.tracing import AttentionCall, Tracer, UseCall
+from coordcheck.uses import fused_logits
 
 IN, OUT = 8, 12
 
