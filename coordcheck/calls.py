@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,9 +67,7 @@ class Reference:
         rows = scales.sampled_copy(values)
         initial = self._compared(call, rows, step)
         if initial is not None:
-            with np.errstate(all="ignore"):  # Inf - Inf is a value like another here
-                rows -= initial
-            call.values = (*call.values, scales.rms_and_mean_abs(rows)[0])
+            call.values = (*call.values, scales.rms_of_difference(rows, initial))
 
     def _hold(self, call: Call, values: Tensor, step: int | None) -> None:
         """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""

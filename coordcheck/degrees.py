@@ -6,7 +6,7 @@ import copy
 import math
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,51 +28,61 @@ def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
     without a history. Parameters of an optimizer that does not run on them (a closure is needed) are left out.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    devices = {p.device for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     found: dict[str, float] = {}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            by_rank: dict[int, list[str]] = {}
-            for parameter in group["params"]:
-                if id(parameter) in names:
-                    by_rank.setdefault(parameter.dim(), []).append(names[id(parameter)])
-            for rank, members in by_rank.items():
-                degree = _degree(optimizer, group, rank)
-                found.update(dict.fromkeys(members, degree) if degree is not None else {})
+    with torch.enable_grad(), _randomness_kept([device for device in devices if device.type == "cuda"]):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                by_rank: dict[int, list[str]] = {}
+                for parameter in group["params"]:
+                    if id(parameter) in names:
+                        by_rank.setdefault(parameter.dim(), []).append(names[id(parameter)])
+                for rank, degree in _by_rank(optimizer, group, list(by_rank)).items():
+                    found.update(dict.fromkeys(by_rank[rank], degree))
     return found
 
 
-def _degree(optimizer: Optimizer, group: dict[str, Any], rank: int) -> float | None:
+def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
+    """The degree of a group's updates by the number of axes, where it can be measured."""
+    if not ranks:
+        return {}
     try:
-        once, ten_times = (_moved(optimizer, group, rank, factor) for factor in (1.0, LOSS_FACTOR))
-    except Exception:  # of the user's optimizer, which may need more than a gradient
-        return None
-    if not (once > 0 and ten_times > 0 and math.isfinite(once) and math.isfinite(ten_times)):
-        return None
-    return math.log(ten_times / once) / math.log(LOSS_FACTOR)
+        once, ten_times = (_moved(optimizer, group, ranks, factor) for factor in (1.0, LOSS_FACTOR))
+    except Exception:  # of the user's optimizer, which may refuse vectors, or need more than a gradient
+        alone = [] if len(ranks) < 2 else ranks
+        return {rank: degree for one in alone for rank, degree in _by_rank(optimizer, group, [one]).items()}
+    return {
+        rank: math.log(after / before) / math.log(LOSS_FACTOR)
+        for rank, before, after in zip(ranks, once, ten_times, strict=True)
+        if before > 0 and after > 0 and math.isfinite(before) and math.isfinite(after)
+    }
 
 
-def _moved(optimizer: Optimizer, group: dict[str, Any], rank: int, factor: float) -> float:
-    """How far one step of a copy of the optimizer moves a block."""
-    generator = torch.Generator().manual_seed(0)
+def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor: float) -> list[float]:
+    """How far one step of a copy of the optimizer moves blocks of so many axes."""
     device = group["params"][0].device
-    shape = (SIZE,) * rank
-    start, gradient = (torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
-    block = nn.Parameter(start.clone())
-    block.grad = gradient * factor
-    made = _alone(optimizer, group, block)
+    generator = torch.Generator().manual_seed(0)
+    starts, blocks = [], []
+    for rank in ranks:
+        start, gradient = torch.randn((2, *(SIZE,) * rank), generator=generator, dtype=torch.float64).to(device)
+        block = nn.Parameter(start.clone())
+        block.grad = gradient * factor
+        starts.append(start)
+        blocks.append(block)
+    made = _alone(optimizer, group, blocks)
     step = type(made).step
     while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where hooks on all optimizers are called
         step = step.__wrapped__
-    with torch.enable_grad(), _randomness_kept(device):
-        step(made)
-    return float(torch.linalg.vector_norm(block.detach() - start))
+    step(made)
+    moves = zip(blocks, starts, strict=True)
+    return [float(torch.linalg.vector_norm(block.detach() - start)) for block, start in moves]
 
 
 @contextmanager
-def _randomness_kept(device: torch.device) -> Iterator[None]:
+def _randomness_kept(devices: list[torch.device]) -> Iterator[None]:
     """Put back every state of random numbers that an optimizer's noise may draw from."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:
@@ -80,8 +90,8 @@ def _randomness_kept(device: torch.device) -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
-def _alone(optimizer: Optimizer, group: dict[str, Any], block: Tensor) -> Any:
-    """A copy of an optimizer that holds one block, and nothing of its history, hooks or schedulers.
+def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor]) -> Any:
+    """A copy of an optimizer that holds some blocks, and nothing of its history, hooks or schedulers.
 
     Whatever else the optimizer keeps, such as lists of its own or an optimizer inside it, is copied with it. In the
     copies an object that nothing can be done with stands in the place of each parameter: a step of an optimizer that
@@ -93,7 +103,7 @@ def _alone(optimizer: Optimizer, group: dict[str, Any], block: Tensor) -> Any:
     own |= {"eps": EPS} if isinstance(own.get("eps"), float) else {}
     made = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(p): object() for g in optimizer.param_groups for p in g["params"]}
-    own = {**copy.deepcopy(own, memo), "params": [block]}
+    own = {**copy.deepcopy(own, memo), "params": [*blocks]}
     groups, state = [own], defaultdict[Any, Any](dict)
     memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own, id(optimizer.state): state}
     kept = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}

@@ -89,10 +89,11 @@ class _Session:
         tracer, loss = self._forward(keep_calls=True)
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
-        gradients = gradients_of(self.model)
+        parameters = dict(self.model.named_parameters())
+        gradients = gradients_of(parameters)
         self.says_something = bool(torch.isfinite(loss)) and any(bool(g.any()) for g in gradients.values())
         """Whether there is a loss, and it depends on the parameters: not so where every target is masked."""
-        self.effects = Effects(self.model, tracer, initial_values(self.model), frozenset(gradients))
+        self.effects = Effects(self.model, tracer, initial_values(parameters), frozenset(gradients))
 
     def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
         tracer = Tracer(self.model, keep_calls=keep_calls)
@@ -116,7 +117,7 @@ class _Session:
     def train(self) -> None:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
         self.effects.note_initial()
-        self.effects.note_gradients(0, self.effects.tracer, gradients_of(self.model))
+        self._note_gradients(0, self.effects.tracer)
         for step in range(1, MAX_UPDATES + 1):
             self.update()
             self.effects.note_updates(step)
@@ -126,7 +127,10 @@ class _Session:
             if not more:
                 break
             self._backward(loss)
-            self.effects.note_gradients(step, later, gradients_of(self.model))
+            self._note_gradients(step, later)
+
+    def _note_gradients(self, step: int, tracer: Tracer) -> None:
+        self.effects.note_gradients(step, tracer, gradients_of(dict(self.model.named_parameters())))
 
 
 def _degrees(run: Run, probe: Any) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
 EXACT = torch.finfo(torch.float64).eps
+SMALLEST = torch.finfo(torch.float32).tiny
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
 COUNTED = 2**16  # coordinates of a gradient among which those that are not zero are counted
@@ -53,7 +54,7 @@ class Effects:
         self, model: nn.Module, tracer: Tracer, initial: Mapping[str, Tensor], with_gradient: frozenset[str]
     ) -> None:
         self.model, self.tracer, self.initial = model, tracer, initial
-        self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)  # some were made just now
         self.parts = parts_of(Snapshot(model, tracer, initial, self.trained, with_gradient))
         self._facts = Facts()
         self._counts: dict[str, float | Tensor] = {}
@@ -61,8 +62,9 @@ class Effects:
 
     def moved(self) -> dict[str, tuple[float, float]]:
         """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
-        moved, gradients = {}, gradients_of(self.model)
-        for name, parameter in self.model.named_parameters():
+        moved, parameters = {}, dict(self.model.named_parameters())
+        gradients = gradients_of(parameters)
+        for name, parameter in parameters.items():
             if name in self.trained:
                 gradient = gradients.get(name)
                 change = parameter.detach() - self.initial[name]
@@ -271,9 +273,9 @@ class Effects:
         )
 
 
-def initial_values(model: nn.Module) -> dict[str, Tensor]:
+def initial_values(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A copy of every parameter, with its strides."""
-    return {name: laid_out(p.detach().clone(), p) for name, p in model.named_parameters()}
+    return {name: laid_out(p.detach().clone(), p) for name, p in parameters.items()}
 
 
 def laid_out(values: Tensor, like: Tensor) -> Tensor:
@@ -286,11 +288,11 @@ def laid_out(values: Tensor, like: Tensor) -> Tensor:
     return made.copy_(values)
 
 
-def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every gradient that is there, sparse ones with their zeros."""
     return {
         name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.requires_grad and parameter.grad is not None
     }
 
@@ -378,13 +380,16 @@ def spectral_norm(matrix: Tensor) -> Tensor:
     3.0
     """
     matrix = matrix.float()
-    vector = torch.ones(matrix.shape[1], device=matrix.device) + torch.arange(matrix.shape[1], device=matrix.device) % 7
+    vector = _start(matrix.shape[1], matrix.device)
     for _ in range(POWER_STEPS):
-        product = matrix @ vector
-        vector = matrix.T @ product
-        size = torch.linalg.vector_norm(vector)
-        vector = torch.where(size > 0, vector / size, vector)  # a matrix of zeros stays one
+        vector = matrix.T @ (matrix @ vector)
+        vector = vector / torch.linalg.vector_norm(vector).clamp(min=SMALLEST)  # a matrix of zeros stays one
     return torch.linalg.vector_norm(matrix @ vector)
+
+
+@lru_cache(maxsize=256)
+def _start(size: int, device: torch.device) -> Tensor:
+    return (1 + torch.arange(size) % 7).float().to(device)
 
 
 def _rms(tensor: Tensor) -> float | Tensor:

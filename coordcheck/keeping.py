@@ -49,9 +49,11 @@ def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, 
 
 def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: Any) -> Any:
     """A copy of a call's argument: of some of its entries, where the function acts on each of them by itself."""
-    axes = ops.subset(name, sizes, position, leaf.shape) if isinstance(leaf, Tensor) and leaf.dim() > 1 else None
+    if not isinstance(leaf, Tensor):
+        return leaf
+    axes = ops.subset(name, sizes, position, leaf.shape) if leaf.dim() > 1 else None
     if axes is None:
-        return snapshot(leaf)
+        return leaf.detach().clone()
     return _entries(leaf.detach(), axes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class LiveEffects:
         self._degrees: dict[str, float] = {}
         self._tracer: Tracer | Retracer | None = None
         self._tracing = False
+        self._beginning = threading.RLock()
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
         self._more = True
@@ -38,6 +40,10 @@ class LiveEffects:
 
     def begin(self, step: int, args: Any, kwargs: Any) -> None:
         """A call of the model begins that is recorded as step `step`."""
+        with self._beginning:  # a copy of the parameters lets other threads run
+            self._begin(step, args, kwargs)
+
+    def _begin(self, step: int, args: Any, kwargs: Any) -> None:
         if self._tracing and self._tracer is not None and self._tracer.elsewhere:
             return  # of two calls at the same time, the first one is traced
         self.end()
@@ -46,19 +52,19 @@ class LiveEffects:
             self._reason = "the model is called inside a function transform, such as torch.vmap"
         if self._reason or not self._more:
             return
-        if step == 0:
-            self._initial = initial_values(self._model)
-        elif self._effects is None:
+        if step > 0 and self._effects is None:
             self._reason = "the first update was made without a call of the model in training"
             return
-        elif step > self._step:
+        if self._effects is not None and step > self._step:
             self._effects.note_updates(step)
             self._more = step < MAX_UPDATES and self._effects.waiting(step)
         self._step, self._noted = step, set()
-        if self._effects is not None and step > 0 and not self._more:  # no gradients of this pass will be asked for
+        if self._effects is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Retracer(self._model, self._effects.tracer)
         else:
             self._tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
+            if step == 0:
+                self._initial = initial_values(self._tracer.parameters)
         self._tracing = True
         self._tracer.begin(args, kwargs)
 
@@ -75,19 +81,20 @@ class LiveEffects:
     def updates(self, optimizer: Optimizer) -> None:
         """An optimizer is about to make its update, and the gradients of its parameters are there."""
         self.end()
-        if self._tracer is None:
+        tracer = self._tracer
+        if not isinstance(tracer, Tracer):
             return
-        if self._effects is None and isinstance(self._tracer, Tracer):
+        if self._effects is None:
             self._degrees = degrees(self._model, self._optimizers)
-            trained = frozenset(name for name, p in self._model.named_parameters() if p.requires_grad)
-            self._effects = Effects(self._model, self._tracer, self._initial, trained)
+            trained = frozenset(name for name, p in tracer.parameters.items() if p.requires_grad)
+            self._effects = Effects(self._model, tracer, self._initial, trained)
             self._effects.note_initial()
-        if self._more and self._effects is not None:
+        if self._more:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-            names = {name for name, p in self._model.named_parameters() if id(p) in held} - self._noted
-            gradients = {name: g for name, g in gradients_of(self._model).items() if name in names}
+            own = {n: p for n, p in tracer.parameters.items() if id(p) in held and n not in self._noted}
+            gradients = gradients_of(own)
             self._noted |= set(gradients)
-            self._effects.note_gradients(self._step, self._tracer, gradients)
+            self._effects.note_gradients(self._step, tracer, gradients)
 
     def write(self, record: RunRecord) -> None:
         """Add what was noted to the record, and let go of the model's copies."""

@@ -158,6 +158,7 @@ _FANS: Mapping[str, Callable[[_Given], Fans]] = {
 STACKED = GROUPED | {"bmm", "baddbmm", "matmul", "__matmul__", "einsum"}  # may take a stack of matrices, as of experts
 ROW_WISE = frozenset({"linear", "embedding"})  # act on every row of their input by itself: a subset of rows is enough
 ROWS = ROW_WISE | {"matmul", "mm", "__matmul__", "addmm"}  # likewise with a matrix to their right
+ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "is_cuda", "grad_fn"})
 PICKS = frozenset({"__getitem__", "index_select"})
 BIASED = frozenset({"linear", "conv1d", "conv2d", "conv3d", *(f"conv_transpose{d}d" for d in (1, 2, 3))})
 # linear in the weight and in the input, with nothing added but a bias
@@ -240,6 +241,11 @@ def fans(
     if name not in _FANS or flat or (name in ADDED and position == 0):
         return None
     return _FANS[name](_Given(shape, position, leaves, args, kwargs))
+
+
+def tells(function: Any) -> bool:
+    """Whether a function only reads what a tensor is like, such as its shape."""
+    return name_of(function) == "__get__" and getattr(function.__self__, "__name__", "") in ATTRIBUTES
 
 
 def inside(function: Any) -> bool:

@@ -44,6 +44,7 @@ class Retracer:
         self._wanted = {*first.uses.values(), *(use for uses in first.slices.values() for use in uses.values())}
         self._at = 0
         self._rest: Tracer | None = None
+        self._lost = False
         self._mode = Mode(self.run)
         self._hooks = ExitStack()
         self._thread = threading.get_ident()
@@ -82,7 +83,7 @@ class Retracer:
         """Call a function, and keep what it takes where the first trace kept it."""
         if self._rest is not None:
             return self._rest.run(func, args, kwargs)
-        if ops.name_of(func) == "__set__" or in_backward():
+        if self._lost or ops.name_of(func) == "__set__" or ops.tells(func) or in_backward():
             return func(*args, **kwargs)
         if ops.inside(func) and not others_see(args, kwargs):
             with self._mode:
@@ -116,9 +117,16 @@ class Retracer:
     def _differs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Trace the rest of the call as if it were new, this function first."""
         self.same = False
-        self._rest = Tracer(self._model, sampled=self._first.sampled)
-        self._rest.begin_within()
-        return self._rest.run(func, args, kwargs)
+        try:
+            with unseen():
+                rest = Tracer(self._model, sampled=self._first.sampled)
+                rest.begin_within()
+                self._rest = rest
+        except Exception as error:  # it must run all the same
+            self._failed(error)
+            self._lost = True
+            return func(*args, **kwargs)
+        return rest.run(func, args, kwargs)
 
     def _keep(self, use: UseCall, leaves: Sequence[Any]) -> None:
         position, sampled = use.input_position, self._first.sampled

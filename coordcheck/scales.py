@@ -108,7 +108,7 @@ def rms_and_mean_abs(values: Array) -> tuple[float, float]:
     (2.5, 1.75)
     """
     squares = absolutes = 0.0
-    dot, asum = _BLAS[values.dtype.char]
+    dot, asum, _ = _BLAS[values.dtype.char]
     flat = values.reshape(-1)
     for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
@@ -117,7 +117,23 @@ def rms_and_mean_abs(values: Array) -> tuple[float, float]:
     return math.sqrt(squares / flat.size), absolutes / flat.size
 
 
-_BLAS = {"f": (blas.sdot, blas.sasum), "d": (blas.ddot, blas.dasum)}
+def rms_of_difference(values: Array, initial: Array) -> float:
+    """RMS of values - initial, which takes the place of the values.
+
+    >>> rms_of_difference(np.array([4.0, 0.0]), np.array([1.0, 4.0]))
+    3.5355339...
+    """
+    dot, _, add = _BLAS[values.dtype.char]
+    flat, before = values.reshape(-1), initial.reshape(-1)
+    squares = 0.0
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        add(before[start : start + PIECE], piece, a=-1.0)  # in place; Inf - Inf is a value like another here
+        squares += dot(piece, piece)
+    return math.sqrt(squares / flat.size)
+
+
+_BLAS = {"f": (blas.sdot, blas.sasum, blas.saxpy), "d": (blas.ddot, blas.dasum, blas.daxpy)}
 
 
 @lru_cache(maxsize=4096)

@@ -101,6 +101,7 @@ class Tracer:
         products: all products of two activations, those of attentions that are not fused among them.
         calls: the last call of each module.
         steps: every function call, in order.
+        parameters: the model's, by name.
     """
 
     def __init__(self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False) -> None:
@@ -112,6 +113,7 @@ class Tracer:
         self.steps: list[Step] = []
         self.skipped: Counter[str] = Counter()
         self.sampled = sampled
+        self.parameters = dict(model.named_parameters())
         self._model, self._keep_calls = model, keep_calls
         self._stack: list[str] = []
         self._marks = _Marks()
@@ -129,7 +131,7 @@ class Tracer:
         return self
 
     def _begin(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self.parameters.items():
             if _made(parameter):
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
                 self._sizes[name] = parameter.numel()
@@ -204,7 +206,7 @@ class Tracer:
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
         name = ops.name_of(func)
-        if name == "__set__" or in_backward():
+        if name == "__set__" or ops.tells(func) or in_backward():
             return func(*args, **kwargs)
         if ops.inside(func) and not others_see(args, kwargs):  # one of torch's own: its steps come here
             with self._mode:

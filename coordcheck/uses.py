@@ -212,9 +212,9 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
 
 def fused_logits_scale(given: Mapping[str, Any], scale: float) -> Tensor:
     """The RMS of these logits for a few examples and queries, which does not wait for the device: ()."""
-    logits, seen = _logits(_first_examples(given), scale, FEWEST_ROWS)
-    seen = seen.expand_as(logits)
-    return torch.linalg.vector_norm(logits * seen) / seen.sum().clamp(min=1).sqrt()
+    logits, seen = _logits(_first_examples(given), 1.0, FEWEST_ROWS)
+    count = seen.expand_as(logits).sum() if seen.dim() > 2 else seen.sum() * (logits.numel() // seen.numel())
+    return torch.linalg.vector_norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
 
 
 def _logits(given: Mapping[str, Any], scale: float, most: int) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,8 @@ def _logits(given: Mapping[str, Any], scale: float, most: int) -> tuple[Tensor, 
     query = query if length <= most else query.index_select(-2, rows)
     if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    logits = (query @ key.transpose(-2, -1)).float() * scale
+    logits = (query @ key.transpose(-2, -1)).float()
+    logits = logits if scale == 1 else logits * scale
     mask = given.get("attn_mask")
     if mask is not None:
         allowed = mask if mask.dtype is torch.bool else mask > MASKED

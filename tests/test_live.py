@@ -142,10 +142,13 @@ def test_without_own_updates_nothing_is_blamed(tmp_path):
 def test_own_update_and_inherited_are_the_closed_forms():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     optimizer, x = SGD(model.parameters(), lr=0.1), numbers(6, 4)
-    before = initial_values(model)
+    before = initial_values(dict(model.named_parameters()))
     with Recorder(model, optimizer, width=8, steps=1) as found:
         trained(model, optimizer, lambda model: model(x).square().mean(), 1)
-        after, h0 = initial_values(model), torch.tanh(F.linear(x, before["0.weight"], before["0.bias"]))
+        after, h0 = (
+            initial_values(dict(model.named_parameters())),
+            torch.tanh(F.linear(x, before["0.weight"], before["0.bias"])),
+        )
         model(x)
     layers = {site.order: site.layer for site in found.record.sites}
     rows = {(layers[r.site], r.step, r.quantity): r.value for r in found.record.rows}

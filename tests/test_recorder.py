@@ -28,6 +28,7 @@ from coordcheck import degrees as degrees_module
 from coordcheck import effects as effects_module
 from coordcheck import hooks as hooks_module
 from coordcheck import inputs as inputs_module
+from coordcheck import keeping as keeping_module
 from coordcheck import live as live_module
 from coordcheck import parameters as parameters_module
 from coordcheck import parts as parts_module
@@ -46,6 +47,7 @@ from coordcheck.models import mlp
 from coordcheck.recorder import Recorder
 from coordcheck.records import Kind, Outcome, Quantity, Row, RunRecord, Status
 from coordcheck.replays import FunctionReplay
+from coordcheck.retracing import Retracer
 from coordcheck.runfiles import RunFolder
 from coordcheck.sites import SiteRecorder
 from coordcheck.tracing import Tracer
@@ -1331,10 +1333,11 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
 
 
 PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
-PARTS += [LiveEffects, Effects, Facts, Tracer, FunctionReplay]
+PARTS += [LiveEffects, Effects, Facts, Tracer, Retracer, FunctionReplay]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),
+    keeping_module,
 ]
 # of the block and of a trace, what a traced function goes through, and what every hook does
 ENDS = {"__exit__", "end", "run", "watched", "unseen"}
