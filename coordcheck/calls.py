@@ -13,7 +13,6 @@ from coordcheck import scales
 from coordcheck.records import Quantity, Row, Site, Status, status_of
 
 MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
-IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
 WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
 
 
@@ -56,7 +55,7 @@ class Reference:
         """
         values = scales.measurable(tensor)
         call.size = values.numel()
-        if values.device.type in IN_MEMORY:
+        if values.device.type in scales.IN_MEMORY:
             self._measure(call, values.numpy(), step)
         else:
             self._hold(call, values, step)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck import scales
-from coordcheck.calls import IN_MEMORY
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
@@ -326,7 +325,7 @@ def _nonzero(part: Part, gradient: Tensor) -> float | Tensor:
     rows = gradient
     if gradient.numel() > COUNTED and part.use is not None and part.use.linear and part.use.operation not in PICKED:
         rows = gradient[:: -(-gradient.numel() // COUNTED)]
-    if rows.device.type in IN_MEMORY and rows.dtype in (torch.float32, torch.float64):
+    if rows.device.type in scales.IN_MEMORY and rows.dtype in (torch.float32, torch.float64):
         count: float | Tensor = float(np.count_nonzero(rows.detach().numpy() != 0))  # five times as fast as torch's
     else:
         count = torch.count_nonzero(rows).double()
@@ -394,13 +393,14 @@ def _start(size: int, device: torch.device) -> Tensor:
 
 def _rms(tensor: Tensor) -> float | Tensor:
     try:
-        return scales.rms(scales.measurable(tensor))
+        values = scales.measurable(tensor)
+        return scales.norm(values) / math.sqrt(values.numel())
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
 
 
 def _norm(tensor: Tensor) -> float | Tensor:
     try:
-        return torch.linalg.vector_norm(scales.measurable(tensor))
+        return scales.norm(scales.measurable(tensor))
     except scales.NotMeasurable:
         return math.nan

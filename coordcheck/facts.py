@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from coordcheck.calls import IN_MEMORY
+from coordcheck import scales
 from coordcheck.records import Quantity
 
 
@@ -22,7 +22,7 @@ class Facts:
     def put(self, name: str, step: int, quantity: Quantity, scale: float | Tensor) -> None:
         key = name, step, quantity
         self._waiting.pop(key, None)
-        if isinstance(scale, Tensor) and scale.device.type not in IN_MEMORY:
+        if isinstance(scale, Tensor) and scale.device.type not in scales.IN_MEMORY:
             self._known[key] = math.nan  # keeps its place
             self._waiting[key] = scale
         else:

@@ -245,7 +245,7 @@ def fans(
 
 def tells(function: Any) -> bool:
     """Whether a function only reads what a tensor is like, such as its shape."""
-    return name_of(function) == "__get__" and getattr(function.__self__, "__name__", "") in ATTRIBUTES
+    return name_of(function) == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in ATTRIBUTES
 
 
 def inside(function: Any) -> bool:

@@ -66,7 +66,8 @@ class FunctionReplay:
         if self._input is None or not self._use.matrix:
             return 1.0
         upstream = abs(self._use.upstream)
-        return scales.rms(scales.measurable(self._input)) / upstream if upstream else math.nan
+        values = scales.measurable(self._input)
+        return scales.norm(values) / (math.sqrt(values.numel()) * upstream) if upstream else math.nan
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""

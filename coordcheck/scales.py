@@ -23,6 +23,8 @@ from coordcheck.records import Status
 SAMPLED_ROWS = 64
 SAMPLED_COORDINATES = 2**12
 FEWEST_ROWS, FEWEST_EXAMPLES = 16, 4  # of what single parameters act on: examples where they act on whole ones
+SUMMED = 2**20  # coordinates whose squares are summed in their own precision
+IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
 PIECE = 2**13  # coordinates reduced at a time: they stay in the cache, and BLAS starts no threads for so few
 
 
@@ -84,6 +86,22 @@ def rms(values: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """
     norm = torch.linalg.vector_norm(values, dim=dim)
     return norm / math.sqrt(values.numel() / norm.numel())
+
+
+def norm(values: Tensor) -> float | Tensor:
+    """sqrt(sum(x ** 2)) over all coordinates: a number of a tensor in memory, on a device a tensor that stays there.
+
+    In memory by BLAS, which is faster than torch's own reduction and sums more exactly: of 2**24 equal squares that one
+    loses 2 %.
+
+    >>> norm(torch.tensor([3.0, -4.0]))
+    5.0
+    """
+    if values.device.type not in IN_MEMORY or values.dtype not in (torch.float32, torch.float64):
+        return torch.linalg.vector_norm(values)
+    flat = values.reshape(-1)
+    pieces = flat.split(SUMMED) if flat.numel() > SUMMED else (flat,)
+    return math.sqrt(sum(float(torch.dot(piece, piece)) for piece in pieces))
 
 
 def mean_abs(values: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:

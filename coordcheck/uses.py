@@ -287,9 +287,14 @@ def flattened(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any]
     if "input" in kwargs:  # where arguments are told by their place, the input comes first
         kwargs = {"input": kwargs["input"], **kwargs}
     leaves = [*args, *kwargs.values()]
-    if any(isinstance(leaf, _NESTED) for leaf in leaves):
+    if any(isinstance(leaf, _NESTED) and not _sizes(leaf) for leaf in leaves):
         return tree_flatten((tuple(args), dict(kwargs)))
     return leaves, Flat(len(args), tuple(kwargs))
+
+
+def _sizes(nested: Any) -> bool:
+    """Whether it is a plain tuple of numbers, which is one argument as it is."""
+    return type(nested) in (tuple, torch.Size) and all(type(item) is int for item in nested)
 
 
 def unflattened(leaves: Sequence[Any], spec: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -506,7 +506,7 @@ def test_hooks_are_gone_after_an_exception_in_forward():
 @pytest.mark.parametrize("broken", ["rms_and_mean_abs", "sampled_copy", "rms", "mean_abs", "measurable"])
 def test_a_statistic_that_fails_is_a_status(monkeypatch, broken):
     if broken in ("rms", "mean_abs"):  # these work on devices, from copies that are reduced later
-        monkeypatch.setattr(calls_module, "IN_MEMORY", set())
+        monkeypatch.setattr(scales, "IN_MEMORY", set())
     monkeypatch.setattr(scales, broken, raising(RuntimeError("broken")))
     sites = recorded(nn.Linear(4, 4), tensor(2, 4), tensor(2, 4))
     rows = rows_of(sites)
@@ -531,7 +531,7 @@ def test_reducing_later_as_on_a_device_gives_the_same_scales(monkeypatch, whole)
 
     normal = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     at_once = rows()
-    monkeypatch.setattr(calls_module, "IN_MEMORY", set())
+    monkeypatch.setattr(scales, "IN_MEMORY", set())
     monkeypatch.setattr(calls_module, "WHOLE_COORDINATES", whole)
     later = rows()
     assert [row._replace(value=None) for row in later] == [row._replace(value=None) for row in at_once]
