@@ -44,13 +44,38 @@ def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
 
 def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
     """The degree of a group's updates by the number of axes, where it can be measured."""
+    key = _key(optimizer, group, ranks)
+    if key is None:
+        return _measured(optimizer, group, ranks)
+    if key not in _KNOWN:
+        _KNOWN[key] = _measured(optimizer, group, ranks)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[tuple[Any, ...], dict[int, float]] = {}
+
+
+def _key(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> tuple[Any, ...] | None:
+    """What the degree of torch's own optimizers depends on: measured once. None for others, which may keep more."""
+    cls = type(optimizer)
+    options = {name: value for name, value in group.items() if name not in _REPLACED}
+    simple = all(isinstance(value, (bool, int, float, str, tuple, type(None))) for value in options.values())
+    if not (simple and ranks and cls.__module__.startswith("torch.optim.")):
+        return None
+    return cls, cls.step, group["params"][0].device, tuple(ranks), *options.items()
+
+
+_REPLACED = {"params", "lr", "initial_lr", "weight_decay"}
+
+
+def _measured(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
     if not ranks:
         return {}
     try:
         once, ten_times = (_moved(optimizer, group, ranks, factor) for factor in (1.0, LOSS_FACTOR))
     except Exception:  # of the user's optimizer, which may refuse vectors, or need more than a gradient
         alone = [] if len(ranks) < 2 else ranks
-        return {rank: degree for one in alone for rank, degree in _by_rank(optimizer, group, [one]).items()}
+        return {rank: degree for one in alone for rank, degree in _measured(optimizer, group, [one]).items()}
     return {
         rank: math.log(after / before) / math.log(LOSS_FACTOR)
         for rank, before, after in zip(ranks, once, ten_times, strict=True)
