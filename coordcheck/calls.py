@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from coordcheck import scales
-from coordcheck.records import Quantity, Row, Site, Status, status_of
+from coordcheck.records import Quantity, Row, Site, Status, measured_row
 
 MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
 WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once
@@ -129,8 +129,7 @@ def rows_of(order: int, step: int, call: Call, values: Sequence[float], moved: b
     known = _QUANTITIES if step and reason is Status.OK else _QUANTITIES[:2]
     rows = []
     for quantity, value in zip(known, values, strict=False):
-        status = status_of(value)
-        rows.append(Row(order, step, quantity, None if status.not_finite else value, status))
+        rows.append(measured_row(order, step, quantity, value))
     if step and reason is not Status.OK:
         rows.append(Row(order, step, Quantity.CHANGE, None, reason))
     return rows
@@ -142,9 +141,13 @@ _QUANTITIES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)  # the c
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """The sizes of a tensor, -1 for a ragged axis; nothing for a tensor that cannot tell its shape."""
     try:
-        return tuple(size if type(size) is int else -1 for size in tensor.shape)
+        shape = tuple(tensor.shape)
     except RuntimeError:
         return ()
+    return shape if _WHOLE.issuperset(map(type, shape)) else tuple(n if type(n) is int else -1 for n in shape)
+
+
+_WHOLE = frozenset({int})
 
 
 def version(tensor: Tensor) -> int:

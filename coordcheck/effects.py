@@ -20,7 +20,7 @@ from coordcheck import scales
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
-from coordcheck.records import FORWARD, Kind, Quantity, Row, RunRecord, Site, Status, Use, status_of
+from coordcheck.records import FORWARD, Kind, Quantity, RunRecord, Site, Status, Use, measured_row
 from coordcheck.replays import Block, FunctionReplay
 from coordcheck.sites import ROOT
 from coordcheck.tracing import Tracer
@@ -32,7 +32,7 @@ EXACT = torch.finfo(torch.float64).eps
 SMALLEST = torch.finfo(torch.float32).tiny
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
-COUNTED = 2**16  # coordinates of a gradient among which those that are not zero are counted
+COUNTED = 2**15  # coordinates of a gradient among which those that are not zero are counted
 PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -201,7 +201,8 @@ class Effects:
             pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
             for quantity, (tensor, factor) in pairs.items():
                 if tensor is not None:
-                    self._facts.put(name, step, quantity, _rms(tensor) / abs(factor) if factor else math.nan)
+                    scale = _rms(tensor) if isinstance(tensor, Tensor) else tensor
+                    self._facts.put(name, step, quantity, scale / abs(factor) if factor else math.nan)
 
     def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
         if part.block is None or not part.block.stacked:  # else which part of the output is its own is not known
@@ -233,8 +234,7 @@ class Effects:
             record.sites.append(Site(name, index[name], Kind.FUNCTION, shape, "float32"))
         for (name, step, quantity), scale in self._facts.all().items():
             if name in index:
-                status = status_of(scale)
-                record.rows.append(Row(index[name], step, quantity, None if status.not_finite else scale, status))
+                record.rows.append(measured_row(index[name], step, quantity, scale))
         nodes: dict[Node, int] = {
             part.use: index[part.name] for part in reversed(self.parts) if part.use and not part.block
         }
@@ -393,8 +393,7 @@ def _start(size: int, device: torch.device) -> Tensor:
 
 def _rms(tensor: Tensor) -> float | Tensor:
     try:
-        values = scales.measurable(tensor)
-        return scales.norm(values) / math.sqrt(values.numel())
+        return scales.rms_of(tensor)
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
 

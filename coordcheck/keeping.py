@@ -10,12 +10,19 @@ from torch import Tensor
 
 from coordcheck import operations as ops
 from coordcheck.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
-from coordcheck.uses import Operand, fused_logits, fused_logits_scale, snapshot
+from coordcheck.uses import Operand, fused_logits, fused_scales, snapshot
 
 
 def copied(value: Any, *, sampled: bool) -> Any:
     """A copy of nested arguments, which later in-place operations do not change; sampled, of some of their rows."""
-    return snapshot(value, lambda tensor: _entries(tensor, max(tensor.dim() - 1, 0))) if sampled else snapshot(value)
+    if not sampled:
+        return snapshot(value)
+    return rows(value) if isinstance(value, Tensor) else snapshot(value, rows)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """A copy of a few rows of a tensor, along its last axis."""
+    return _entries(tensor.detach(), max(tensor.dim() - 1, 0))
 
 
 def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], *, sampled: bool) -> list[Any]:
@@ -36,15 +43,15 @@ def kept_leaf(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand],
     return _subset(name, sizes, at, leaves[at]) if sampled else snapshot(leaves[at])
 
 
-def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Of a fused attention its scale, its queries and keys, and its logits; sampled, a few of them and their RMS."""
-    query, key, scale = given["query"].detach(), given["key"].detach(), given.get("scale")
+def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, Any, Any, Any]:
+    """Of a fused attention its scale, its queries, keys and logits; sampled, the RMS of some of them."""
+    query, scale = given["query"], given.get("scale")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     with torch.no_grad():
-        logits = (fused_logits_scale if sampled else fused_logits)(given, scale)
-    if sampled:
-        query, key = (copied(tensor, sampled=True) for tensor in (query, key))
-    return scale, query, key, logits
+        if sampled:
+            logits, queries, keys = fused_scales(given, scale)
+            return scale, queries, keys, logits
+        return scale, query.detach(), given["key"].detach(), fused_logits(given, scale)
 
 
 def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: Any) -> Any:

@@ -35,8 +35,7 @@ class LiveEffects:
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
         self._more = True
-        special = any(not _plain(parameter) for parameter in model.parameters())
-        self._reason = "parameters are sharded, of a class of their own, or not made yet" if special else ""
+        self._reason = ""
 
     def begin(self, step: int, args: Any, kwargs: Any) -> None:
         """A call of the model begins that is recorded as step `step`."""
@@ -62,9 +61,13 @@ class LiveEffects:
         if self._effects is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Retracer(self._model, self._effects.tracer)
         else:
-            self._tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
+            tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
+            if any(not _plain(parameter) for parameter in tracer.parameters.values()):
+                self._reason = "parameters are sharded, of a class of their own, or not made yet"
+                return
             if step == 0:
-                self._initial = initial_values(self._tracer.parameters)
+                self._initial = initial_values(tracer.parameters)
+            self._tracer = tracer
         self._tracing = True
         self._tracer.begin(args, kwargs)
 

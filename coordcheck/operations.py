@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -207,7 +207,7 @@ def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shap
     return len(shape) if name == "embedding" else None
 
 
-def by_rows(name: str, sizes: Sequence[Sequence[int]]) -> bool:
+def by_rows(name: str, sizes: Iterable[Sequence[int]]) -> bool:
     """Whether a function with parameters of these sizes makes each row of its output from one row of its input."""
     return name in ROW_WISE or (name in ROW_NORMALISATIONS and all(len(size) == 1 for size in sizes))
 

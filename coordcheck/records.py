@@ -218,6 +218,12 @@ class Row(NamedTuple):
     status: Status
 
 
+def measured_row(site: int, step: int, quantity: Quantity, value: float) -> Row:
+    """The row of a measured scale, finite or not."""
+    status = status_of(value)
+    return Row(site, step, quantity, None if status.not_finite else value, status)
+
+
 class ParameterInfo(NamedTuple):
     """One trainable parameter as the optimizer holds it at t=0, read after the first backward pass."""
 

@@ -47,6 +47,7 @@ class FunctionReplay:
         acts_as = ops.acts_as(use.operation, use.leaves[use.position], *unflattened(use.leaves, use.spec))
         acts_as = "" if use.operand.curve else acts_as
         self._gain = acts_as == "gain"
+        self._by_rows = ops.by_rows(use.operation, (other.size for other in (use.operand, *use.others.values())))
         self._summed = use.operation in ops.BIASED and not use.matrix  # through the weight the input acts, too
         self._bias = self._summed or acts_as == "bias"
         self._alone_too = use.alone
@@ -66,8 +67,7 @@ class FunctionReplay:
         if self._input is None or not self._use.matrix:
             return 1.0
         upstream = abs(self._use.upstream)
-        values = scales.measurable(self._input)
-        return scales.norm(values) / (math.sqrt(values.numel()) * upstream) if upstream else math.nan
+        return scales.rms_of(self._input) / upstream if upstream else math.nan
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
@@ -96,23 +96,26 @@ class FunctionReplay:
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
         if self._alone_too:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
-            return self._alone(before, {position: moved}) * self._scale
-        if self._gain:
-            exact = before.double()
-            return (self._alone(exact, {position: xt}) - self._alone(exact, {position: x0})) * self._scale
+            return self._scaled(self._alone(before, {position: moved}))
+        if self._gain and self._by_rows:
+            normed = self._alone(before.double(), {position: torch.stack([x0, xt])})
+            return normed[1] - normed[0]
         return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
 
     def _proportional(self, values: Tensor) -> Tensor:
         """f(values; x_0) - f(0; x_0) of a function that is linear in the parameter."""
         if self._bias:  # its own part of the output
             return self._use.operand.of(values)
-        return self._alone(values, self._rows) * self._scale
+        return self._scaled(self._alone(values, self._rows))
+
+    def _scaled(self, output: Tensor) -> Tensor:
+        return output if self._scale == 1 else output * self._scale
 
     def _seen(self, output: Tensor) -> Tensor:
         """The parameter's own part of some rows of an output."""
         for other in self._use.others.values():
             output = output - other.of(self._initial[other.parameter])
-        return output * self._scale
+        return self._scaled(output)
 
     def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
         """The function of this parameter alone: without its bias."""

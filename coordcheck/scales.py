@@ -25,7 +25,7 @@ SAMPLED_COORDINATES = 2**12
 FEWEST_ROWS, FEWEST_EXAMPLES = 16, 4  # of what single parameters act on: examples where they act on whole ones
 SUMMED = 2**20  # coordinates whose squares are summed in their own precision
 IN_MEMORY = {"cpu"}  # device types whose scales are computed at once: there is nothing to wait for
-PIECE = 2**13  # coordinates reduced at a time: they stay in the cache, and BLAS starts no threads for so few
+PIECE = 10_000  # coordinates reduced at a time: they stay in the cache, and BLAS starts no threads for so few
 
 
 Array = NDArray[np.floating[Any]]
@@ -48,6 +48,8 @@ def measurable(tensor: Tensor) -> Tensor:
     Raises:
         NotMeasurable: integer, boolean, empty or unreadable tensors.
     """
+    if type(tensor) is Tensor and tensor.dtype is torch.float32 and tensor.is_cpu and _is_plain(tensor):
+        return tensor.detach()
     if tensor.device.type == "meta" or type(tensor).__name__ == "FakeTensor":
         raise NotMeasurable(Status.UNSUPPORTED)
     tensor = tensor.detach()
@@ -56,6 +58,10 @@ def measurable(tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         raise NotMeasurable(Status.EMPTY)
     return tensor
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and tensor.numel() > 0
 
 
 def _converted(tensor: Tensor) -> Tensor:
@@ -102,6 +108,19 @@ def norm(values: Tensor) -> float | Tensor:
     flat = values.reshape(-1)
     pieces = flat.split(SUMMED) if flat.numel() > SUMMED else (flat,)
     return math.sqrt(sum(float(torch.dot(piece, piece)) for piece in pieces))
+
+
+def rms_of(tensor: Tensor) -> float | Tensor:
+    """The RMS of a tensor of any kind: a number of one in memory, on a device a tensor that stays there.
+
+    Raises:
+        NotMeasurable: as `measurable`.
+
+    >>> rms_of(torch.tensor([3.0, -4.0], dtype=torch.bfloat16))
+    3.5355339...
+    """
+    values = measurable(tensor)
+    return norm(values) / math.sqrt(values.numel())
 
 
 def mean_abs(values: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
@@ -212,28 +231,23 @@ def sample_entries(values: Tensor, axes: int) -> Tensor:
     >>> sample_entries(torch.zeros(8, 1024, 256), 2).shape, sample_entries(torch.zeros(8, 1024, 256), 1).shape
     (torch.Size([16, 256]), torch.Size([4, 1024, 256]))
     """
-    leading, rest = math.prod(values.shape[:axes]), values.shape[axes:]
-    fewest = FEWEST_ROWS if axes >= values.dim() - 1 else FEWEST_EXAMPLES
-    keep = max(fewest, SAMPLED_COORDINATES // max(math.prod(rest), 1))
-    if leading <= keep:
+    index = _entries_of(values.shape, axes, values.device)
+    if index is None:
         return values
     if values.is_contiguous():
-        return values.view(leading, *rest).index_select(0, _places(leading, keep, values.device))
-    return values[_places_by_axis(tuple(values.shape[:axes]), keep, values.device)]  # else the whole would be copied
+        return values.flatten(0, axes - 1).index_select(0, index)
+    return values[torch.unravel_index(index, values.shape[:axes])]  # flattened, the whole would be copied
 
 
-@lru_cache(maxsize=256)
-def _places(entries: int, keep: int, device: torch.device) -> Tensor:
-    """One place in each of `keep` equal stretches, at no fixed distance: positions in a sequence are all visited."""
-    stretch = entries / keep
+@lru_cache(maxsize=1024)
+def _entries_of(shape: tuple[int, ...], axes: int, device: torch.device) -> Tensor | None:
+    """One place in each of some equal stretches, at no fixed distance: positions in a sequence are all visited."""
+    leading, size = math.prod(shape[:axes]), math.prod(shape[axes:])
+    keep = max(FEWEST_ROWS if axes >= len(shape) - 1 else FEWEST_EXAMPLES, SAMPLED_COORDINATES // max(size, 1))
+    if leading <= keep:
+        return None
     golden = (np.arange(keep) * 0.6180339887) % 1
-    return torch.from_numpy(((np.arange(keep) + golden) * stretch).astype(np.int64)).to(device)
-
-
-@lru_cache(maxsize=256)
-def _places_by_axis(shape: tuple[int, ...], keep: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The same places as positions along each axis."""
-    return torch.unravel_index(_places(math.prod(shape), keep, device), shape)
+    return torch.from_numpy(((np.arange(keep) + golden) * (leading / keep)).astype(np.int64)).to(device)
 
 
 def sampled_copy(values: Array) -> Array:

@@ -248,7 +248,7 @@ class SiteRecorder:
             if self._step == 0:
                 self._reference.initial[layer] = call
             return
-        site = self._site(layer, tensor, Kind.MODULE)
+        site = self.sites.get(layer) or self._site(layer, tensor, Kind.MODULE)
         call = Call(site, site.shape)
         try:
             part = local_part(tensor)

@@ -12,7 +12,7 @@ import math
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten
 from coordcheck import operations as ops
 from coordcheck.calls import version
 from coordcheck.hooks import Hook
-from coordcheck.keeping import copied, fused_attention, kept_leaves
+from coordcheck.keeping import copied, fused_attention, kept_leaves, rows
 from coordcheck.modes import Mode, others_see, transforming, unseen
 from coordcheck.sites import ROOT, in_backward
 from coordcheck.uses import (
@@ -119,6 +119,7 @@ class Tracer:
         self._marks = _Marks()
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
         self._sizes: dict[str, int] = {}
+        self._parametric = {ROOT, *_prefixes(self.parameters)}
         self._buffers: set[int] = set()
         self._exits: dict[str, Mark] = {}
         self._hooks = ExitStack()
@@ -135,8 +136,12 @@ class Tracer:
             if _made(parameter):
                 self._storages.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter))
                 self._sizes[name] = parameter.numel()
-        strided = [buffer for buffer in self._model.buffers() if buffer.layout is torch.strided]
-        self._buffers = {buffer.untyped_storage().data_ptr() for buffer in strided if buffer.numel()}
+        self._buffers = {
+            buffer.untyped_storage().data_ptr()
+            for module in self._model.modules()
+            for buffer in module._buffers.values()
+            if buffer is not None and buffer.layout is torch.strided and buffer.numel()
+        }
         with ExitStack() as hooks:
             leave = Hook(self._leave, self._failed)
             for name, module in modules:
@@ -187,7 +192,7 @@ class Tracer:
         if in_backward() or threading.get_ident() != self._thread:
             return
         self._stack.append(name)
-        if self._keep_calls and not (self.sampled and (transforming() or any(True for _ in module.parameters()))):
+        if self._keep_calls and not (self.sampled and (name in self._parametric or transforming())):
             with unseen(), suppress(Exception):  # of arguments that cannot be copied
                 args, kwargs = (copied(value, sampled=self.sampled) for value in (args, kwargs))
                 self.calls[name] = ModuleCall(args, kwargs, None, torch.get_rng_state())
@@ -386,10 +391,10 @@ class Tracer:
             use.rank = produced[0].dim()
             uses.append(use)
         seen.step.uses = uses
-        if self.sampled and ops.by_rows(seen.name, [operand.size for operand in operands.values()]):
-            rows = copied(produced[0], sampled=True)
+        if self.sampled and ops.by_rows(seen.name, (operand.size for operand in operands.values())):
+            output = rows(produced[0])
             for use in uses:
-                use.output = rows
+                use.output = output
         if not uses:
             self._follow(seen, activations, produced, contracted=False)
             return
@@ -429,9 +434,9 @@ class Tracer:
             return
 
         def keep(gradient: Tensor) -> None:
-            rows = copied(gradient, sampled=True) if self.sampled else gradient.detach()
+            kept = rows(gradient) if self.sampled else gradient.detach()
             for use in uses:
-                use.gradient = rows
+                use.gradient = kept
 
         output.register_hook(Hook(keep, self._failed))
 
@@ -518,6 +523,13 @@ def _tabled(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tens
     if name not in ops.SCALAR_PRODUCTS or len(known) != 1 or any(t.requires_grad for t in tables):
         return None
     return known[0]
+
+
+def _prefixes(names: Iterable[str]) -> Iterator[str]:
+    """The modules that hold some of these parameters, or whose submodules do."""
+    for name in names:
+        while name := name.rpartition(".")[0]:
+            yield name
 
 
 def _values_beside(seen: _Seen, position: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from coordcheck import operations as ops
+from coordcheck import scales
 from coordcheck.operations import Fans
 from coordcheck.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 
@@ -152,10 +153,11 @@ class AttentionCall(Node):
         """The positions of queries and keys among the arguments; None for a fused attention."""
         self.after = 1.0
         """The scalar between the product and the softmax."""
-        self.logits: Tensor | None = None
-        self.query: tuple[Tensor, float] | None = None
-        """The queries, and the scalar that they were multiplied by before."""
-        self.key: tuple[Tensor, float] | None = None
+        self.logits: Tensor | float | None = None
+        """Values, or their RMS."""
+        self.query: tuple[Tensor | float, float] | None = None
+        """The queries, or their RMS, and the scalar that they were multiplied by before."""
+        self.key: tuple[Tensor | float, float] | None = None
 
 
 class Mark(NamedTuple):
@@ -206,33 +208,34 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
 
     Long sequences are looked at on `QUERY_ROWS` queries spread over them.
     """
-    logits, seen = _logits(given, scale, QUERY_ROWS)
-    return logits[seen.expand_as(logits)]
+    logits, seen, _ = _logits(given, QUERY_ROWS)
+    return (logits * scale)[seen.expand_as(logits)]
 
 
-def fused_logits_scale(given: Mapping[str, Any], scale: float) -> Tensor:
-    """The RMS of these logits for a few examples and queries, which does not wait for the device: ()."""
-    logits, seen = _logits(_first_examples(given), 1.0, FEWEST_ROWS)
+def fused_scales(given: Mapping[str, Any], scale: float) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+    """The RMS of these logits, and of queries and keys, for a few examples: which does not wait for a device."""
+    few = _first_examples(given)
+    logits, seen, query = _logits(few, FEWEST_ROWS)
     count = seen.expand_as(logits).sum() if seen.dim() > 2 else seen.sum() * (logits.numel() // seen.numel())
-    return torch.linalg.vector_norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
+    of_logits = torch.linalg.vector_norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
+    return of_logits, scales.rms_of(query), scales.rms_of(few["key"])
 
 
-def _logits(given: Mapping[str, Any], scale: float, most: int) -> tuple[Tensor, Tensor]:
-    """The logits of at most so many queries, and which of them are not masked."""
-    query, key = given["query"], given["key"]
+def _logits(given: Mapping[str, Any], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits of at most so many queries before they are scaled, which of them are not masked, and these queries."""
+    query, key = given["query"].detach(), given["key"].detach()
     length = query.shape[-2]
     rows, seen = _positions(length, key.shape[-2], most, bool(given.get("is_causal")), query.device)
     query = query if length <= most else query.index_select(-2, rows)
     if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     logits = (query @ key.transpose(-2, -1)).float()
-    logits = logits if scale == 1 else logits * scale
     mask = given.get("attn_mask")
     if mask is not None:
         allowed = mask if mask.dtype is torch.bool else mask > MASKED
         allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
         seen = seen & allowed
-    return logits, seen
+    return logits, seen, query
 
 
 @lru_cache(maxsize=64)
