@@ -20,9 +20,9 @@ def copied(value: Any, *, sampled: bool) -> Any:
     return rows(value) if isinstance(value, Tensor) else snapshot(value, rows)
 
 
-def rows(tensor: Tensor) -> Tensor:
-    """A copy of a few rows of a tensor, along its last axis."""
-    return _entries(tensor.detach(), max(tensor.dim() - 1, 0))
+def rows(tensor: Tensor, of: Tensor | None = None) -> Tensor:
+    """A copy of a few rows of a tensor, along its last axis: those that belong to rows of another one."""
+    return _entries(tensor.detach(), max(tensor.dim() - 1, 0), None if of is None else of.shape)
 
 
 def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], *, sampled: bool) -> list[Any]:
@@ -64,9 +64,9 @@ def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: 
     return _entries(leaf.detach(), axes)
 
 
-def _entries(tensor: Tensor, axes: int) -> Tensor:
+def _entries(tensor: Tensor, axes: int, of: torch.Size | None = None) -> Tensor:
     """A copy of some entries, or of all."""
-    entries = sample_entries(tensor, axes)
+    entries = sample_entries(tensor, axes, of)
     return tensor.clone() if entries is tensor else entries
 
 

@@ -208,8 +208,8 @@ def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shap
 
 
 def by_rows(name: str, sizes: Iterable[Sequence[int]]) -> bool:
-    """Whether a function with parameters of these sizes makes each row of its output from one row of its input."""
-    return name in ROW_WISE or (name in ROW_NORMALISATIONS and all(len(size) == 1 for size in sizes))
+    """Whether a function with parameters of these sizes makes each row of its output from one of its input's rows."""
+    return name == "linear" or (name in ROW_NORMALISATIONS and all(len(size) == 1 for size in sizes))
 
 
 def acts_as(name: str, weight: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

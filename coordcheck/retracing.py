@@ -130,14 +130,13 @@ class Retracer:
 
     def _keep(self, use: UseCall, leaves: Sequence[Any]) -> None:
         position, sampled = use.input_position, self._first.sampled
-        if position is None:
-            return
         operands = {**use.others, use.position: use.operand}
         again = self._again[use] = copy.copy(use)
         if use.operation in ops.GROUPED:
             again.leaves = kept_leaves(use.operation, leaves, operands, sampled=sampled)
-        else:
-            again.leaves = [None] * len(leaves)
+            return
+        again.leaves = [None] * len(leaves)
+        if position is not None:  # else it takes ids
             again.leaves[position] = kept_leaf(use.operation, leaves, operands, position, sampled=sampled)
 
     def _attend(self, first: AttentionCall, leaves: Sequence[Any], spec: Any, output: Any) -> None:

@@ -223,15 +223,16 @@ def sample_rows(values: Tensor, *, stacked: bool = False) -> Tensor:
     return values.reshape(*values.shape[:stacked], -1, shape[-1]).index_select(int(stacked), index)
 
 
-def sample_entries(values: Tensor, axes: int) -> Tensor:
+def sample_entries(values: Tensor, axes: int, of: torch.Size | None = None) -> Tensor:
     """A few entries of a large tensor along its first `axes` axes taken together, itself when it is small.
 
-    They depend on the shape alone. 16 rows of 256 channels are 4096 coordinates.
+    They depend on the shape alone, or on that of another tensor whose entries they belong to. 16 rows of 256 channels
+    are 4096 coordinates.
 
     >>> sample_entries(torch.zeros(8, 1024, 256), 2).shape, sample_entries(torch.zeros(8, 1024, 256), 1).shape
     (torch.Size([16, 256]), torch.Size([4, 1024, 256]))
     """
-    index = _entries_of(values.shape, axes, values.device)
+    index = _entries_of(values.shape if of is None else of, axes, values.device)
     if index is None:
         return values
     if values.is_contiguous():

@@ -391,8 +391,9 @@ class Tracer:
             use.rank = produced[0].dim()
             uses.append(use)
         seen.step.uses = uses
-        if self.sampled and ops.by_rows(seen.name, (operand.size for operand in operands.values())):
-            output = rows(produced[0])
+        by_rows = 0 in activations and ops.by_rows(seen.name, (operand.size for operand in operands.values()))
+        if self.sampled and by_rows:
+            output = rows(produced[0], activations[0])
             for use in uses:
                 use.output = output
         if not uses:

@@ -30,6 +30,7 @@ from coordcheck.effects import initial_values
 from coordcheck.models import mlp, transformer
 from coordcheck.recorder import Recorder
 from coordcheck.records import Quantity, Status
+from coordcheck.replays import FunctionReplay
 from coordcheck.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 from coordcheck.tracing import Tracer
 from coordcheck.trials import seed_everything
@@ -498,6 +499,29 @@ def test_a_sampled_trace_keeps_a_few_rows_or_examples(model, x, kept):
     assert {tuple(use.leaves[use.input_position].shape) for use in uses if use.input_position is not None} == {kept}
 
 
+def test_rows_of_the_output_are_those_of_the_input():
+    model, x = nn.Linear(64, 256), numbers(8, 64, 64)
+    tracer = sampled(model, x)
+    use = tracer.uses["weight", "linear"]
+    torch.testing.assert_close(use.output, model(use.leaves[0]))
+    replay = FunctionReplay(use, initial_values(dict(model.named_parameters())))
+    torch.testing.assert_close(replay.output(), F.linear(use.leaves[0], model.weight))
+
+
+def test_an_activation_in_the_place_of_the_weight_has_no_rows():
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = nn.Parameter(numbers(2000, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.p, x)
+
+    tracer = sampled(Swapped(), numbers(32, 64))
+    assert tracer.uses["p", "linear"].output is None
+    assert not tracer.skipped
+
+
 def test_the_scales_of_a_sampled_trace_are_near_those_of_the_whole(monkeypatch, tmp_path):
     def table(folder: Path) -> Any:
         rows = recorded(transformer("SP", "adam", vocabulary=64, context=32), predict, folder).measurements
@@ -567,6 +591,42 @@ def test_the_degree_is_measured_on_a_copy(make, expected):
     assert str(optimizer.state_dict()) == str(state)
     assert seen == []
     assert schedule.last_epoch == 0
+
+
+class MatricesAlone(SGD):
+    def step(self, closure: Any = None) -> Any:
+        assert all(p.dim() == 2 for group in self.param_groups for p in group["params"])
+        return super().step()
+
+
+def test_parameters_that_an_optimizer_refuses_do_not_hide_the_others():
+    model = nn.Linear(40, 30)
+    assert degrees(model, [MatricesAlone(model.parameters(), lr=0.1)]) == {"weight": pytest.approx(1)}
+
+
+def test_a_degree_that_is_known_is_that_of_the_same_options():
+    model = nn.Linear(4, 4, bias=False)
+    for make, expected in (
+        (lambda: torch.optim.Rprop(model.parameters()), 0),
+        (lambda: SGD(model.parameters(), lr=0.1), 1),
+        (lambda: SGD(model.parameters(), lr=0.2, momentum=0.9), 1),
+        (lambda: Adam(model.parameters()), 0),
+    ):
+        for _ in range(2):
+            assert degrees(model, [make()]) == {"weight": pytest.approx(expected, abs=0.01)}
+
+
+def test_a_step_that_is_replaced_in_the_class_is_measured(monkeypatch):
+    model = nn.Linear(4, 4, bias=False)
+    assert degrees(model, [Adam(model.parameters())]) == {"weight": pytest.approx(0, abs=0.01)}
+
+    def step(self: Any) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(parameter.grad, alpha=-group["lr"])
+
+    monkeypatch.setattr(Adam, "step", step)
+    assert degrees(model, [Adam(model.parameters())]) == {"weight": pytest.approx(1)}
 
 
 def test_each_group_has_its_own_degree():

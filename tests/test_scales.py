@@ -247,3 +247,31 @@ def test_an_array_in_memory_is_sampled_as_a_tensor_is(shape):
     assert torch.equal(torch.from_numpy(copied), scales.sample_rows(values))
     copied += 1
     assert torch.equal(values, normal(*shape))
+
+
+def test_many_equal_squares_are_summed_exactly():
+    values = torch.full((2**24,), 0.1)
+    assert scales.norm(values) == pytest.approx(0.1 * 2**12, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_rms_of_a_tensor_of_any_kind(dtype):
+    values = normal(64, 32).to(dtype)
+    expected = values.double().pow(2).mean().sqrt().item()
+    assert float(scales.rms_of(values)) == pytest.approx(expected, rel=1e-3 if dtype.itemsize < 4 else 1e-6)
+    assert float(scales.rms_of(values.T)) == pytest.approx(float(scales.rms_of(values)))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_entries_do_not_depend_on_how_a_tensor_lies_in_memory(axes):
+    values = normal(40, 30, 20, 16)
+    turned = values.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    assert not turned.is_contiguous()
+    assert torch.equal(scales.sample_entries(turned, axes), scales.sample_entries(values, axes))
+
+
+def test_entries_that_belong_to_those_of_another_tensor():
+    narrow, wide = normal(8, 1000, 64), torch.arange(8 * 1000.0).view(8, 1000, 1).expand(8, 1000, 256)
+    numbered = torch.arange(8 * 1000.0).view(8, 1000, 1).expand(8, 1000, 64)
+    rows = scales.sample_entries(wide, 2, narrow.shape)
+    assert torch.equal(rows[:, 0], scales.sample_entries(numbered, 2)[:, 0])

@@ -60,28 +60,34 @@ class Flat(nn.Module):
         return self.model(tokens).flatten(0, 1)
 
 
-def _flat_transformer(width: int, *, context: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model, optimizer = transformer("SP (PyTorch)", "adam", context=context)(width)
+def _flat_transformer(width: int, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model, optimizer = transformer("SP (PyTorch)", "adam", **options)(width)
     return Flat(model), optimizer
 
 
-def _language(sequences: int, context: int, widths: tuple[int, ...]) -> Case:
+def _language(name: str, sequences: int, context: int, widths: tuple[int, ...], **options: Any) -> Case:
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(256, (sequences, context + 1), generator=generator)
+    tokens = torch.randint(options.get("vocabulary", 256), (sequences, context + 1), generator=generator)
     piece, text = (tokens[:2, :8], tokens[:2, 1:9].flatten()), (tokens[:, :-1], tokens[:, 1:].flatten())
-    name = f"{sequences} x {context} tokens"
-    return Case(name, partial(_flat_transformer, context=context), text, Batches([text]), piece, widths)
+    build = partial(_flat_transformer, context=context, **options)
+    return Case(name, build, text, Batches([text]), piece, widths)
 
 
 def cases() -> list[Case]:
-    """The MLP on 256 CIFAR-shaped examples, the 2-block Transformer on 512 and on 2048 tokens, all with Adam."""
+    """The MLP on 256 CIFAR-shaped examples, the 2-block Transformer on 512 tokens, and a GPT, all with Adam.
+
+    The GPT has the settings of the published coordinate check of one (github.com/EleutherAI/nanoGPT-mup,
+    mup_examples/coord_check_shakespeare_char): 2 blocks, LayerNorm, heads of 64, 65 characters, width 256 upwards, and
+    2 sequences of 1024 tokens. It makes its updates from four such batches; here from one, which is harder, since one
+    batch an update is recorded.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(256, 3072, generator=generator), torch.randint(10, (256,), generator=generator)
     images, few = (x, y), (x[:4], y[:4])
     return [
         Case("MLP", mlp("SP (PyTorch)", "adam", inputs=3072), images, Batches([images]), few, (64, 256, 1024)),
-        _language(8, 64, (64, 256, 512)),
-        _language(16, 128, (256,)),
+        _language("8 x 64 tokens", 8, 64, (64, 256, 512)),
+        _language("GPT, 2 x 1024", 2, 1024, (256, 512), norm="layernorm", vocabulary=65),
     ]
 
 
