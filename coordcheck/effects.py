@@ -32,7 +32,7 @@ EXACT = torch.finfo(torch.float64).eps
 SMALLEST = torch.finfo(torch.float32).tiny
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
-COUNTED = 2**15  # coordinates of a gradient among which those that are not zero are counted
+COUNTED = 2**18  # coordinates of a gradient among which those that are not zero are counted
 PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
