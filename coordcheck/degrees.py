@@ -59,10 +59,15 @@ def _key(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> tuple
     """What the degree of torch's own optimizers depends on: measured once. None for others, which may keep more."""
     cls = type(optimizer)
     options = {name: value for name, value in group.items() if name not in _REPLACED}
-    simple = all(isinstance(value, (bool, int, float, str, tuple, type(None))) for value in options.values())
-    if not (simple and ranks and cls.__module__.startswith("torch.optim.")):
+    if not (ranks and cls.__module__.startswith("torch.optim.") and all(map(_is_plain, options.values()))):
         return None
     return cls, cls.step, group["params"][0].device, tuple(ranks), *options.items()
+
+
+def _is_plain(option: Any) -> bool:
+    if isinstance(option, tuple):
+        return all(map(_is_plain, option))
+    return option is None or isinstance(option, (bool, int, float, str))
 
 
 _REPLACED = {"params", "lr", "initial_lr", "weight_decay"}

@@ -145,8 +145,7 @@ class Effects:
         if gradient is not None:
             rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
             count = _nonzero(part, rows)
-            before = self._counts.get(part.name, count)
-            self._counts[part.name] = _larger(count, before)
+            self._counts[part.name] = _larger(count, self._counts.get(part.name, count))
             self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / _root(count))
         if use is not None and use.gradient is not None:
             try:
@@ -347,7 +346,8 @@ class _Room:
     def difference(self, now: Tensor, initial: Tensor) -> Tensor:
         """The difference of two tensors of one layout, laid out like them."""
         size = now.numel()
-        if not (now.is_contiguous() and initial.is_contiguous()) or now.layout is not torch.strided:
+        alike = now.dtype == initial.dtype and now.layout is initial.layout is torch.strided
+        if not (alike and now.is_contiguous() and initial.is_contiguous()):
             return laid_out(now - initial, initial)
         if self._held.numel() < size or (self._held.dtype, self._held.device) != (now.dtype, now.device):
             self._held = torch.empty_like(now).flatten()

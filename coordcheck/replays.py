@@ -44,22 +44,18 @@ class FunctionReplay:
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
         self._scale = use.downstream
-        acts_as = ops.acts_as(use.operation, use.leaves[use.position], *unflattened(use.leaves, use.spec))
-        acts_as = "" if use.operand.curve else acts_as
-        self._gain = acts_as == "gain"
-        self._by_rows = ops.by_rows(use.operation, (other.size for other in (use.operand, *use.others.values())))
-        self._summed = use.operation in ops.BIASED and not use.matrix  # through the weight the input acts, too
-        self._bias = self._summed or acts_as == "bias"
-        self._alone_too = use.alone
-        self._in_proportion = self._bias or self._alone_too or self._gain
+        vector = ops.acts_as(use.operation, use.leaves[use.position], *unflattened(use.leaves, use.spec))
+        self._linear = use.alone  # in its input, too
+        self._gain = vector == "gain" and not use.operand.curve
+        self._bias = (use.operation in ops.BIASED and not use.matrix) or (vector == "bias" and not use.operand.curve)
+        self._in_proportion = self._linear or self._gain or self._bias
         self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
         self._rows: dict[int, Any] = {}
-        by_rows = use.operation in ops.ROW_WISE and self._alone_too
-        if by_rows and isinstance(self._input, Tensor) and position is not None:
+        if self._linear and use.operation in ops.ROW_WISE and isinstance(self._input, Tensor) and position is not None:
             self._rows = {position: scales.sample_rows(self._input)}
             self._input = self._rows[position]
-        self._plain = use.operation == "linear" and self._alone_too and (position, use.position) == (0, 1)
+        self._direct = self._linear and use.operation == "linear" and (position, use.position) == (0, 1)
 
     @property
     def input_scale(self) -> float | Tensor:
@@ -91,13 +87,13 @@ class FunctionReplay:
             return torch.zeros(1)
         x0, xt = use.leaves[position], later.leaves[position]
         before = self._initial[use.parameter]
-        if self._summed:  # what arrives beside it, arrives through the weight
+        if self._bias and use.operation in ops.BIASED:  # what arrives beside it, arrives through the weight
             weights = {p: other.of(self._initial[other.parameter]) for p, other in use.others.items()}
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
-        if self._alone_too:
+        if self._linear:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
             return self._scaled(self._alone(before, {position: moved}))
-        if self._gain and self._by_rows:
+        if self._gain and ops.by_rows(use.operation, (o.size for o in (use.operand, *use.others.values()))):
             normed = self._alone(before.double(), {position: torch.stack([x0, xt])})
             return normed[1] - normed[0]
         return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
@@ -121,7 +117,7 @@ class FunctionReplay:
         """The function of this parameter alone: without its bias."""
         use = self._use
         own, position = use.operand.of(values), self._position
-        if self._plain:
+        if self._direct:  # which most are, and which is faster
             return F.linear(inputs.get(0, self._input).to(own.dtype), own)
         biases = dict.fromkeys(use.others, None)
         if position is not None:  # under autocast the function took another precision than the parameter's own
