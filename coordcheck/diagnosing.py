@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_map
 
 from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
-from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
+from coordcheck.changes import gradients_of, initial_values
+from coordcheck.effects import MAX_UPDATES, Effects
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import RunRecord
 from coordcheck.tracing import Tracer

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from coordcheck import scales
+from coordcheck import changes, scales
+from coordcheck.changes import gradients_of, laid_out
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
@@ -29,10 +29,7 @@ from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
 EXACT = torch.finfo(torch.float64).eps
-SMALLEST = torch.finfo(torch.float32).tiny
-POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
 
-COUNTED = 2**18  # coordinates of a gradient among which those that are not zero are counted
 PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -144,9 +141,10 @@ class Effects:
         """dL/dp over its coordinates that are not zero, and dL/dh."""
         if gradient is not None:
             rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
-            count = _nonzero(part, rows)
-            self._counts[part.name] = _larger(count, self._counts.get(part.name, count))
-            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, _norm(rows) / _root(count))
+            alike = part.use is not None and part.use.linear and part.use.operation not in PICKED
+            count = changes.nonzero(rows, some_rows=alike)
+            self._counts[part.name] = changes.larger(count, self._counts.get(part.name, count))
+            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, changes.norm(rows) / changes.root(count))
         if use is not None and use.gradient is not None:
             try:
                 delta = _rms(part.channels(use.gradient))
@@ -162,8 +160,8 @@ class Effects:
 
     def _note_updates(self, step: int) -> None:
         current = dict(self.model.named_parameters())
-        changes: dict[str, Tensor] = {}
-        room = _Room()
+        differences: dict[str, Tensor] = {}
+        room = changes.Room()
         for part in self.parts:
             if not part.trained:
                 continue
@@ -172,15 +170,16 @@ class Effects:
                 self.tracer.skipped[f"{Quantity.OWN_UPDATE.value} of {part.name} (it was replaced)"] += 1
                 continue
             now = laid_out(parameter.detach(), initial)
-            if part.parameter not in changes:
-                changes = {part.parameter: room.difference(now, initial)}  # one at a time is held
-            whole = changes[part.parameter]
+            if part.parameter not in differences:
+                differences = {part.parameter: room.difference(now, initial)}  # one at a time is held
+            whole = differences[part.parameter]
             change = part.rows(whole)
             count = self._counts.get(part.name, 0.0)
-            self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, _norm(change) / _root(count, change.numel()))
+            scale = changes.norm(change) / changes.root(count, change.numel())
+            self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, scale)
             matrix = _as_matrix(part, change)
             if matrix is not None:
-                self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
+                self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE_NORM, changes.spectral_norm(matrix))
             if part.replay is not None and not part.hidden:
                 own = partial(part.replay.own_update, now, whole)
                 self._measure(part, step, Quantity.OWN_UPDATE, own)
@@ -271,30 +270,6 @@ class Effects:
         )
 
 
-def initial_values(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of every parameter, with its strides."""
-    return {name: laid_out(p.detach().clone(), p) for name, p in parameters.items()}
-
-
-def laid_out(values: Tensor, like: Tensor) -> Tensor:
-    """The values with the strides of another tensor, in which the places of its views are known."""
-    if values.layout is not torch.strided or like.layout is not torch.strided or values.stride() == like.stride():
-        return values
-    if any(stride == 0 and size > 1 for stride, size in zip(like.stride(), like.shape, strict=True)):  # expanded
-        return values
-    made = torch.empty_strided(like.shape, like.stride(), dtype=values.dtype, device=values.device)
-    return made.copy_(values)
-
-
-def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every gradient that is there, sparse ones with their zeros."""
-    return {
-        name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
-        for name, parameter in parameters.items()
-        if parameter.requires_grad and parameter.grad is not None
-    }
-
-
 def _comparable(part: Part, later: UseCall) -> bool:
     """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
     use = part.use
@@ -319,48 +294,6 @@ def _named(tracer: Trace) -> dict[str, AttentionCall]:
     return named
 
 
-def _nonzero(part: Part, gradient: Tensor) -> float | Tensor:
-    """How many coordinates of a gradient are not zero; of a large matrix, counted on some of its rows."""
-    rows = gradient
-    if gradient.numel() > COUNTED and part.use is not None and part.use.linear and part.use.operation not in PICKED:
-        rows = gradient[:: -(-gradient.numel() // COUNTED)]
-    if rows.device.type in scales.IN_MEMORY and rows.dtype in (torch.float32, torch.float64):
-        count: float | Tensor = float(np.count_nonzero(rows.detach().numpy() != 0))  # five times as fast as torch's
-    else:
-        count = torch.count_nonzero(rows).double()
-    return count * (gradient.numel() / max(rows.numel(), 1))
-
-
-def _larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.maximum(one, other)
-    return max(one, other)
-
-
-class _Room:
-    """Memory for one difference at a time, which the next one takes over: fresh memory costs more than the sum."""
-
-    def __init__(self) -> None:
-        self._held = torch.empty(0)
-
-    def difference(self, now: Tensor, initial: Tensor) -> Tensor:
-        """The difference of two tensors of one layout, laid out like them."""
-        size = now.numel()
-        alike = now.dtype == initial.dtype and now.layout is initial.layout is torch.strided
-        if not (alike and now.is_contiguous() and initial.is_contiguous()):
-            return laid_out(now - initial, initial)
-        if self._held.numel() < size or (self._held.dtype, self._held.device) != (now.dtype, now.device):
-            self._held = torch.empty_like(now).flatten()
-        return torch.sub(now, initial, out=self._held[:size].view(now.shape))
-
-
-def _root(count: float | Tensor, otherwise: int = 1) -> float | Tensor:
-    """The square root of a number of coordinates, or of another where none was counted."""
-    if isinstance(count, Tensor):
-        return torch.where(count > 0, count, float(max(otherwise, 1))).sqrt()
-    return math.sqrt(count or max(otherwise, 1))
-
-
 def _as_matrix(part: Part, change: Tensor) -> Tensor | None:
     """A change as the (fan-out, fan-in) matrix that it acts as, where there is one."""
     if part.use is None or not part.use.matrix or part.use.operation == "embedding":
@@ -372,34 +305,8 @@ def _as_matrix(part: Part, change: Tensor) -> Tensor | None:
     )
 
 
-def spectral_norm(matrix: Tensor) -> Tensor:
-    """The largest singular value, by power iteration; a scalar on the matrix's device, which is not waited for.
-
-    >>> round(float(spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))), 3)
-    3.0
-    """
-    matrix = matrix.float()
-    vector = _start(matrix.shape[1], matrix.device)
-    for _ in range(POWER_STEPS):
-        vector = matrix.T @ (matrix @ vector)
-        vector = vector / torch.linalg.vector_norm(vector).clamp(min=SMALLEST)  # a matrix of zeros stays one
-    return torch.linalg.vector_norm(matrix @ vector)
-
-
-@lru_cache(maxsize=256)
-def _start(size: int, device: torch.device) -> Tensor:
-    return (1 + torch.arange(size) % 7).float().to(device)
-
-
 def _rms(tensor: Tensor) -> float | Tensor:
     try:
         return scales.rms_of(tensor)
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
-
-
-def _norm(tensor: Tensor) -> float | Tensor:
-    try:
-        return scales.norm(scales.measurable(tensor))
-    except scales.NotMeasurable:
-        return math.nan

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from coordcheck.changes import gradients_of, initial_values
 from coordcheck.degrees import degrees
-from coordcheck.effects import MAX_UPDATES, Effects, gradients_of, initial_values
+from coordcheck.effects import MAX_UPDATES, Effects
 from coordcheck.modes import transforming
 from coordcheck.records import Quantity, Row, RunRecord, Status
 from coordcheck.retracing import Retracer

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import coordcheck
 from coordcheck import CoordCheckError, Trial, check, diagnose
 from coordcheck.batches import PROBE_EXAMPLES
-from coordcheck.effects import spectral_norm
+from coordcheck.changes import spectral_norm
 from coordcheck.records import Kind, Quantity
 from coordcheck.verdicts import Verdict
 

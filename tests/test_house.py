@@ -17,7 +17,19 @@ PACKAGE = Path(coordcheck.__file__).parent
 ORDER = [
     *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
     *("calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
-    *("operations", "uses", "keeping", "tracing", "replays", "parts", "retracing", "facts", "effects", "degrees"),
+    *(
+        "operations",
+        "uses",
+        "keeping",
+        "tracing",
+        "replays",
+        "parts",
+        "retracing",
+        "facts",
+        "changes",
+        "effects",
+        "degrees",
+    ),
     *("live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *(

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import coordcheck
+from coordcheck.changes import initial_values
 from coordcheck.degrees import degrees
-from coordcheck.effects import initial_values
 from coordcheck.models import mlp, transformer
 from coordcheck.recorder import Recorder
 from coordcheck.records import Quantity, Status

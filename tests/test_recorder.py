@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 import coordcheck
 from coordcheck import calls as calls_module
+from coordcheck import changes as changes_module
 from coordcheck import degrees as degrees_module
 from coordcheck import effects as effects_module
 from coordcheck import hooks as hooks_module
@@ -1337,7 +1338,7 @@ PARTS += [LiveEffects, Effects, Facts, Tracer, Retracer, FunctionReplay]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),
-    keeping_module,
+    *(keeping_module, changes_module),
 ]
 # of the block and of a trace, what a traced function goes through, and what every hook does
 ENDS = {"__exit__", "end", "run", "watched", "unseen"}
