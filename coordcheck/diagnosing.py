@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
 from coordcheck.changes import gradients_of, initial_values
 from coordcheck.effects import MAX_UPDATES, Effects
+from coordcheck.parts import Trace
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import RunRecord
+from coordcheck.retracing import Retracer
 from coordcheck.tracing import Tracer
 from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
 
@@ -87,7 +90,8 @@ class _Session:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
                 group["eps"] *= eps
-        tracer, loss = self._forward(keep_calls=True)
+        tracer = Tracer(self.model, keep_calls=True)
+        loss = self._forward(tracer)
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
         parameters = dict(self.model.named_parameters())
@@ -96,19 +100,18 @@ class _Session:
         """Whether there is a loss, and it depends on the parameters: not so where every target is masked."""
         self.effects = Effects(self.model, tracer, initial_values(parameters), frozenset(gradients))
 
-    def _forward(self, keep_calls: bool = False) -> tuple[Tracer, Tensor]:
-        tracer = Tracer(self.model, keep_calls=keep_calls)
+    def _forward(self, tracer: AbstractContextManager[Any]) -> Tensor:
         with tracer:
             loss = self._loss(self.model, to_device(self.probe, self.device))  # a copy: models write into their input
         check_scalar(loss)
-        return tracer, loss
+        return loss
 
     def _backward(self, loss: Tensor) -> None:
         backward(loss * self._factor, self.optimizers)
 
     def repeat(self) -> None:
         """Another forward and backward pass."""
-        self._backward(self._forward()[1])
+        self._backward(self._forward(nullcontext()))
 
     def update(self) -> None:
         """Take one update."""
@@ -123,14 +126,15 @@ class _Session:
             self.update()
             self.effects.note_updates(step)
             more = step < MAX_UPDATES and self.effects.waiting(step)
-            later, loss = self._forward()  # with gradients, even if they are not asked for: some losses take them
+            later = Tracer(self.model) if more else Retracer(self.model, self.effects.tracer)
+            loss = self._forward(later)  # with gradients, even if they are not asked for: some losses take them
             self.effects.note_trace(step, later)
             if not more:
                 break
             self._backward(loss)
             self._note_gradients(step, later)
 
-    def _note_gradients(self, step: int, tracer: Tracer) -> None:
+    def _note_gradients(self, step: int, tracer: Trace) -> None:
         self.effects.note_gradients(step, tracer, gradients_of(dict(self.model.named_parameters())))
 
 

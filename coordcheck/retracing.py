@@ -50,15 +50,20 @@ class Retracer:
         self._thread = threading.get_ident()
         self._inside = False
 
+    def __enter__(self) -> Retracer:
+        self._mode.put_on()
+        self._hooks.callback(self._mode.take_off)
+        self._inside = True
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.end()
+
     def begin(self, args: Any, kwargs: Any) -> None:
         """Enter from inside a call of the model, which has begun; it ends with the call, also by an exception."""
         ended = Hook(lambda model, args, output: self.end(), self._failed)
-        with ExitStack() as hooks:
-            hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
-            self._mode.put_on()
-            hooks.callback(self._mode.take_off)
-            self._hooks = hooks.pop_all()
-        self._inside = True
+        self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
+        self.__enter__()
 
     @property
     def elsewhere(self) -> bool:

@@ -309,3 +309,17 @@ def test_another_thread_is_neither_followed_nor_ends_it():
     assert retracer.same
     assert len(retracer.uses) == 2
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_block_may_hold_the_loss_as_well():
+    model, x = MODELS["norms"](), numbers(40, IN)
+
+    def passed(tracer: Any) -> Any:
+        with tracer:
+            F.cross_entropy(model(x) * 0.5, torch.arange(40) % OUT)
+        assert torch._C._len_torch_function_stack() == 0
+        return tracer
+
+    found = passed(Retracer(model, passed(Tracer(model))))
+    assert found.same
+    assert_alike(found, passed(Tracer(model)))
