@@ -28,17 +28,15 @@ def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
     without a history. Parameters of an optimizer that does not run on them (a closure is needed) are left out.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    devices = {p.device for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     found: dict[str, float] = {}
-    with torch.enable_grad(), _randomness_kept([device for device in devices if device.type == "cuda"]):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                by_rank: dict[int, list[str]] = {}
-                for parameter in group["params"]:
-                    if id(parameter) in names:
-                        by_rank.setdefault(parameter.dim(), []).append(names[id(parameter)])
-                for rank, degree in _by_rank(optimizer, group, list(by_rank)).items():
-                    found.update(dict.fromkeys(by_rank[rank], degree))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            by_rank: dict[int, list[str]] = {}
+            for parameter in group["params"]:
+                if id(parameter) in names:
+                    by_rank.setdefault(parameter.dim(), []).append(names[id(parameter)])
+            for rank, degree in _by_rank(optimizer, group, list(by_rank)).items():
+                found.update(dict.fromkeys(by_rank[rank], degree))
     return found
 
 
@@ -103,16 +101,17 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor
     step = type(made).step
     while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where hooks on all optimizers are called
         step = step.__wrapped__
-    step(made)
+    with torch.enable_grad(), _randomness_kept(device):  # so that both steps draw the same noise
+        step(made)
     moves = zip(blocks, starts, strict=True)
     return [float(torch.linalg.vector_norm(block.detach() - start)) for block, start in moves]
 
 
 @contextmanager
-def _randomness_kept(devices: list[torch.device]) -> Iterator[None]:
+def _randomness_kept(device: torch.device) -> Iterator[None]:
     """Put back every state of random numbers that an optimizer's noise may draw from."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:

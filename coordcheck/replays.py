@@ -44,10 +44,10 @@ class FunctionReplay:
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
         self._scale = use.downstream
-        vector = ops.acts_as(use.operation, use.leaves[use.position], *unflattened(use.leaves, use.spec))
+        vector = _role_in_norm(use)
         self._linear = use.alone  # in its input, too
-        self._gain = vector == "gain" and not use.operand.curve
-        self._bias = (use.operation in ops.BIASED and not use.matrix) or (vector == "bias" and not use.operand.curve)
+        self._gain = vector == "gain"
+        self._bias = vector == "bias" or (use.operation in ops.BIASED and not use.matrix)
         self._in_proportion = self._linear or self._gain or self._bias
         self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
@@ -69,7 +69,7 @@ class FunctionReplay:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
         initial = self._initial[self._use.parameter]
         if self._in_proportion and not self._bias and self._use.output is not None:
-            return self._seen(self._use.output)
+            return self._scaled(self._use.output)
         if self._in_proportion:
             return self._proportional(initial)
         return (self._in_double(initial) - self._in_double(torch.zeros_like(initial))) * self._scale
@@ -107,12 +107,6 @@ class FunctionReplay:
     def _scaled(self, output: Tensor) -> Tensor:
         return output if self._scale == 1 else output * self._scale
 
-    def _seen(self, output: Tensor) -> Tensor:
-        """The parameter's own part of some rows of an output."""
-        for other in self._use.others.values():
-            output = output - other.of(self._initial[other.parameter])
-        return self._scaled(output)
-
     def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
         """The function of this parameter alone: without its bias."""
         use = self._use
@@ -133,6 +127,17 @@ class FunctionReplay:
         leaves[use.position] = use.operand.of(values)
         with torch.random.fork_rng(_devices(values)):  # dropout inside draws the same each time, and training other
             return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
+
+
+def _role_in_norm(use: UseCall) -> str:
+    """Whether a vector is the "gain" or the "bias" of a normalisation, whose part can be told by itself."""
+    weight = use.leaves[use.position]
+    known = {use.position, use.input_position, *use.others}
+    beside = [leaf for p, leaf in enumerate(use.leaves) if p not in known and isinstance(leaf, Tensor)]
+    twice = sum(leaf is weight for leaf in use.leaves) > 1
+    if twice or beside or use.operand.curve or use.operand.dtype not in (torch.float32, torch.float64):
+        return ""
+    return ops.acts_as(use.operation, weight, *unflattened(use.leaves, use.spec))
 
 
 def _devices(tensor: Tensor) -> list[torch.device]:

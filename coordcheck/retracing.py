@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from coordcheck import operations as ops
 from coordcheck.hooks import Hook, in_backward
 from coordcheck.keeping import copied, fused_attention, kept_leaf, kept_leaves
 from coordcheck.modes import Mode, others_see, unseen
+from coordcheck.steps import Marks, Step, plain_leaves
 from coordcheck.tracing import Tracer
-from coordcheck.uses import AttentionCall, UseCall, flattened, fused_arguments
+from coordcheck.uses import AttentionCall, Mark, Operand, UseCall, flattened, fused_arguments
 
 
 class Retracer:
@@ -39,9 +41,11 @@ class Retracer:
         self.skipped: Counter[str] = Counter()
         self.same = True
         self._model, self._first = model, first
-        self._again: dict[UseCall, UseCall] = {}
+        self._uses: dict[tuple[str, str], UseCall] = {}
+        self._slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self._products: dict[AttentionCall, AttentionCall] = {}
-        self._wanted = {*first.uses.values(), *(use for uses in first.slices.values() for use in uses.values())}
+        self._attended: list[AttentionCall] = []
+        self._known: Marks[tuple[int, Mark | Operand | str]] = Marks()  # of outputs, the step and what it gave
         self._at = 0
         self._rest: Tracer | None = None
         self._lost = False
@@ -97,27 +101,50 @@ class Retracer:
         if step is None or step.function != func:
             return self._differs(func, args, kwargs)
         self._at += 1
-        if not step.addresses and not step.uses and step.product is None:
+        if not step.watched:
             return func(*args, **kwargs)
         try:
             with unseen():
                 leaves, spec = flattened(args, kwargs)
-                same = all(leaves[at].data_ptr() == address for at, address in step.addresses.items())
+                same = self._is_same(step, leaves)
                 for use in step.uses if same else ():
-                    if use in self._wanted:
-                        self._keep(use, leaves)
+                    self._keep(use, leaves)
         except Exception:  # other arguments than the first time
             same = False
         if not same:
             return self._differs(func, args, kwargs)
         output = func(*args, **kwargs)
-        if step.product is not None:
-            try:
-                with unseen():
-                    self._attend(step.product, leaves, spec, output)
-            except Exception as error:  # it must run all the same
-                self._failed(error)
+        try:
+            with unseen():
+                self._see(step, leaves, spec, output)
+        except Exception as error:  # it must run all the same
+            self._failed(error)
         return output
+
+    def _is_same(self, step: Step, leaves: Sequence[Any]) -> bool:
+        """Whether a call takes the same parameters, made in the same way, and the same numbers as the first time."""
+        if any(leaves[at].data_ptr() != address for at, address in step.addresses.items()):
+            return False
+        if any((self._known.get(leaves[at]) or (None,))[0] != number for at, number in step.origins.items()):
+            return False
+        if (step.addresses or step.origins) and plain_leaves(leaves) != step.plain:
+            return False
+        if step.scalar is None:
+            return True
+        position, factor = step.scalar
+        return ops.scalar(ops.name_of(step.function), leaves, {position: leaves[position]}) == factor
+
+    def _see(self, step: Step, leaves: Sequence[Any], spec: Any, output: Any) -> None:
+        if step.product is not None:
+            self._multiply(step.product, leaves, spec, output)
+        if step.attends in self._products:
+            again = self._products[step.attends]
+            again.logits = None if again.logits is None else again.logits * step.attends.after
+            self._attended.append(again)
+        if step.given is not None:
+            for made in [output] if isinstance(output, Tensor) else tree_flatten(output)[0]:
+                if isinstance(made, Tensor):
+                    self._known[made] = self._at - 1, step.given
 
     def _differs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Trace the rest of the call as if it were new, this function first."""
@@ -125,7 +152,7 @@ class Retracer:
         try:
             with unseen():
                 rest = Tracer(self._model, sampled=self._first.sampled)
-                rest.begin_within()
+                rest.begin_within((tensor, self._now(mark)) for tensor, (_, mark) in self._known.alive())
                 self._rest = rest
         except Exception as error:  # it must run all the same
             self._failed(error)
@@ -133,46 +160,52 @@ class Retracer:
             return func(*args, **kwargs)
         return rest.run(func, args, kwargs)
 
+    def _now(self, mark: Mark | Operand | str) -> Mark | Operand | str:
+        """What the first trace knew of a tensor, with the products of this pass; nothing of that one is changed."""
+        if not isinstance(mark, Mark):
+            return mark
+        product = None if mark.product is None else self._products.get(mark.product)
+        return Mark(product=product, factor=mark.factor, flow=frozenset() if product is None else frozenset({product}))
+
     def _keep(self, use: UseCall, leaves: Sequence[Any]) -> None:
         position, sampled = use.input_position, self._first.sampled
         operands = {**use.others, use.position: use.operand}
-        again = self._again[use] = copy.copy(use)
+        again = copy.copy(use)
         if use.operation in ops.GROUPED:
             again.leaves = kept_leaves(use.operation, leaves, operands, sampled=sampled)
-            return
-        again.leaves = [None] * len(leaves)
-        if position is not None:  # else it takes ids
-            again.leaves[position] = kept_leaf(use.operation, leaves, operands, position, sampled=sampled)
+        else:
+            again.leaves = [None] * len(leaves)
+            if position is not None:  # else it takes ids
+                again.leaves[position] = kept_leaf(use.operation, leaves, operands, position, sampled=sampled)
+        key, place = (use.parameter, use.operation), (use.operand.offset, use.operand.size)
+        self._uses[key] = again
+        if place in self._first.slices.get(key, {}):
+            self._slices.setdefault(key, {})[place] = again
 
-    def _attend(self, first: AttentionCall, leaves: Sequence[Any], spec: Any, output: Any) -> None:
+    def _multiply(self, first: AttentionCall, leaves: Sequence[Any], spec: Any, output: Any) -> None:
         again, sampled = AttentionCall(first.layer, first.operation), self._first.sampled
         if first.places is None:
             _, query, key, again.logits = fused_attention(fused_arguments(leaves, spec), sampled=sampled)
+            self._attended.append(again)
         else:
             query, key = (copied(leaves[place], sampled=sampled) for place in first.places)
-            again.logits = copied(output, sampled=sampled) * first.after
+            again.logits = copied(output, sampled=sampled)
         factors = [1.0 if before is None else before[1] for before in (first.query, first.key)]
         again.query, again.key = (query, factors[0]), (key, factors[1])
         self._products[first] = again
 
     @property
     def uses(self) -> Mapping[tuple[str, str], UseCall]:
-        found = {key: self._again[use] for key, use in self._first.uses.items() if use in self._again}
-        return found if self._rest is None else {**found, **self._rest.uses}
+        return self._uses if self._rest is None else {**self._uses, **self._rest.uses}
 
     @property
     def slices(self) -> Mapping[tuple[str, str], Mapping[tuple[int, tuple[int, ...]], UseCall]]:
-        found = {
-            key: {place: self._again[use] for place, use in uses.items() if use in self._again}
-            for key, uses in self._first.slices.items()
-        }
         rest = {} if self._rest is None else self._rest.slices
-        return {key: {**found.get(key, {}), **rest.get(key, {})} for key in {**found, **rest}}
+        return {key: {**self._slices.get(key, {}), **rest.get(key, {})} for key in {**self._slices, **rest}}
 
     @property
     def attentions(self) -> Sequence[AttentionCall]:
-        found = [self._products[product] for product in self._first.attentions if product in self._products]
-        return found if self._rest is None else [*found, *self._rest.attentions]
+        return self._attended if self._rest is None else [*self._attended, *self._rest.attentions]
 
     @property
     def products(self) -> Sequence[AttentionCall]:

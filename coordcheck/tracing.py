@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -23,10 +22,11 @@ from torch.utils._pytree import tree_flatten
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
-from coordcheck.hooks import Hook
+from coordcheck.hooks import Hook, modules_called
 from coordcheck.keeping import copied, fused_attention, kept_leaves, rows
 from coordcheck.modes import Mode, others_see, transforming, unseen
 from coordcheck.sites import ROOT, in_backward
+from coordcheck.steps import Marks, Step, plain_leaves
 from coordcheck.uses import (
     COMPUTED,
     MAX_BLOCKS,
@@ -55,34 +55,6 @@ class _Seen(NamedTuple):
     operands: dict[int, Operand]
     in_place: bool
     step: Step
-
-
-class Step:
-    """One function call, as far as the same call in a later pass is known by it."""
-
-    __slots__ = ("addresses", "function", "product", "uses")
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-        self.addresses: dict[int, int] = {}
-        """Where the parameters lie that it takes, by position."""
-        self.uses: list[UseCall] = []
-        self.product: AttentionCall | None = None
-
-
-class _Marks:
-    """What is known of tensors, without keeping them; torch's own dictionary for this takes twenty times as long."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[int, tuple[weakref.ref[Tensor], Mark | Operand | str]] = {}
-
-    def get(self, tensor: Tensor) -> Mark | Operand | str | None:
-        found = self._by_id.get(id(tensor))
-        # the number of a tensor that is gone is given to another one
-        return found[1] if found is not None and found[0]() is tensor else None
-
-    def __setitem__(self, tensor: Tensor, mark: Mark | Operand | str) -> None:
-        self._by_id[id(tensor)] = weakref.ref(tensor), mark
 
 
 class Tracer:
@@ -116,7 +88,9 @@ class Tracer:
         self.parameters = dict(model.named_parameters())
         self._model, self._keep_calls = model, keep_calls
         self._stack: list[str] = []
-        self._marks = _Marks()
+        self._paths: dict[nn.Module, str] | None = None  # where the stack is not followed
+        self._marks: Marks[Mark | Operand | str] = Marks()
+        self._origins: Marks[int] = Marks()  # of tensors, the step that made them
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
         self._sizes: dict[str, int] = {}
         self._parametric = {ROOT, *_prefixes(self.parameters)}
@@ -157,14 +131,20 @@ class Tracer:
         """Enter from inside a call of the model, which has begun; it ends with the call, also by an exception."""
         # a hook that is always called is not there outside of such a call: a model with one is not compiled
         ended = Hook(lambda model, args, output: self.end(output), self._failed)
-        self.begin_within()
+        self._begin((name, module) for name, module in self._model.named_modules() if name)
         self._watch()
         self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
         self._enter(ROOT, self._model, args, kwargs)
 
-    def begin_within(self) -> None:
-        """Enter somewhere inside a call of the model; whoever does so hands functions to `run`, and ends it."""
-        self._begin((name, module) for name, module in self._model.named_modules() if name)
+    def begin_within(self, known: Iterable[tuple[Tensor, Mark | Operand | str]]) -> None:
+        """Enter somewhere inside a call of the model, with what is known of tensors from before.
+
+        Whoever does so hands the functions to `run`. Modules that were entered before tell nothing when they are left.
+        """
+        self._begin(())
+        self._paths = {module: name or ROOT for name, module in self._model.named_modules()}
+        for tensor, mark in known:
+            self._marks[tensor] = mark
 
     def _watch(self) -> None:
         self._mode.put_on()
@@ -216,13 +196,13 @@ class Tracer:
         if ops.inside(func) and not others_see(args, kwargs):  # one of torch's own: its steps come here
             with self._mode:
                 return ops.steps_of(func)(*args, **kwargs)
-        step = Step(func)
+        step, number = Step(func), len(self.steps)
         self.steps.append(step)
         try:
             with unseen():
                 leaves, spec = flattened(args, kwargs)
                 operands = self._operands(leaves)
-                step.addresses = {at: leaves[at].data_ptr() for at in operands if self._is_whole(leaves[at])}
+                self._note(step, leaves, operands)
                 kept = kept_leaves(name, leaves, operands, sampled=self.sampled) if operands else leaves
                 versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
@@ -233,6 +213,7 @@ class Tracer:
             with unseen():
                 in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
                 self._see(_Seen(name, func, leaves, kept, spec, operands, in_place, step), output)
+                self._note_given(number, output)
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
@@ -249,6 +230,8 @@ class Tracer:
 
     @property
     def _layer(self) -> str:
+        if self._paths is not None:
+            return next((self._paths[m] for m in reversed(modules_called()) if m in self._paths), ROOT)
         return self._stack[-1] if self._stack else ROOT
 
     def _operands(self, leaves: Sequence[Any]) -> dict[int, Operand]:
@@ -273,9 +256,23 @@ class Tracer:
                 return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset), 1.0, tensor.dtype)
         return None
 
-    def _is_whole(self, tensor: Tensor) -> bool:
-        """Whether it lies in a parameter's own memory."""
-        return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in self._storages
+    def _note(self, step: Step, leaves: Sequence[Any], operands: Mapping[int, Operand]) -> None:
+        """Note which parameters a step takes."""
+        for at in operands:
+            leaf = leaves[at]
+            if leaf.layout is torch.strided and leaf.untyped_storage().data_ptr() in self._storages:
+                step.addresses[at] = leaf.data_ptr()
+            else:
+                step.origins[at] = self._origins.get(leaf)
+        step.plain = plain_leaves(leaves) if operands else []
+
+    def _note_given(self, number: int, output: Any) -> None:
+        """Note what is known of a step's output: of the first one, for it is the same of all."""
+        for made in [output] if isinstance(output, Tensor) else tree_flatten(output)[0]:
+            mark = self._marks.get(made) if isinstance(made, Tensor) else None
+            if mark is not None and (not isinstance(mark, Mark) or mark.product or mark.factor != 1.0):
+                self.steps[number].given = mark
+                self._origins[made] = number
 
     def _see(self, seen: _Seen, output: Any) -> None:
         leaves = [output] if isinstance(output, Tensor) else tree_flatten(output)[0]
@@ -314,7 +311,9 @@ class Tracer:
         name = seen.name
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
         flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
-        factor = ops.scalar(name, seen.leaves, _without_uniform(name, activations, marks))
+        tensors = _without_uniform(name, activations, marks)
+        factor = ops.scalar(name, seen.leaves, tensors)
+        seen.step.scalar = None if factor is None else (next(iter(tensors)), factor)
         first = next(iter(marks.values()), Mark())
         product = next((mark for mark in marks.values() if mark.product), None)
         if factor is not None:
@@ -324,6 +323,7 @@ class Tracer:
             self._put(produced, first)
         elif name in ops.SOFTMAXES and product is not None:
             self._attend(product)
+            seen.step.attends = product.product
             self._put(produced, Mark(flow=flow))
         elif name == ops.ATTENTION:
             self._put(produced, Mark(flow=self._fused_attention(seen)))
@@ -363,6 +363,7 @@ class Tracer:
         if self._operand(made) is not None and not (marked and seen.in_place):
             return
         factor = None if more else ops.scalar(seen.name, seen.leaves, {position: tensor})
+        seen.step.scalar = None if factor is None else (position, factor)
         view = ops.shares_storage({0: tensor}, [made])
         alone = not more and not seen.in_place and not _values_beside(seen, position)
         if factor is not None and not operand.curve:
@@ -391,11 +392,8 @@ class Tracer:
             use.rank = produced[0].dim()
             uses.append(use)
         seen.step.uses = uses
-        by_rows = 0 in activations and ops.by_rows(seen.name, (operand.size for operand in operands.values()))
-        if self.sampled and by_rows:
-            output = rows(produced[0], activations[0])
-            for use in uses:
-                use.output = output
+        if self.sampled and uses and 0 in activations and _is_own(seen, produced[0]):
+            uses[0].output = rows(produced[0], activations[0])
         if not uses:
             self._follow(seen, activations, produced, contracted=False)
             return
@@ -524,6 +522,14 @@ def _tabled(name: str, marks: Mapping[int, Mark], activations: Mapping[int, Tens
     if name not in ops.SCALAR_PRODUCTS or len(known) != 1 or any(t.requires_grad for t in tables):
         return None
     return known[0]
+
+
+def _is_own(seen: _Seen, output: Tensor) -> bool:
+    """Whether each row of an output is what one parameter makes of a row of the input, rounded no more than it is."""
+    tensors = sum(isinstance(leaf, Tensor) for leaf in seen.leaves)
+    dtypes = {output.dtype, *(operand.dtype for operand in seen.operands.values())}
+    by_rows = ops.by_rows(seen.name, (operand.size for operand in seen.operands.values()))
+    return by_rows and len(seen.operands) == 1 and tensors == 2 and dtypes in ({torch.float32}, {torch.float64})
 
 
 def _prefixes(names: Iterable[str]) -> Iterator[str]:

@@ -500,7 +500,7 @@ def test_a_sampled_trace_keeps_a_few_rows_or_examples(model, x, kept):
 
 
 def test_rows_of_the_output_are_those_of_the_input():
-    model, x = nn.Linear(64, 256), numbers(8, 64, 64)
+    model, x = nn.Linear(64, 256, bias=False), numbers(8, 64, 64)
     tracer = sampled(model, x)
     use = tracer.uses["weight", "linear"]
     torch.testing.assert_close(use.output, model(use.leaves[0]))
@@ -602,6 +602,33 @@ class MatricesAlone(SGD):
 def test_parameters_that_an_optimizer_refuses_do_not_hide_the_others():
     model = nn.Linear(40, 30)
     assert degrees(model, [MatricesAlone(model.parameters(), lr=0.1)]) == {"weight": pytest.approx(1)}
+
+
+class MultipliedByNoise(SGD):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] * p.grad * (torch.rand(()) + 0.5)
+
+
+def test_noise_is_the_same_under_both_gradients():
+    model = nn.Linear(40, 30)
+    assert degrees(model, [MultipliedByNoise(model.parameters(), lr=0.1)]) == {
+        "weight": pytest.approx(1),
+        "bias": pytest.approx(1),
+    }
+
+
+def test_zero_weights_have_no_output_under_autocast():
+    model = nn.Linear(64, 64)
+    nn.init.zeros_(model.weight)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, width=64, steps=1) as found, torch.autocast("cpu", torch.bfloat16):
+        trained(model, optimizer, lambda model: model(numbers(8, 64)).float().square().mean(), 2)
+    layers = {site.order: site.layer for site in found.record.sites}
+    (output,) = (r for r in found.record.rows if (layers[r.site], r.step, r.quantity) == ("weight", 0, Quantity.OUTPUT))
+    assert output.status is Status.ZERO
 
 
 def test_a_degree_that_is_known_is_that_of_the_same_options():

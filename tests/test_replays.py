@@ -77,6 +77,30 @@ MODELS: list[Any] = [
     pytest.param(nn.LayerNorm(IN), "bias", examples(), id="layer norm bias"),
     pytest.param(nn.RMSNorm(IN), "weight", examples(), id="rms norm"),
     pytest.param(nn.GroupNorm(2, IN), "weight", examples(), id="group norm weight"),
+    pytest.param(nn.GroupNorm(2, IN), "bias", examples(), id="group norm bias"),
+    pytest.param(nn.LayerNorm((2, IN)), "weight", examples(4, 2, IN), id="layer norm over two axes"),
+    pytest.param(nn.RMSNorm(IN), "weight", examples(IN), id="rms norm of one row"),
+    pytest.param(
+        Called(lambda s, x: F.layer_norm(x, (IN,), s.p, 0.3 * x[0].detach()), p=examples(IN)),
+        "p",
+        examples(),
+        id="gain beside a bias that is no parameter",
+    ),
+    pytest.param(
+        Called(lambda s, x: F.group_norm(x, 2, s.p, 0.3 * x[0].detach()), p=examples(IN)),
+        "p",
+        examples(),
+        id="group norm's gain beside a bias that is no parameter",
+    ),
+    pytest.param(
+        Called(lambda s, x: F.layer_norm(x, (IN,), 0.3 * x[0].detach(), s.p), p=examples(IN)),
+        "p",
+        examples(),
+        id="bias beside a gain that is no parameter",
+    ),
+    pytest.param(
+        Called(lambda s, x: F.layer_norm(x, (IN,), 1 + s.p, None), p=examples(IN)), "p", examples(), id="1 + gain"
+    ),
     pytest.param(nn.BatchNorm1d(IN), "weight", examples(), id="batch norm weight"),
     pytest.param(nn.BatchNorm1d(IN), "bias", examples(), id="batch norm bias"),
     pytest.param(nn.BatchNorm2d(2), "weight", examples(4, 2, 5, 5), id="batch norm 2d"),

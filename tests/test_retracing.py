@@ -211,6 +211,85 @@ def test_another_number_of_calls(layers):
     assert_alike(found, expected)
 
 
+def cached_mask(s: Any, x: Tensor) -> Tensor:
+    """Attention whose mask is made by the first call alone."""
+    if not hasattr(s, "mask"):
+        s.mask = torch.ones(len(x), len(x)).triu(1) * -1e9
+    q, k = s.q(x), s.k(x)
+    return ((q @ k.T) * 0.5 + s.mask).softmax(-1) @ x
+
+
+def temperature(s: Any, x: Tensor) -> Tensor:
+    """A scalar that changes from call to call, before and after the product."""
+    s.calls = getattr(s, "calls", 0) + 1
+    q, k = s.q(x) * s.calls, s.k(x)
+    return ((q @ k.T) * (0.5 / s.calls)).softmax(-1) @ x
+
+
+def between(s: Any, x: Tensor) -> Tensor:
+    """Another call between a product and its softmax, and between a weight that is made and its use."""
+    s.calls = getattr(s, "calls", 0) + 1
+    w = s.p * 0.5
+    logits = s.q(x) @ s.k(x).T * 0.5
+    if s.calls > 1:
+        x = x.sin()
+    return logits.softmax(-1) @ F.linear(x, w)
+
+
+def again_and_again(s: Any, x: Tensor) -> Tensor:
+    s.calls = getattr(s, "calls", 4) - 1
+    for _ in range(s.calls):
+        x = F.linear(x, s.p)
+    return x
+
+
+@pytest.mark.parametrize("function", [cached_mask, temperature, between, again_and_again])
+def test_passes_that_change_on_the_way(function):
+    square = function is again_and_again
+    model = called(function, q=linear(), k=linear(), p=numbers(IN if square else OUT, IN))
+    outer = nn.Sequential(nn.Linear(IN, IN), model)
+    x, later = numbers(40, IN), numbers(40, IN, seed=1)
+    with Tracer(outer, sampled=True) as first:
+        outer(x)
+    kept = dict(vars(model))
+
+    def passed(tracer: Any) -> Any:
+        vars(model).clear()
+        vars(model).update(kept)
+        hook = outer.register_forward_pre_hook(lambda module, args: tracer.begin(args, {}))
+        outer(later)
+        hook.remove()
+        return tracer
+
+    found, expected = passed(Retracer(outer, first)), passed(Tracer(outer, sampled=True))
+    assert not found.same
+    assert found.attentions or square
+    assert_alike(found, expected)
+
+
+@pytest.mark.parametrize("made", [lambda p: p * 0.5, lambda p: p.bfloat16().float(), torch.clone])
+def test_what_is_made_of_parameters_is_told_apart(made):
+    def stack(s: Any, x: Tensor) -> Tensor:
+        whole = made(s.p)
+        return sum((F.linear(x * (i + 1), whole[i]) for i in s.order), torch.zeros(()))
+
+    def pair(s: Any, x: Tensor) -> Tensor:
+        weights = made(s.p[0]), made(s.p[1])
+        return sum((F.linear(x * (i + 1), weights[i]) for i in s.order), torch.zeros(()))
+
+    for function in (stack, pair):
+        model = called(function, p=numbers(2, OUT, IN))
+        model.order = [0, 1]
+
+        def swap(model: Any = model) -> None:
+            model.order = [1, 0]
+
+        x = numbers(40, IN)
+        _, found, expected = first_and_later(model, x, x, change=swap)
+        assert not found.same
+        assert_alike(found, expected)
+
+
 # What the pass itself does not notice
 
 
