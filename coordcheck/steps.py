@@ -1,4 +1,4 @@
-"""The calls of a forward pass, one by one: by what each is known again in a later pass, and what is known of tensors."""
+"""The calls of a forward pass: by what each is known again in a later pass, and what is known of their tensors."""
 
 from __future__ import annotations
 

@@ -17,20 +17,8 @@ PACKAGE = Path(coordcheck.__file__).parent
 ORDER = [
     *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
     *("calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
-    *(
-        "operations",
-        "uses",
-        "keeping",
-        "tracing",
-        "replays",
-        "parts",
-        "retracing",
-        "facts",
-        "changes",
-        "effects",
-        "degrees",
-    ),
-    *("live", "recorder"),
+    *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
+    *("facts", "changes", "effects", "degrees", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *(
         "batches",
