@@ -36,6 +36,7 @@ from coordcheck.training import execute
 from coordcheck.trials import Probe, Run
 
 STEPS = 4
+PROCESSES = 3  # whose peak memory is measured: it varies by a tenth
 
 
 class Case(NamedTuple):
@@ -199,9 +200,12 @@ def grid_ratios(case: Case, repetitions: int) -> dict[str, float]:
 
 
 def peak_memory(name: str, case_index: int, width: int) -> float:
-    """Peak resident MB of one subject above the process before it, in a process of its own (Linux)."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (name, case_index, width))
+    """Peak resident MB of one subject above the process before it: the median of processes of their own (Linux)."""
+    peaks = []
+    for _ in range(PROCESSES):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks.append(pool.apply(_peak, (name, case_index, width)))
+    return statistics.median(peaks)
 
 
 def _peak(name: str, case_index: int, width: int) -> float:
