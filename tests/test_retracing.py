@@ -152,33 +152,41 @@ def test_experts_without_examples_are_traced_from_there_on():
     assert_alike(found, expected)
 
 
-def test_experts_in_another_order_are_not_taken_for_each_other():
-    model = called(lambda s, x: sum(s.several[i](x * (i + 1)) for i in s.order), several=nn.ModuleList)
-    model.several.extend(nn.Linear(IN, OUT) for _ in range(2))
+def one_after_the_other(s: Any, x: Tensor) -> Tensor:
+    return sum((s.several[i](x * (i + 1)) for i in s.order), torch.zeros(()))
+
+
+def scaled_weights(s: Any, x: Tensor) -> Tensor:
+    return sum((F.linear(x * (i + 1), getattr(s, "pq"[i]) * 0.5) for i in s.order), torch.zeros(()))
+
+
+def made_before(make: Callable[[Tensor], Tensor], *, whole: bool) -> Callable[[Any, Tensor], Tensor]:
+    """Weights that are made of a parameter first, as a stack or one by one, and then used."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        weights = make(s.r) if whole else [make(s.r[0]), make(s.r[1])]
+        return sum((F.linear(x * (i + 1), weights[i]) for i in s.order), torch.zeros(()))
+
+    return forward
+
+
+ORDERED = {"experts": one_after_the_other, "scaled weights": scaled_weights}
+MADE = {"scaled": lambda p: p * 0.5, "cast": lambda p: p.bfloat16().float(), "cloned": torch.clone}
+ORDERED |= {f"a stack, {name}": made_before(make, whole=True) for name, make in MADE.items()}
+ORDERED |= {f"a pair, {name}": made_before(make, whole=False) for name, make in MADE.items()}
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_weights_in_another_order_are_not_taken_for_each_other(name):
+    several = lambda: nn.ModuleList(nn.Linear(IN, OUT) for _ in range(2))  # noqa: E731
+    weights = {"p": numbers(OUT, IN), "q": numbers(OUT, IN, seed=1), "r": numbers(2, OUT, IN)}
+    model = called(ORDERED[name], several=several, **weights)
     model.order = [0, 1]
-    x = numbers(40, IN)
 
     def swap() -> None:
         model.order = [1, 0]
 
-    _, found, expected = first_and_later(model, x, x, change=swap)
-    assert not found.same
-    assert_alike(found, expected)
-
-
-def test_scaled_weights_in_another_order_are_not_taken_for_each_other():
-    model = called(
-        lambda s, x: sum(F.linear(x * (i + 1), getattr(s, "pq"[i]) * 0.5) for i in s.order),
-        p=numbers(OUT, IN),
-        q=numbers(OUT, IN, seed=1),
-    )
-    model.order = [0, 1]
-    x = numbers(40, IN)
-
-    def swap() -> None:
-        model.order = [1, 0]
-
-    _, found, expected = first_and_later(model, x, x, change=swap)
+    _, found, expected = first_and_later(model, numbers(40, IN), numbers(40, IN), change=swap)
     assert not found.same
     assert_alike(found, expected)
 
@@ -265,29 +273,6 @@ def test_passes_that_change_on_the_way(function):
     assert not found.same
     assert found.attentions or square
     assert_alike(found, expected)
-
-
-@pytest.mark.parametrize("made", [lambda p: p * 0.5, lambda p: p.bfloat16().float(), torch.clone])
-def test_what_is_made_of_parameters_is_told_apart(made):
-    def stack(s: Any, x: Tensor) -> Tensor:
-        whole = made(s.p)
-        return sum((F.linear(x * (i + 1), whole[i]) for i in s.order), torch.zeros(()))
-
-    def pair(s: Any, x: Tensor) -> Tensor:
-        weights = made(s.p[0]), made(s.p[1])
-        return sum((F.linear(x * (i + 1), weights[i]) for i in s.order), torch.zeros(()))
-
-    for function in (stack, pair):
-        model = called(function, p=numbers(2, OUT, IN))
-        model.order = [0, 1]
-
-        def swap(model: Any = model) -> None:
-            model.order = [1, 0]
-
-        x = numbers(40, IN)
-        _, found, expected = first_and_later(model, x, x, change=swap)
-        assert not found.same
-        assert_alike(found, expected)
 
 
 # What the pass itself does not notice
