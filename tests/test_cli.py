@@ -225,7 +225,9 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_keeps_what_is_done(tmp_path, number, code):
-    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--save-to", str(tmp_path)]
+    # more runs than it could end while the signal is on its way
+    options = ["--save-to", str(tmp_path), "--seeds", "60"]
+    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", *options]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         deadline = time.monotonic() + 120
         while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
