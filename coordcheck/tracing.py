@@ -380,53 +380,63 @@ class Tracer:
             self._put(produced, COMPUTED)
 
     def _use(self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
-        operands, kept = seen.operands, seen.kept
-        args, kwargs = unflattened(kept, seen.spec)
-        uses = []
-        for position, operand in operands.items():
-            use = UseCall(operand, position, seen.function, self._layer, kept, seen.spec)
-            use.fans = ops.fans(seen.name, kept[position], position, kept, args, kwargs)
-            if use.matrix and operand.curve:  # how large a function of a matrix is depends on more than its scale
-                continue
-            use.others = {p: other for p, other in operands.items() if p != position}
-            use.rank = produced[0].dim()
-            uses.append(use)
+        """A function of activations and parameters: note how it uses each of these."""
+        uses = self._uses_of(seen, produced[0])
         seen.step.uses = uses
-        if self.sampled and uses and 0 in activations and _is_own(seen, produced[0]):
-            uses[0].output = rows(produced[0], activations[0])
         if not uses:
             self._follow(seen, activations, produced, contracted=False)
             return
+        if self.sampled and 0 in activations and _is_own(seen, produced[0]):
+            uses[0].output = rows(produced[0], activations[0])
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
-        product = next((mark for mark in marks.values() if mark.product), None)
-        flow = frozenset().union(*(mark.flow for mark in marks.values()))
-        matrices = [use for use in uses if use.matrix]
         for use in uses:
             if use.input_position is not None:
                 use.source = marks.get(use.input_position)
-            key = use.parameter, use.operation
-            earlier = self.uses.get(key)
-            if earlier is not None:
-                use.feeds |= earlier.feeds
-            self.uses[key] = use
-            if use.matrix and math.prod(operand_size := use.operand.size) < self._sizes[use.parameter]:
-                self.slices.setdefault(key, {})[use.operand.offset, operand_size] = use
+            self._file(use)
+        self._put(produced, self._mark_of_use(seen, uses, marks))
+        self._follow_gradient(uses, produced[0])
+
+    def _uses_of(self, seen: _Seen, output: Tensor) -> list[UseCall]:
+        args, kwargs = unflattened(seen.kept, seen.spec)
+        uses = []
+        for position, operand in seen.operands.items():
+            use = UseCall(operand, position, seen.function, self._layer, seen.kept, seen.spec)
+            use.fans = ops.fans(seen.name, seen.kept[position], position, seen.kept, args, kwargs)
+            if use.matrix and operand.curve:  # how large a function of a matrix is depends on more than its scale
+                continue
+            use.others = {p: other for p, other in seen.operands.items() if p != position}
+            use.rank = output.dim()
+            uses.append(use)
+        return uses
+
+    def _file(self, use: UseCall) -> None:
+        """Keep a use as the last one of its parameter and function, and of the part of the parameter that it takes."""
+        key = use.parameter, use.operation
+        earlier = self.uses.get(key)
+        if earlier is not None:
+            use.feeds |= earlier.feeds
+        self.uses[key] = use
+        if use.matrix and math.prod(size := use.operand.size) < self._sizes[use.parameter]:
+            self.slices.setdefault(key, {})[use.operand.offset, size] = use
+
+    def _mark_of_use(self, seen: _Seen, uses: Sequence[UseCall], marks: Mapping[int, Mark]) -> Mark:
+        """What is known of the output of a function that uses parameters."""
+        product = next((mark for mark in marks.values() if mark.product), None)
+        flow = frozenset().union(*(mark.flow for mark in marks.values()))
+        matrices = [use for use in uses if use.matrix]
         for node in flow:
             node.feeds.update(matrices)
-        learned = [leaf for p, leaf in enumerate(seen.leaves) if p in operands and leaf.numel() == 1]
-        if learned and len(operands) == 1 and len(marks) == 1 and seen.name in ops.SCALAR_PRODUCTS:
+        learned = [leaf for p, leaf in enumerate(seen.leaves) if p in seen.operands and leaf.numel() == 1]
+        if learned and len(seen.operands) == 1 and len(marks) == 1 and seen.name in ops.SCALAR_PRODUCTS:
             (mark,) = marks.values()  # a learned scalar acts with its initial value
-            mark = mark.times(float(learned[0].detach()))
-        elif product is not None and seen.name in ops.SCORED | ops.SCALAR_PRODUCTS:  # a bias or temperature of logits
-            mark = product._replace(flow=flow)
-        elif seen.name in ops.SUMS | ops.JOINS:  # a bias: the sum is still what it was
-            mark = summed(list(marks.values()))._replace(flow=flow)
-        else:
-            self._take_up(marks.values())
-            held = tuple((use, 1.0) for use in matrices[:1] if ops.is_linear(use.operation))
-            mark = Mark(held=held, flow=frozenset(matrices) or flow)
-        self._put(produced, mark)
-        self._follow_gradient(uses, produced[0])
+            return mark.times(float(learned[0].detach()))
+        if product is not None and seen.name in ops.SCORED | ops.SCALAR_PRODUCTS:  # a bias or temperature of logits
+            return product._replace(flow=flow)
+        if seen.name in ops.SUMS | ops.JOINS:  # a bias: the sum is still what it was
+            return summed(list(marks.values()))._replace(flow=flow)
+        self._take_up(marks.values())
+        held = tuple((use, 1.0) for use in matrices[:1] if ops.is_linear(use.operation))
+        return Mark(held=held, flow=frozenset(matrices) or flow)
 
     def _follow_gradient(self, uses: Sequence[UseCall], output: Tensor) -> None:
         if not output.requires_grad:  # inside a function of its own backward, or a checkpoint

@@ -19,9 +19,9 @@ def family(name):
     """A family whose library is installed."""
     found = FAMILIES[name]
     try:
-        library(found.library)
+        library(found.package)
     except ImportError as error:
-        pytest.skip(f"{found.library} cannot be imported: {error}")
+        pytest.skip(f"{found.package} cannot be imported: {error}")
     return found
 
 

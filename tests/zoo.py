@@ -28,7 +28,7 @@ Model = Callable[[int], nn.Module]
 class Family(NamedTuple):
     """One family: how its model is made at a width, and what is special about it."""
 
-    library: str
+    package: str
     model: Model
     batch: Callable[[], Any]
     loss: Any = None
