@@ -253,4 +253,4 @@ def stacked(use: UseCall) -> list[Block]:
 
 
 def _rms(tensor: Tensor) -> float:
-    return float(scales.rms(scales.measurable(tensor)))
+    return float(scales.rms_of(tensor))

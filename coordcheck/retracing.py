@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 from coordcheck import operations as ops
 from coordcheck.hooks import Hook, in_backward
@@ -22,7 +21,7 @@ from coordcheck.keeping import copied, fused_attention, kept_leaf, kept_leaves
 from coordcheck.modes import Mode, others_see, unseen
 from coordcheck.steps import Marks, Step, plain_leaves
 from coordcheck.tracing import Tracer
-from coordcheck.uses import AttentionCall, Mark, Operand, UseCall, flattened, fused_arguments
+from coordcheck.uses import AttentionCall, Mark, Operand, UseCall, flattened, fused_arguments, tensors_in
 
 
 class Retracer:
@@ -142,9 +141,8 @@ class Retracer:
             again.logits = None if again.logits is None else again.logits * step.attends.after
             self._attended.append(again)
         if step.given is not None:
-            for made in [output] if isinstance(output, Tensor) else tree_flatten(output)[0]:
-                if isinstance(made, Tensor):
-                    self._known[made] = self._at - 1, step.given
+            for made in tensors_in(output):
+                self._known[made] = self._at - 1, step.given
 
     def _differs(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Trace the rest of the call as if it were new, this function first."""

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from coordcheck import operations as ops
 from coordcheck.calls import version
@@ -39,6 +38,7 @@ from coordcheck.uses import (
     flattened,
     fused_arguments,
     summed,
+    tensors_in,
     unflattened,
 )
 
@@ -268,17 +268,16 @@ class Tracer:
 
     def _note_given(self, number: int, output: Any) -> None:
         """Note what is known of a step's output: of the first one, for it is the same of all."""
-        for made in [output] if isinstance(output, Tensor) else tree_flatten(output)[0]:
-            mark = self._marks.get(made) if isinstance(made, Tensor) else None
+        for made in tensors_in(output):
+            mark = self._marks.get(made)
             if mark is not None and (not isinstance(mark, Mark) or mark.product or mark.factor != 1.0):
                 self.steps[number].given = mark
                 self._origins[made] = number
 
     def _see(self, seen: _Seen, output: Any) -> None:
-        leaves = [output] if isinstance(output, Tensor) else tree_flatten(output)[0]
         if seen.name == "__setitem__":  # what is written to is what it gives
-            leaves, seen = [seen.leaves[0]], seen._replace(name="written", function=ops.written)
-        produced = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            output, seen = seen.leaves[0], seen._replace(name="written", function=ops.written)
+        produced = tensors_in(output)
         if not produced:
             return
         name, operands = seen.name, seen.operands

@@ -260,15 +260,22 @@ def _first_examples(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, **few}
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a function's or module's output."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
+
+
 def first_tensor(value: Any) -> Tensor:
     """The first floating tensor in a function's or module's output.
 
     Raises:
         ValueError: there is none.
     """
-    for leaf in [value] if isinstance(value, Tensor) else tree_flatten(value)[0]:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
+    for tensor in tensors_in(value):
+        if tensor.is_floating_point():
+            return tensor
     raise ValueError("no floating tensor in the output")
 
 
