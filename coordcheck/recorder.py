@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from coordcheck.arguments import labelled, whole_number
 from coordcheck.calls import leaves
 from coordcheck.errors import CoordCheckError
+from coordcheck.frames import Room
 from coordcheck.hooks import OUTSIDE, Eager, Hook, graph_task, in_backward, refuse_unhookable
 from coordcheck.live import LiveEffects
 from coordcheck.parameters import optimizer_settings as optimizer_settings
@@ -107,7 +108,7 @@ class Recorder:
         self._steps = steps
         self._folder = None if save_to is None else RunFolder(save_to)
         self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible)
-        self._eager = Eager()
+        self._eager, self._room = Eager(), Room()
         ranks = sharing_ranks(model, group)
         self._shared = SharedRun(self.record, ranks) if ranks else None
         # what a parameter does by itself cannot be replayed on one rank that holds a part of it
@@ -143,6 +144,7 @@ class Recorder:
             self._sites.open(0)
             self._hooks, self._step_hooks = hooks.pop_all(), step_hooks.pop_all()
         self._hook(self._eager.begin)()
+        self._hook(self._room.begin)()
         if self._shared is not None:
             self._hook(self._shared.begin)()
         self._started = time.perf_counter()
@@ -156,6 +158,7 @@ class Recorder:
             self._hook(self._settle)()
         self._hook(self._hooks.close)()
         self._hook(self._eager.end_now)()
+        self._hook(self._room.end)()
         self._hook(self._finish)(PATIENCE if error is None else 0.0)
 
     def _hook(self, action: Callable[..., object]) -> Hook:

@@ -12,6 +12,7 @@ from torch import Tensor
 from coordcheck.batches import Batches
 from coordcheck.diagnosing import diagnose_run
 from coordcheck.errors import CoordCheckError
+from coordcheck.frames import Room
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunRecord
 from coordcheck.sites import SiteRecorder
@@ -28,7 +29,7 @@ def execute(run: Run) -> RunRecord:
     """
     record = RunRecord(run.key, settings=dict(run.settings))
     started = time.perf_counter()
-    with preserved_state(run.threads):
+    with preserved_state(run.threads), Room():
         try:
             if run.figure:
                 _train(run, record)

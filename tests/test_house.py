@@ -16,7 +16,19 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
-    *("calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters", "ranks", "reduction"),
+    *(
+        "frames",
+        "calls",
+        "windows",
+        "inputs",
+        "modes",
+        "hooks",
+        "wrappers",
+        "sites",
+        "parameters",
+        "ranks",
+        "reduction",
+    ),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
     *("facts", "changes", "effects", "degrees", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
