@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from typing import Any
 
 from coordcheck.errors import CoordCheckError
@@ -44,17 +47,53 @@ def distinct_widths(widths: object) -> list[int]:
     >>> distinct_widths([128, "64", 64])
     [64, 128]
     """
-    found = set()
+    found: list[int] = []
     for width in widths if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]:
         number = _integer(
             int(width) if isinstance(width, str) and width.strip().isdecimal() and len(width) < 20 else width
         )
         if number is None or number < 1:
             raise CoordCheckError(f"widths must be positive integers, got {width!r}. Pass widths=(64, 128, 256, ...).")
-        found.add(number)
+        found.append(number)
     if not found:
         raise CoordCheckError("there are no widths. Pass widths=(64, 128, 256, ...).")
-    return sorted(found)
+    twice = sorted({width for width in found if found.count(width) > 1})
+    if twice:
+        logging.getLogger("coordcheck").warning("widths given twice are checked once: %s", ", ".join(map(str, twice)))
+    return sorted(set(found))
+
+
+def words_of(texts: str | Iterable[str]) -> list[str]:
+    """The words of a list as one types it, with commas, blanks or both: `64,128`, `64 128`, `"64, 128"`.
+
+    >>> words_of(["64,128", "256 , 512"])
+    ['64', '128', '256', '512']
+    """
+    given = [texts] if isinstance(texts, str) else texts
+    return [word for text in given for word in re.split(r"[\s,]+", text) if word]
+
+
+def seeds_of(texts: str | Iterable[str]) -> int | list[int]:
+    """Seeds as one types them: `3` is how many; `0,3` and `0 3` are which, and so is `0,`.
+
+    Raises:
+        CoordCheckError: a word that is no integer, or no seeds.
+
+    >>> seeds_of("3"), seeds_of(["0", "3"]), seeds_of("0,")
+    (3, [0, 3], [0])
+    """
+    given = [texts] if isinstance(texts, str) else list(texts)
+    words = words_of(given)
+    try:
+        numbers = [int(word) for word in words]
+    except ValueError:
+        raise CoordCheckError(f"seeds must be {SEEDS_ARE}, got {' '.join(given)!r}.") from None
+    chosen = numbers[0] if len(numbers) == 1 and not any("," in text for text in given) else numbers
+    seed_numbers(chosen)
+    return chosen
+
+
+SEEDS_ARE = "how many (1 or more, such as 3) or which (integers from 0, such as (0, 3) or (0,))"
 
 
 def seed_numbers(seeds: object) -> list[int]:
@@ -70,7 +109,7 @@ def seed_numbers(seeds: object) -> list[int]:
         if all(seed is not None and seed >= 0 for seed in given):
             numbers = [seed for seed in dict.fromkeys(given) if seed is not None]
     if not numbers:
-        raise CoordCheckError(f"seeds must be how many (1 or more) or which (integers from 0), got {seeds!r}.")
+        raise CoordCheckError(f"seeds must be {SEEDS_ARE}, got {seeds!r}.")
     return numbers
 
 
@@ -210,3 +249,13 @@ def folder_path(name: str, value: object) -> None:
     """
     if not isinstance(value, (str, os.PathLike)) or "\0" in str(value):
         raise CoordCheckError(f"{name} must be the path of a folder, got {value!r}.")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name nearest to one that is not known, as a question to append; empty when none is near.
+
+    >>> suggestion("biuld", ["batch", "build"])
+    " (did you mean 'build'?)"
+    """
+    near = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

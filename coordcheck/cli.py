@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coordcheck.errors import CoordCheckError, SweepInterrupted
+from coordcheck.errors import CoordCheckError, IncompleteCheck, SweepInterrupted
 from coordcheck.options import parsed
 
 TEXT_WIDTH = 100  # columns when the output is no terminal
 TERMINATED = 143
+MIN_WIDTHS = 3  # slopes.MIN_WIDTHS, which would load numpy before anything was looked at
 
 
 class _Terminated(KeyboardInterrupt):
@@ -84,7 +86,8 @@ def in_flags(message: str) -> str:
     """
 
     def flag(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"].strip("()\"'").replace(",", "").removesuffix(" ...")
+        name, value = found["name"], found["value"].strip("()\"'")
+        value = value if value.endswith(",") else value.replace(",", "").removesuffix(" ...")  # (0,) is a list of one
         dotted = re.fullmatch(r"([a-z_.]+)\.(\w+)", value)
         option = "--role" if name == "roles" else f"--{name.replace('_', '-')}"
         return f"{option} {dotted[1]}:{dotted[2]}" if dotted else f"{option} {value}".rstrip()
@@ -109,8 +112,7 @@ def _plan(options: Any) -> int:
     from coordcheck.targets import factories, keyword_values
 
     builds = factories(options.build, keyword_values(options.set))
-    names = ("widths", "seeds", "steps", "axis")
-    found = plan(builds, roles=_roles(options.role), **{name: getattr(options, name) for name in names})
+    found = plan(builds, roles=_roles(options.role), steps=options.steps, axis=options.axis, **_grid(options))
     if options.format == "json":
         print(found.to_json())
     else:
@@ -125,14 +127,14 @@ def _run(options: Any) -> int:
     arguments = _experiment(options)
     fold = _pairs(options.fold, "PATH=HOW, such as blocks=last")
     report = check(**arguments, steps=options.steps, axis=options.axis, fold=fold)
-    return _finish(report, options, builds=arguments["build"])
+    return _finish(report, options, arguments)
 
 
 def _diagnose(options: Any) -> int:
     from coordcheck.checks import diagnose
 
     arguments = _experiment(options)
-    return _finish(diagnose(**arguments), options, kind="exponents", builds=arguments["build"])
+    return _finish(diagnose(**arguments), options, arguments, kind="exponents")
 
 
 def _experiment(options: Any) -> dict[str, Any]:
@@ -144,9 +146,15 @@ def _experiment(options: Any) -> dict[str, Any]:
     for path in (options.figure, options.html):  # before the training rather than after it
         if path is not None and not os.access(next(p for p in path.absolute().parents if p.exists()), os.W_OK):
             raise CoordCheckError(f"cannot write {path}: its folder may not be written to.")
-    names = ("widths", "seeds", "expect", "tolerance", "device", "jobs")
-    given = {name: getattr(options, name) for name in names}
-    probe = options.probe or "auto"
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("expect", "tolerance", "device", "jobs")}
+    probe, grid = options.probe or "auto", _grid(options)
+    if _folder(options) is None and _is_part(grid):
+        listed = ", ".join(map(str, grid["widths"]))
+        raise CoordCheckError(
+            f"a verdict needs at least {MIN_WIDTHS} distinct widths, got {len(grid['widths'])} ({listed}). "
+            "Pass widths=(64, 128, 256), or save_to=DIR to run a part of a check, such as one job's of a cluster."
+        )
+    given |= grid
     return given | {
         "build": factories(options.build, keyword_values(options.set)),
         "batch": _named("--batch", options.batch),
@@ -155,6 +163,18 @@ def _experiment(options: Any) -> dict[str, Any]:
         "roles": _roles(options.role),
         "save_to": _folder(options),
     }
+
+
+def _grid(options: Any) -> dict[str, Any]:
+    """Widths and seeds, as numbers."""
+    from coordcheck.arguments import distinct_widths, seeds_of, words_of
+
+    return {"widths": distinct_widths(words_of(options.widths)), "seeds": seeds_of(options.seeds)}
+
+
+def _is_part(grid: Mapping[str, Any]) -> bool:
+    """Whether these are too few widths for a verdict."""
+    return len(grid["widths"]) < MIN_WIDTHS
 
 
 def _named(option: str, target: str | None) -> Any:
@@ -195,31 +215,36 @@ def _folder(options: Any) -> Path | None:
 
 
 def _show(options: Any) -> int:
+    return _finish(_loaded(options, tolerance=options.tolerance, expect=options.expect), options)
+
+
+def _loaded(options: Any, **criteria: Any) -> Any:
+    """The report of the folders that an option names, with the labels that are wanted."""
+    from coordcheck.labels import typed
     from coordcheck.report import load
 
-    return _finish(load(options.runs, tolerance=options.tolerance, expect=options.expect), options)
+    report = load(options.runs, **criteria)
+    return report if options.labels is None else report.select(typed(options.labels, report.labels))
 
 
 def _figure(options: Any) -> int:
-    from coordcheck.report import load
-
-    load(options.runs).figure(options.kind, quantity=options.quantity, path=options.out)
+    _loaded(options).figure(options.kind, quantity=options.quantity, path=options.out)
     print(f"wrote {options.out}")
     return 0
 
 
 def _report(options: Any) -> int:
-    from coordcheck.report import load
-
-    report = load(options.runs)
+    report = _loaded(options)
     report.save_html(options.out)
     print(f"wrote {options.out}")
     code: int = report.exit_code
     return code
 
 
-def _finish(report: Any, options: Any, kind: str = "divergence", builds: dict[str, Any] | None = None) -> int:
+def _finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = None, kind: str = "divergence") -> int:
     """Print a report in the form that was asked for, draw what was asked for, and give its exit code."""
+    if arguments and _is_part(arguments):
+        return _saved_part(report, arguments["save_to"])
     if options.format == "json":
         print(report.to_json())
     elif options.format == "junit":
@@ -227,9 +252,9 @@ def _finish(report: Any, options: Any, kind: str = "divergence", builds: dict[st
 
         print(junit(report))
     elif options.format == "github":
-        _tell_github(report, builds or {})
+        _tell_github(report, (arguments or {}).get("build", {}))
     else:
-        _print(report)
+        _print(report, every_note=options.notes)
     wanted = {name: getattr(options, name, None) for name in ("figure", "html")}
     if wanted["figure"]:
         report.figure(kind, path=wanted["figure"])
@@ -241,7 +266,23 @@ def _finish(report: Any, options: Any, kind: str = "divergence", builds: dict[st
     return code
 
 
-def _tell_github(report: Any, builds: dict[str, Any]) -> None:
+def _saved_part(report: Any, folder: Path) -> int:
+    """Say how far the whole is: too few widths for a verdict are no bad input where other jobs run the others."""
+    from coordcheck.report import load
+
+    whole, own = load(folder), {record.key for record in report.records}
+    done = {record.key for record in whole.records if record.finished}
+    for record in report.missing:
+        print(f"{record.key}: {record.outcome.value}: {record.reason}", file=sys.stderr)
+    saved = len(own & done)
+    print(
+        f"{saved} of the {len(own)} runs of this part are saved, and {len(done)} of the {len(whole.records)} runs that "
+        f"{folder} is to hold so far.\nWhen all are: coordcheck show {shlex.quote(str(folder))}"
+    )
+    return 0 if saved == len(own) else IncompleteCheck.exit_code
+
+
+def _tell_github(report: Any, builds: Mapping[str, Any]) -> None:
     """Annotations on standard output; the job summary in the file that GitHub names, where there is one."""
     from coordcheck.formats import github, markdown
     from coordcheck.targets import source_line
@@ -261,9 +302,13 @@ def _check_suffix(path: Path) -> None:
     check_suffix(path)
 
 
-def _print(report: Any) -> None:
+def _print(report: Any, *, every_note: bool = False) -> None:
     from rich.console import Console
 
+    if every_note:
+        from coordcheck.text import render
+
+        report = render(report, len(report.notes))
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, TEXT_WIDTH))

@@ -10,8 +10,8 @@ from functools import reduce
 from importlib import import_module
 from typing import Any
 
+from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
-from coordcheck.targets import suggestion
 
 LEARNING_RATE = 1e-3
 # the fields that grow with the width unless told otherwise, where a config has them

@@ -14,19 +14,25 @@ EXIT_CODES = (
     "4 damaged or newer run file, 130 interrupted"
 )
 FORMATS = ("text", "json", "github", "junit")
-FOLDER = "folder that save_to, --save-to or a Recorder wrote"
+FOLDER = "folders that save_to, --save-to or a Recorder wrote"
 LOSS = "torch.nn.functional:cross_entropy"
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command; factories that stand after `--widths 64 128` are not taken for widths."""
+    """The options of a command; what stands after a list (`--widths 64 128 train.py:build`) is not taken for its own.
+
+    The page that `report` writes is the last of its words, where it ends in .html.
+    """
     options = parser().parse_args(arguments)
     if hasattr(options, "build"):
-        places = [word for word in options.widths if ":" in word]
-        options.build += places
-        options.widths = [word for word in options.widths if word not in places]
+        for name in ("widths", "seeds"):
+            places = [word for word in getattr(options, name) if ":" in word]
+            options.build += places
+            setattr(options, name, [word for word in getattr(options, name) if word not in places])
         if not options.build:
             parser().error(f"{options.command}: say what to build, such as train.py:build")
+    if options.command == "report" and options.runs[1:] and options.runs[-1].suffix.lower() in (".html", ".htm"):
+        options.out = options.runs.pop()
     return options
 
 
@@ -48,9 +54,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _demo_command(commands: Any) -> None:
     told = "SP against µP on a small Transformer: figures, table, page and run files"
-    add = _command(commands, "demo", told, "coordcheck demo").add_argument
+    command = _command(commands, "demo", told, "coordcheck demo")
+    add = command.add_argument
     add("--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)")
     add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    _quiet_option(command)
 
 
 def _plan_command(commands: Any) -> None:
@@ -103,16 +111,18 @@ def _diagnose_command(commands: Any) -> None:
 
 
 def _show_command(commands: Any) -> None:
-    parser = _command(commands, "show", "print the report of a folder of run files", "coordcheck show runs/")
-    parser.add_argument("runs", type=Path, help=FOLDER)
+    told = "print the report of a folder of run files, or of several"
+    parser = _command(commands, "show", told, "coordcheck show before/ after/")
+    _folder_options(parser)
     parser.add_argument("--tolerance", type=float, help="of a slope (default: the check's own)")
     parser.add_argument("--expect", metavar="NAME", help="mup, sp, ntk or mean-field (default: the check's own)")
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
+    _notes_option(parser)
 
 
 def _drawing_commands(commands: Any) -> None:
     figure = _command(commands, "figure", "draw a folder of run files", "coordcheck figure runs/ check.svg")
-    figure.add_argument("runs", type=Path, help=FOLDER)
+    _folder_options(figure)
     figure.add_argument("out", type=Path, help="file to write (.png, .svg, .pdf)")
     kinds = ("divergence", "slopes", "exponents")
     figure.add_argument("--kind", choices=kinds, default="divergence", help="(default: %(default)s)")
@@ -120,8 +130,19 @@ def _drawing_commands(commands: Any) -> None:
 
     told = "write the page of a folder of run files: verdicts, culprits, figures and every layer, in one HTML file"
     page = _command(commands, "report", told, "coordcheck report runs/ check.html")
-    page.add_argument("runs", type=Path, help=FOLDER)
-    page.add_argument("out", type=Path, nargs="?", default=Path("report.html"), help="(default: %(default)s)")
+    _folder_options(page, also=", and last the page to write (default: report.html)")
+    page.set_defaults(out=Path("report.html"))
+
+
+def _folder_options(parser: argparse.ArgumentParser, also: str = "") -> None:
+    """The options of commands that read run files."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help=FOLDER + also)
+    told = "show these, in this order (default: all, in the order in which they were checked)"
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help=told)
+
+
+def _notes_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--notes", action="store_true", help="print every note, however many there are")
 
 
 def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int) -> None:
@@ -129,8 +150,10 @@ def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int
     add = parser.add_argument
     add("build", nargs="*", metavar="[LABEL=]MODULE:FUNCTION", help="module or file.py, and its build(width)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a keyword argument for build; repeat for more")
-    add("--widths", nargs="+", default=widths.split(), metavar="N", help=f"at least 3 (default: {widths})")
-    add("--seeds", type=int, default=seeds, help="how many (default: %(default)s)")
+    several = f"at least 3, or fewer with --save-to: a part of a check (default: {widths})"
+    add("--widths", nargs="+", default=widths.split(), metavar="N", help=several)
+    which = f"how many, or which: 0,3 or 0 3 or, for one alone, 0, (default: {seeds})"
+    add("--seeds", nargs="+", default=[str(seeds)], metavar="N", help=which)
     add(
         "--role",
         action="append",
@@ -155,6 +178,12 @@ def _experiment_options(parser: argparse.ArgumentParser) -> None:
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
     add("--html", type=Path, metavar="FILE", help="also write the page")
     add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
+    _notes_option(parser)
+    _quiet_option(parser)
+
+
+def _quiet_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr how far the runs are")
 
 
 def _command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametriz
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.exponents import exponents
 from coordcheck.folds import folded
+from coordcheck.labels import folder_paths, in_order, selected, told_apart
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
 from coordcheck.records import Outcome, Quantity, RunKey, RunRecord, differences, same_label
 from coordcheck.roles import outside, parts
@@ -146,6 +147,14 @@ class Report:
     @property
     def labels(self) -> list[str]:
         return list(dict.fromkeys(record.key.label for record in self.records))
+
+    def select(self, labels: Sequence[str]) -> Report:
+        """The report of these labels alone, in this order.
+
+        Raises:
+            CoordCheckError: a label that is not in the report, one given twice, or none.
+        """
+        return Report(selected(self.records, labels), self.criteria)
 
     @property
     def widths(self) -> list[int]:
@@ -405,23 +414,44 @@ class Report:
 
 
 def load(
-    folder: str | PathLike[str],
+    folder: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
+    labels: Sequence[str] | None = None,
     expect: Expectation | str | None = None,
     tolerance: float | None = None,
     axis: str | None = None,
     roles: Mapping[str, str] | None = None,
     fold: Mapping[str, str] | None = None,
 ) -> Report:
-    """The report of a folder of run files, whoever wrote them: a check, or the jobs of a cluster.
+    """The report of a folder of run files, or of several, whoever wrote them: a check, or the jobs of a cluster.
 
-    `expect`, `tolerance`, `axis`, `roles` and `fold` are those of the check that wrote the folder, unless given.
+    Args:
+        folder: one folder, or several; a label that two of them have gets the name of its folder: `build (after)`.
+        labels: which to show, and in which order; None shows all, in the order in which they were checked.
+        expect: this and the others are those of the check that wrote the folder, unless given.
+        tolerance: as for `check`.
+        axis: as for `check`.
+        roles: as for `check`.
+        fold: as for `check`.
 
     Raises:
-        CoordCheckError: no such folder, no runs in it, or runs of one label made with different settings.
+        CoordCheckError: no such folder, no runs in it, runs of one label made with different settings, folders that
+            were judged differently, or a label that is not there.
         RunFileError: a file that is damaged, truncated, foreign or newer.
     """
-    runs = RunFolder(folder)
+    given = {"expect": expect, "tolerance": tolerance, "axis": axis, "roles": roles, "fold": fold}
+    given = {name: value for name, value in given.items() if value is not None}
+    found: dict[Path, list[RunRecord]] = {}
+    judged: dict[Path, dict[str, Any]] = {}
+    for path in folder_paths(folder):
+        found[path], judged[path] = _read(RunFolder(path))
+    records = told_apart(found) if len(found) > 1 else next(iter(found.values()))
+    criteria = {"tolerance": TOLERANCE, "axis": "width", **_common_criteria(judged, given), **given}
+    return Report(records if labels is None else selected(records, labels), Criteria(**criteria))
+
+
+def _read(runs: RunFolder) -> tuple[list[RunRecord], dict[str, Any]]:
+    """The runs of one folder, those that were planned and not run included, and how they were judged."""
     records = list(runs.records())
     first: dict[str, RunRecord] = {}
     for record in records:
@@ -429,24 +459,32 @@ def load(
         differing = differences(other.settings, record.settings)
         if differing:
             raise CoordCheckError(
-                f"{folder} mixes runs made with different settings: from {other.key} to {record.key}, "
+                f"{runs} mixes runs made with different settings: from {other.key} to {record.key}, "
                 f"{'; '.join(differing)}. Keep each setting in a folder of its own."
             )
     experiment = runs.experiment()
-    saved, done = experiment.get("criteria", {}), {(same_label(r.key.label), r.key.width, r.key.seed) for r in records}
+    done = {(same_label(r.key.label), r.key.width, r.key.seed) for r in records}
     for label, planned in experiment.get("planned", {}).items():
         for width, seed in planned:
             if (same_label(label), width, seed) not in done:
                 settings = experiment["labels"].get(label, {})
                 records.append(RunRecord(RunKey(label, width, seed), settings=settings, outcome=Outcome.NOT_RUN))
-    criteria = Criteria(
-        saved.get("expect") if expect is None else expect,
-        saved.get("tolerance", TOLERANCE) if tolerance is None else tolerance,
-        saved.get("axis", "width") if axis is None else axis,
-        saved.get("roles") if roles is None else roles,
-        saved.get("fold") if fold is None else fold,
-    )
-    return Report(records, criteria)
+    return in_order(records, experiment.get("labels", {})), experiment.get("criteria", {})
+
+
+def _common_criteria(judged: Mapping[Path, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """How all folders were judged, where the caller does not say; what a Recorder wrote was not judged by anybody."""
+    known = [(path, criteria) for path, criteria in judged.items() if criteria]
+    for path, criteria in known[1:]:
+        pair = ({name: str(value) for name, value in c.items() if name not in given} for c in (known[0][1], criteria))
+        differing = differences(*pair)
+        if differing:
+            name = differing[0].partition(" ")[0]
+            raise CoordCheckError(
+                f"the runs of {known[0][0]} and {path} were not judged alike: {'; '.join(differing)}. Pass {name}=."
+            )
+    saved = known[0][1] if known else {}
+    return {name: saved[name] for name in Criteria.__dataclass_fields__ if name in saved and name not in given}
 
 
 def _runs(count: int) -> str:

@@ -163,10 +163,15 @@ class RunFolder:
     def save_experiment(
         self, criteria: Mapping[str, Any], labels: Mapping[str, Mapping[str, str]], planned: Iterable[RunKey]
     ) -> None:
-        """Write how the runs are judged, what was asked for and which runs are planned; earlier checks' labels stay."""
-        before, plans = self.experiment(), {label: list[list[int]]() for label in labels}
+        """Write how the runs are judged, what was asked for and which runs are planned.
+
+        Earlier checks' labels and plans stay: the jobs of a cluster plan a part each.
+        """
+        before = self.experiment()
+        plans = {label: list(before.get("planned", {}).get(label, [])) for label in labels}
         for key in planned:
-            plans[key.label].append([key.width, key.seed])
+            if [key.width, key.seed] not in plans[key.label]:
+                plans[key.label].append([key.width, key.seed])
         content = {
             "criteria": dict(criteria),
             "labels": {**before.get("labels", {}), **labels},

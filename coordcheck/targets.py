@@ -10,11 +10,11 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
 
 
@@ -94,16 +94,6 @@ def resolve(target: str) -> Any:
             )
         found = getattr(found, attribute)
     return found
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """The known name nearest to one that is not known, as a question to append; empty when none is near.
-
-    >>> suggestion("biuld", ["batch", "build"])
-    " (did you mean 'build'?)"
-    """
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def source_line(function: Any) -> tuple[str, int] | None:

@@ -36,8 +36,8 @@ TO_BLAME = 40  # culprits shown per label, those that differ in a number only as
 NOTES = 8  # notes shown
 
 
-def render(report: Report) -> Group:
-    """The report on one screen: a verdict line and the worst layers per label, then the notes."""
+def render(report: Report, most_notes: int = NOTES) -> Group:
+    """The report on one screen: a verdict line and the worst layers per label, then the notes, at most so many."""
     parts: list[Any] = []
     for label in report.labels:
         line = headline(report, label)
@@ -59,9 +59,9 @@ def render(report: Report) -> Group:
         if len(open_questions) and not culprits:
             parts.append(_open_table(open_questions))
     notes = report.notes
-    parts += [Text(printable(f"note: {note}")) for note in notes[:NOTES]]
-    if len(notes) > NOTES:
-        parts.append(Text(f"note: and {len(notes) - NOTES} more (report.notes)"))
+    parts += [Text(printable(f"note: {note}")) for note in notes[:most_notes]]
+    if len(notes) > most_notes:
+        parts.append(Text(f"note: and {len(notes) - most_notes} more: report.notes, --notes"))
     if report.findings and any(status is Verdict.OK for status in report.status.values()):
         parts.append(Text(LIMITS, style="dim"))
     return Group(*parts)

@@ -17,6 +17,7 @@ from conftest import power_law_records
 
 import coordcheck
 from coordcheck.cli import in_flags, main
+from coordcheck.verdicts import Verdict
 
 USER_FILE = """
 import torch
@@ -127,7 +128,7 @@ def test_jobs_find_the_users_file(user_folder, capsys):
         (["run", "train.py:build_mup"], 2, "there is no batch"),
         (["run", "train.py:broken", "--batch", "train.py:batch"], 2, "every run failed"),
         (
-            ["run", "train.py:build_mup", "--widths", "64", "x"],
+            ["run", "train.py:build_mup", "--widths", "64,128", "x"],
             2,
             "--widths must be positive integers, got 'x'. Pass --widths 64 128 256.",
         ),
@@ -147,12 +148,109 @@ def test_bad_input_is_told_on_stderr(user_folder, capsys, arguments, code, messa
     assert captured.out == ""
 
 
-def test_two_widths_show_their_scales_and_exit_2(user_folder, capsys):
+@pytest.mark.fault(49)
+@pytest.mark.parametrize("command", ["run", "diagnose"])
+def test_too_few_widths_are_refused_before_the_training(user_folder, capsys, command):
     options = ["--batch", "train.py:batch", "--loss", "train.py:loss", "--widths", "64", "128"]
-    assert main(["run", "train.py:build_mup", *options]) == 2
+    assert main([command, "train.py:broken", *options]) == 2
+    told = capsys.readouterr().err
+    assert "a verdict needs at least 3 distinct widths, got 2 (64, 128). Pass --widths 64 128 256, or --save-to" in told
+
+
+def part(width: str, seed: str, *options: str) -> int:
+    """One job of a cluster."""
+    places = ["--batch", "train.py:batch", "--loss", "train.py:loss", "--save-to", "shared"]
+    return main(["run", "train.py:build_mup", "--widths", width, "--seeds", seed, *places, *options])
+
+
+def test_jobs_of_a_cluster_run_a_part_each(user_folder, capsys):
+    for width in ("64", "128", "256"):
+        for seed in ("0,", "3,"):
+            assert part(width, seed) == 0
+    told = capsys.readouterr().out
+    assert "1 of the 1 runs of this part are saved, and 1 of the 1 runs that shared is to hold so far." in told
+    assert "and 6 of the 6 runs that shared is to hold so far.\nWhen all are: coordcheck show shared\n" in told
+    report = coordcheck.load("shared")
+    assert (report.status, {r.key.seed for r in report.records}) == ({"build_mup": Verdict.OK}, {0, 3})
+
+
+def test_a_part_that_fails_or_is_lost_is_missed(user_folder, capsys):
+    (user_folder / "train.py").write_text(
+        USER_FILE.replace("return build_mup", "return mlp()") + "build_mup = fails_at_128\n", encoding="utf-8"
+    )
+    assert part("64", "0,") == 0
+    assert part("128", "0,") == 2
+    assert "128 is not supported" in capsys.readouterr().err
+    next(Path("shared/runs").rglob("64-0.json")).unlink()
+    assert part("256", "0 1") == 0
+    told = capsys.readouterr().out
+    assert "2 of the 2 runs of this part are saved, and 2 of the 4 runs that shared is to hold so far." in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "seeds"),
+    [(["2"], {0, 1}), (["0,3"], {0, 3}), (["0", "3"], {0, 3}), (["0, 3"], {0, 3}), (["3,"], {3})],
+)
+@pytest.mark.parametrize("widths", [["8,16,32"], ["8", "16", "32"], ["8, 16", "32"]])
+def test_lists_have_commas_or_blanks(user_folder, capsys, typed, seeds, widths):
+    options = ["--widths", *widths, "--seeds", *typed, "--format", "json"]
+    assert main(["plan", "train.py:build_mup", *options]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["widths"], set(told["seeds"])) == ([8, 16, 32], seeds)
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize(
+    ("option", "words", "message"),
+    [
+        ("--widths", ["64", "wide"], "--widths must be positive integers, got 'wide'"),
+        ("--widths", ["64", "-128"], "--widths must be positive integers, got '-128'"),
+        ("--widths", ["0,64"], "--widths must be positive integers, got '0'"),
+        ("--widths", ["nan", "64"], "--widths must be positive integers, got 'nan'"),
+        ("--widths", ["True"], "--widths must be positive integers, got 'True'"),
+        ("--widths", [","], "there are no widths. Pass --widths 64 128 256."),
+        ("--seeds", ["0"], "--seeds must be how many (1 or more, such as 3) or which"),
+        ("--seeds", ["1.5"], "got '1.5'"),
+        ("--seeds", ["-1"], "got -1"),
+        ("--seeds", [","], "got []"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(user_folder, capsys, option, words, message):
+    assert main(["plan", "train.py:build_mup", option, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_several_folders_are_shown_and_labels_of_both_told_apart(user_folder, capsys):
+    for folder in ("before", "after"):
+        assert run("it=train.py:build_mup", f"{folder[0]}=train.py:build_mup", options=("--save-to", folder)) == 0
+    capsys.readouterr()
+    assert main(["show", "before", "after"]) == 0
     printed = capsys.readouterr().out
-    assert "a verdict needs at least 3 distinct widths" in printed
-    assert "readout" in printed
+    assert re.findall("^(.*): OK", printed, flags=re.M) == ["it (before)", "b", "it (after)", "a"]
+    assert main(["show", "before", "after", "--labels", "a,b", "it (before)"]) == 0
+    assert re.findall("^(.*): OK", capsys.readouterr().out, flags=re.M) == ["a", "b", "it (before)"]
+    assert main(["figure", "before", "after", "both.svg", "--labels", "b", "a"]) == 0
+    assert main(["report", "before", "after", "both.html", "--labels", "b"]) == 0
+    assert "both.html" in capsys.readouterr().out
+    assert main(["show", "before", "--labels", "bb"]) == 2
+    assert "there is no label 'bb' (did you mean 'b'?); known are 'it', 'b'." in capsys.readouterr().err
+
+
+def test_labels_keep_the_order_in_which_they_were_given(user_folder, capsys):
+    labels = ["z=train.py:build_mup", "a=train.py:build_mup"]
+    assert run(*labels, options=("--save-to", "runs", "--seeds", "2")) in (0, 3)
+    assert main(["show", "runs"]) in (0, 3)
+    assert re.findall("^([az]): ", capsys.readouterr().out, flags=re.M) == ["z", "a", "z", "a"]
+
+
+def test_all_notes_are_printed_when_they_are_wanted(user_folder, capsys):
+    records = power_law_records({"fc": {"activation": 0.0, "change": 0.0}})
+    records[0].notes = [f"note number {number}" for number in range(12)]
+    coordcheck.Report(records).save("runs")
+    assert main(["show", "runs"]) == 0
+    assert "note: and 4 more: report.notes, --notes\n" in capsys.readouterr().out
+    assert main(["show", "runs", "-v"]) == 0
+    assert "note number 11\n" in capsys.readouterr().out
 
 
 def test_a_damaged_run_file_exits_4(user_folder, capsys):
@@ -317,6 +415,8 @@ def test_a_plan_says_what_would_be_trained(user_folder, capsys):
 @pytest.mark.parametrize(
     ("message", "told"),
     [
+        ("such as (0, 3)", "such as (0, 3)"),
+        ("Pass seeds=(0, 3), or seeds=(0,).", "Pass --seeds 0 3, or --seeds 0,."),
         ("no loss= was given", "no --loss was given"),
         ("pass loss=torch.nn.functional.cross_entropy (or", "pass --loss torch.nn.functional:cross_entropy (or"),
         ('name it: axis="depth".', "name it: --axis depth."),

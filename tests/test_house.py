@@ -62,6 +62,7 @@ ORDER = [
         "pagedata",
         "page",
         "integrations.loggers",
+        "labels",
         "report",
         "formats",
         "baselines",

@@ -283,7 +283,7 @@ def test_a_healthy_check_has_no_notes():
 def test_many_notes_are_counted():
     text = str(with_notes(*(f"number {n}" for n in range(11))))
     assert text.count("note: ") == 9
-    assert text.endswith("note: and 3 more (report.notes)")
+    assert text.endswith("note: and 3 more: report.notes, --notes")
 
 
 def strict_json(report: Report) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from coordcheck import CoordCheckError
-from coordcheck.targets import factories, keyword_values, resolve, source_line, suggestion
+from coordcheck.arguments import suggestion
+from coordcheck.targets import factories, keyword_values, resolve, source_line
 
 USER_FILE = """
 class Family:

@@ -231,7 +231,7 @@ class Check:
 def _known(options: Mapping[str, Any]) -> None:
     """Refuse an option that `coordcheck.check` does not take, without a traceback through its callers."""
     from coordcheck import checks
-    from coordcheck.targets import suggestion
+    from coordcheck.arguments import suggestion
 
     parameters = inspect.signature(checks.check).parameters.values()
     known = [parameter.name for parameter in parameters]
