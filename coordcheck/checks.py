@@ -63,6 +63,10 @@ def check(
 ) -> Report:
     """Train `build(width)` at every width and seed for t = 0..steps, and judge how its scales depend on the width.
 
+    How far the runs are is a bar on a terminal; elsewhere a line on standard error, no more than one in ten seconds. A
+    program that has logging at INFO finds the lines there, and `logging.getLogger("coordcheck").setLevel("WARNING")`
+    has neither.
+
     Args:
         build: `build(width) -> (model, optimizer)` or a `Trial`; or several by label: {"SP": ..., "µP": ...}.
         batch: one fixed batch (a tensor, a mapping, or a tuple such as (x, y)), an iterable of batches (step t

@@ -98,9 +98,11 @@ def in_flags(message: str) -> str:
 
 def _demo(options: Any) -> int:
     from coordcheck.demo import MUP, SP, run_demo
+    from coordcheck.progress import silent
     from coordcheck.verdicts import Verdict
 
-    report = run_demo(options.out, jobs=options.jobs)
+    with silent(options.quiet):
+        report = run_demo(options.out, jobs=options.jobs)
     _print(report)
     print(f"wrote {options.out / 'report.html'}, and the figures, the table and the run files beside it")
     # the demo is a check of this installation: SP must fail and µP must pass
@@ -123,18 +125,23 @@ def _plan(options: Any) -> int:
 
 def _run(options: Any) -> int:
     from coordcheck.checks import check
+    from coordcheck.progress import silent
 
     arguments = _experiment(options)
     fold = _pairs(options.fold, "PATH=HOW, such as blocks=last")
-    report = check(**arguments, steps=options.steps, axis=options.axis, fold=fold)
+    with silent(options.quiet):
+        report = check(**arguments, steps=options.steps, axis=options.axis, fold=fold)
     return _finish(report, options, arguments)
 
 
 def _diagnose(options: Any) -> int:
     from coordcheck.checks import diagnose
+    from coordcheck.progress import silent
 
     arguments = _experiment(options)
-    return _finish(diagnose(**arguments), options, arguments, kind="exponents")
+    with silent(options.quiet):
+        report = diagnose(**arguments)
+    return _finish(report, options, arguments, kind="exponents")
 
 
 def _experiment(options: Any) -> dict[str, Any]:

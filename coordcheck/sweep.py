@@ -9,19 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import cloudpickle
 import torch
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
+from coordcheck.progress import progress
 from coordcheck.records import Outcome, RunKey, RunRecord, differences
 from coordcheck.runfiles import RunFolder
 from coordcheck.training import execute
 from coordcheck.trials import Run
-
-Advance = Callable[[RunRecord], None]
 
 
 def sweep(
@@ -54,13 +52,13 @@ def sweep(
     for record in done.values():
         _show(record, watch)
     try:
-        with _progress(len(missing)) as advance:
+        with progress([run.key for run in missing]) as following:
             for record in _results(missing, executor, jobs):
                 if record.outcome is Outcome.REFUSED and not any(other.finished for other in done.values()):
                     raise CoordCheckError(record.reason)  # nothing has worked yet: no need to try the rest
                 done[record.key] = record
                 _save(record, folder)
-                advance(record)
+                following.ended(record)
                 _show(record, watch)
     except KeyboardInterrupt:
         kept = [done[run.key] for run in runs if run.key in done]
@@ -219,23 +217,3 @@ def worker_threads(executor: Executor | None, jobs: int) -> int:
     """Threads per run: as found here, or this process's share of the cores when `jobs` run side by side."""
     found = torch.get_num_threads()
     return found if executor is not None or jobs == 1 else max(1, min(found, (os.cpu_count() or 1) // jobs))
-
-
-def _progress(total: int) -> AbstractContextManager[Advance]:
-    """A progress bar on a terminal or in a notebook, nothing elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if total == 0 or not (console.is_terminal or console.is_jupyter):
-        return nullcontext(lambda record: None)
-    return _bar(total, console)
-
-
-@contextmanager
-def _bar(total: int, console: Any) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=total)
-        yield lambda record: bar.update(task, advance=1, description=str(record.key))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coordcheck import progress
 from coordcheck.batches import Batches
 from coordcheck.diagnosing import diagnose_run
 from coordcheck.errors import CoordCheckError
@@ -28,6 +29,7 @@ def execute(run: Run) -> RunRecord:
     Anything that goes wrong ends this run alone and is told in its record.
     """
     record = RunRecord(run.key, settings=dict(run.settings))
+    progress.started(run.key)
     started = time.perf_counter()
     with preserved_state(run.threads), Room():
         try:
@@ -81,6 +83,7 @@ def _train(run: Run, record: RunRecord) -> None:
             if step < run.steps:
                 for optimizer in optimizers:
                     optimizer.step()
+            progress.stepped(step, run.steps)
     record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
     record.sites, record.rows = list(recorder.sites.values()), recorder.rows
     record.notes.extend(recorder.notes())
@@ -99,6 +102,7 @@ def _curve(run: Run, curve: Curve) -> list[float | None]:
         backward(loss, made.optimizers)
         for optimizer in made.optimizers:
             optimizer.step()
+        progress.stepped(step + 1, run.steps)
     return [*losses, _final_loss(made, run.steps, curve.held_out)]
 
 

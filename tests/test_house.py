@@ -37,6 +37,7 @@ ORDER = [
         "losses",
         "trials",
         "diagnosing",
+        "progress",
         "training",
         "sweep",
     ),
