@@ -13,6 +13,7 @@ from coordcheck.records import printable
 from coordcheck.summaries import (
     blames,
     cause_text,
+    expected_text,
     growth_text,
     headline,
     measured,
@@ -75,7 +76,8 @@ def _annotations(report: Report) -> Iterator[_Annotation]:
         shown = worst(table)
         for row in shown.itertuples():
             values: Any = row
-            text = f"{values.layer} {values.verdict}: {measured(values)}, slope {slope_text(values) or '-'}"
+            aim = f", expected {expected_text(values)}" if expected_text(values) else ""
+            text = f"{values.layer} {values.verdict}: {measured(values)}, slope {slope_text(values) or '-'}{aim}"
             if not Verdict(values.verdict).violated:
                 open_ones.append(_Annotation("warning", label, text))
             elif not culprits:
@@ -113,7 +115,7 @@ def markdown(report: Report) -> str:
         shown = worst(table)
         if len(shown):
             layers = [_cells(row) for row in shown.head(SUMMARY_ROWS).itertuples()]
-            parts.append(_table(("layer", "verdict", "measured", "slope", "growth", "cause"), layers))
+            parts.append(_table(("layer", "verdict", "measured", "slope", "expected", "growth", "cause"), layers))
         if len(shown) > SUMMARY_ROWS:
             parts.append(f"and {len(shown) - SUMMARY_ROWS} more layers\n")
     parts += [f"* {_plain(note)}" for note in report.notes]
@@ -124,7 +126,8 @@ def markdown(report: Report) -> str:
 
 
 def _cells(row: Any) -> tuple[str, ...]:
-    return row.layer, row.verdict, measured(row), slope_text(row), growth_text(row), cause_text(row)
+    told = measured(row), slope_text(row), expected_text(row), growth_text(row), cause_text(row)
+    return row.layer, row.verdict, *told
 
 
 def _count(name: str, count: int) -> str:
@@ -152,6 +155,9 @@ def junit(report: Report) -> str:
     suites = ElementTree.Element("testsuites", name="coordcheck")
     for label in report.labels:
         suite = ElementTree.SubElement(suites, "testsuite", name=printable(label))
+        line, properties = headline(report, label), ElementTree.SubElement(suite, "properties")
+        told = printable(f"{line.word}: {line.text}")
+        ElementTree.SubElement(properties, "property", name="coordcheck.headline", value=told)
         for row in report.verdicts[report.verdicts["label"] == label].itertuples():
             _case(suite, row)
         for record in (record for record in report.missing if record.key.label == label):

@@ -28,6 +28,7 @@ from coordcheck.summaries import (
     Blame,
     Headline,
     blames,
+    expected_text,
     growth_text,
     headline,
     measured,
@@ -134,6 +135,7 @@ def _environment() -> Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.filters |= {"measured": measured, "slope": slope_text, "growth": growth_text, "minus": _minus}
+    environment.filters |= {"expected": expected_text}
     environment.filters |= {"powers": _powers, "sentence": _sentence, "breakable": _breakable}
     environment.filters |= {"tone": tone, "symbol": SYMBOLS.__getitem__, "verdict": Verdict}
     return environment

@@ -23,6 +23,7 @@ from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvarian
 from coordcheck.exponents import exponents
 from coordcheck.folds import folded
 from coordcheck.labels import folder_paths, in_order, selected, told_apart
+from coordcheck.marks import marks
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
 from coordcheck.records import Outcome, Quantity, RunKey, RunRecord, differences, same_label
 from coordcheck.roles import outside, parts
@@ -90,10 +91,20 @@ class Report:
         return fit_slopes(self.measurements)
 
     @cached_property
+    def growing(self) -> dict[tuple[str, str], bool]:
+        """Per (label, layer) whether its output has an axis that grows with the width; a readout's has none."""
+        return growing_outputs(self._folded)
+
+    @cached_property
+    def marks(self) -> pd.DataFrame:
+        """The slopes that are violated, and those that are by design another than 0, as `coordcheck.marks` says."""
+        return marks(self)
+
+    @cached_property
     def verdicts(self) -> pd.DataFrame:
         sites = judge(
             self.slopes,
-            growing_outputs(self._folded),
+            self.growing,
             partial=partial_layers(self.measurements),
             expect=self.criteria.exponents,
             tolerance=self.criteria.tolerance,
@@ -218,7 +229,8 @@ class Report:
                 notes.append(f"{label}: no optimizer holds {', '.join(idle)}")
         for name, rows in self.verdicts.groupby("label", sort=False):
             if mostly_unseen(rows):
-                notes.append(f"{name}: most of its parameters are not visible, so that nothing is decided")
+                open_ = "the cause may be one of them" if self.status[str(name)].violated else "nothing is decided"
+                notes.append(f"{name}: most of its parameters are not visible, so that {open_}")
         notes.extend(audit(self.records, self.findings))
         notes += self._globs_of_nothing()
         undiagnosed = {r.key.label for r in self.records if r.uses} - set(self.findings) - set(self.too_few_widths)

@@ -7,12 +7,16 @@ here once, without any markup.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
 from coordcheck.diagnosis import Cause
-from coordcheck.records import pattern, printable
+from coordcheck.marks import Design, by_design
+from coordcheck.records import Role, printable
+from coordcheck.repeats import PARTS, starred, together
 from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
@@ -27,8 +31,10 @@ class Headline(NamedTuple):
     """The label's own; ok also where a parameter is to blame that has no symptom yet."""
     failed: bool
     """A layer is violated, or a parameter is to blame."""
+    brief: str
+    """How many layers and parameters."""
     text: str
-    """How many layers and parameters, over which widths."""
+    """The same, over which widths, and what else belongs to it."""
 
     @property
     def word(self) -> str:
@@ -39,7 +45,7 @@ class Blame(NamedTuple):
     """Culprits that need the same change: one parameter, or those of repeated blocks."""
 
     name: str
-    """The parameter's, or the pattern that several share, such as `blocks.*.mlp.up.weight`."""
+    """The parameter's, or one that says which several there are, such as `blocks.{0..5}.mlp.up.weight`."""
     parameters: tuple[str, ...]
     verdict: str
     cause: str
@@ -75,21 +81,66 @@ def headline(report: Report, label: str) -> Headline:
     """
     status = report.status[label]
     if label in report.too_few_widths:
-        return Headline(label, status, False, report.too_few_widths[label])
+        return Headline(label, status, False, "no verdict: too few widths", report.too_few_widths[label])
     table, parameters = of_label(report, label)
-    words = [Verdict(word) for word in table["verdict"]]
-    blamed, widths = int(parameters["culprit"].sum()), report.widths_of(label)
-    parts = [f"{summary(words)} from {report.criteria.axis} {widths[0]} to {widths[-1]}"] if words else []
-    if len(parameters):
-        name = report.parametrizations.get(label)
-        exponents = f" (exponents of {name})" if name else ""
-        parts.append(f"{blamed or 'none'} of {len(parameters)} parameters to blame{exponents}")
+    words, widths = [Verdict(word) for word in table["verdict"]], report.widths_of(label)
+    span = f"from {report.criteria.axis} {widths[0]} to {widths[-1]}"
+    symptoms, causes = summary(words) if words else "", blamed_text(parameters)
+    name = report.parametrizations.get(label)
+    named = f"{causes} (exponents of {name})" if name and causes else causes
+    blamed = bool(parameters["culprit"].any())
+    if blamed and words and not any(word.violated for word in words):  # what fails comes first
+        brief = [causes, "no layer shows it yet"]
+        parts = [named, f"no layer shows it yet: {symptoms} {span}"]
+    else:
+        brief = [symptoms, causes]
+        parts = [f"{symptoms} {span}" if symptoms else "", named]
+    if status is Verdict.OK:  # what visibly falls and is right
+        parts.append(design_text(by_design(report, label)))
     if status.violated and not blamed:
         first = next((layer for layer, word in zip(table["layer"], words, strict=True) if word.violated), "")
         parts.append(f"first {first}")
     elif not blamed and (table.loc[table["verdict"] == Verdict.UNDECIDED.value, "step"] >= 0).any():
         parts.append("add seeds, or a wider range of widths")
-    return Headline(label, status, status.violated or bool(blamed), "; ".join(parts))
+    failed = status.violated or blamed
+    return Headline(label, status, failed, "; ".join(filter(None, brief)), "; ".join(filter(None, parts)))
+
+
+def counts(parameters: pd.DataFrame) -> tuple[int, int, int]:
+    """Parameters to blame, all parameters, and what else is to blame: attention scales, modules without parameters.
+
+    A parameter that is used twice, or is judged in blocks, is one.
+    """
+    own = parameters[parameters["parameter"].notna()]
+    blamed = own["culprit"].astype(bool)
+    others = int(parameters["culprit"].astype(bool).sum()) - int(blamed.sum())
+    return int(own.loc[blamed, "parameter"].nunique()), int(own["parameter"].nunique()), others
+
+
+def blamed_text(parameters: pd.DataFrame) -> str:
+    """How many parameters are to blame, in words; empty where nothing was diagnosed."""
+    if parameters.empty:
+        return ""
+    blamed, total, others = counts(parameters)
+    roles = set(parameters.loc[parameters["culprit"].astype(bool) & parameters["parameter"].isna(), "role"])
+    where = ("attention ", "") if roles == {Role.ATTENTION.value} else ("", " in the code")
+    scales = f"{others} {where[0]}scale{'s' * (others > 1)}{where[1]}"
+    if others and not blamed:
+        return f"{scales} to blame, none of {total} parameters"
+    return f"{blamed or 'none'} of {total} parameters{f' and {scales}' if others else ''} to blame"
+
+
+def design_text(found: Sequence[Design]) -> str:
+    """The scales at initialisation that are not flat, by design: `by design: head n^-0.5 at t=0`."""
+    powers: dict[float, list[str]] = {}
+    for design in found:
+        powers.setdefault(design.exponent, []).append(design.layer)
+    told = [
+        f"{layers[0] if len(layers) == 1 else f'{len(layers)} layers'} "
+        + (f"n^{power:g}" if math.isfinite(power) else "zero")
+        for power, layers in powers.items()
+    ]
+    return f"by design: {', '.join(told)} at t=0" if told else ""
 
 
 def status(report: Report) -> str:
@@ -132,23 +183,36 @@ def rule(report: Report) -> str:
 
 
 def blames(parameters: pd.DataFrame) -> list[Blame]:
-    """The culprits among a label's parameters; those that differ in a number of their name only are one."""
-    alike: dict[tuple[str, ...], list[Any]] = {}
-    for row in parameters[parameters["culprit"].astype(bool)].itertuples():
-        values: Any = row
-        alike.setdefault((pattern(values.layer), values.verdict, change(values)), []).append(values)
+    """The culprits among a label's parameters; those that differ in a number of their name only are one.
+
+    Blocks of a parameter that all need the same change are told as the parameter.
+    """
+    alike: dict[tuple[str, ...], dict[str, list[Any]]] = {}
+    culprits: list[Any] = list(parameters[parameters["culprit"].astype(bool)].itertuples())
+    blocks = Counter(row.parameter for row in parameters.itertuples() if _is_block(row))
+    needs = Counter((row.parameter, row.verdict, change(row)) for row in culprits if _is_block(row))
+    for row in culprits:
+        what = change(row)
+        whole = _is_block(row) and needs[row.parameter, row.verdict, what] == blocks[row.parameter]
+        name = row.parameter if whole else row.layer
+        rows = alike.setdefault((starred(name, PARTS), row.verdict, what), {})
+        rows.setdefault(name, []).append(row)
     return [
-        Blame(
-            rows[0].layer if len(rows) == 1 else name,
-            tuple(row.layer for row in rows),
-            verdict,
-            rows[0].cause,
-            what,
-            rows[0].explanation,
-            remedy_text(rows[0]),
-        )
-        for (name, verdict, what), rows in alike.items()
+        _blame(name, names, [row for each in names for row in rows[each]])
+        for rows in alike.values()
+        for name, names in together(list(rows))
     ]
+
+
+def _is_block(row: Any) -> bool:
+    """Whether a row is about one block of a parameter, such as the queries of a fused matrix."""
+    return isinstance(row.parameter, str) and row.layer.startswith(f"{row.parameter}[")
+
+
+def _blame(name: str, names: Sequence[str], rows: Sequence[Any]) -> Blame:
+    first = rows[0]
+    told = change(first), first.explanation, remedy_text(first)
+    return Blame(name, tuple(names), first.verdict, first.cause, *told)
 
 
 def change(row: Any) -> str:
@@ -193,7 +257,17 @@ def measured(row: Any) -> str:
 
 def slope_text(row: Any) -> str:
     """A layer's slope with half its 95 % interval; empty where there is none."""
-    return "" if math.isnan(row.slope) else f"{row.slope:+.2f} ± {(row.high - row.low) / 2:.2f}"
+    return "" if math.isnan(row.slope) else f"{_signed(row.slope)} ± {(row.high - row.low) / 2:.2f}"
+
+
+def expected_text(row: Any) -> str:
+    """The exponent that a layer's slope was held against, where that is another than 0."""
+    return f"{row.expected:+g}" if row.expected and not math.isnan(row.slope) else ""
+
+
+def _signed(value: float) -> str:
+    """With a sign and two digits, and never as -0.00."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def growth_text(row: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-from rich.console import Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from coordcheck.summaries import (
     Headline,
     blames,
     cause_text,
+    expected_text,
     growth_text,
     headline,
     measured,
@@ -76,53 +79,97 @@ def _headline(line: Headline) -> Text:
 
 def _blame_table(parameters: pd.DataFrame) -> Group:
     """What to change, with m = width / base_width; parameters that differ in a number only are one row."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("  to blame", overflow="fold", min_width=7)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("change, m = width/base", no_wrap=True)
     found = blames(parameters)
-    for blame in found[:TO_BLAME]:
-        count = len(blame.parameters)
-        name = blame.name if count == 1 else f"{blame.name} ({count})"
-        table.add_row(Text(f"  {printable(name)}"), Text(blame.verdict, style="red"), Text(blame.change))
-    return _with_rest(table, len(found) - TO_BLAME, "culprits")
+    rows = [
+        Row(_counted(blame.name, len(blame.parameters)), (Text(blame.verdict, style="red"), Text(blame.change)))
+        for blame in found[:TO_BLAME]
+    ]
+    heads = [Head("verdict"), Head("change, m = width/base")]
+    return _with_rest(NamedRows("to blame", heads, rows), len(found) - TO_BLAME, "culprits")
 
 
-def _open_table(rows: pd.DataFrame) -> Group:
+def _counted(name: str, count: int) -> str:
+    return name if count == 1 else f"{name} ({count})"
+
+
+def _open_table(found: pd.DataFrame) -> Group:
     """Parameters of which the exponents do not decide."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("  undecided", overflow="fold", min_width=7)
-    table.add_column("measured")
-    for row in rows.head(WORST).itertuples():
-        values: Any = row
-        table.add_row(Text(f"  {printable(values.layer)}"), Text(values.explanation))
-    return _with_rest(table, len(rows) - WORST, "verdicts")
+    shown: list[Any] = list(found.head(WORST).itertuples())
+    rows = [Row(row.layer, (Text(row.explanation),)) for row in shown]
+    return _with_rest(NamedRows("undecided", [Head("measured", wraps=True)], rows), len(found) - WORST, "verdicts")
 
 
-def _verdict_table(shown: pd.DataFrame, widths: Sequence[int], most: int) -> Group:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-    table.add_column("  layer", overflow="fold", min_width=7)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("measured")
-    table.add_column("slope", justify="right", no_wrap=True)
-    table.add_column(f"{widths[0]} → {widths[-1]}", justify="right", no_wrap=True)
-    caused = shown["cause"].notna().any()
-    if caused:
-        table.add_column("cause")
-    for row in shown.head(most).itertuples():
-        values: Any = row
-        table.add_row(
-            Text(f"  {printable(values.layer)}"),
-            Text(values.verdict, style="red" if Verdict(values.verdict).violated else "yellow"),
-            Text(measured(values)),
-            Text(slope_text(values)),
-            Text(growth_text(values)),
-            *([Text(cause_text(values))] if caused else []),
-        )
-    return _with_rest(table, len(shown) - most, "verdicts")
+def _verdict_table(found: pd.DataFrame, widths: Sequence[int], most: int) -> Group:
+    shown: list[Any] = list(found.head(most).itertuples())
+    expected, caused = any(map(expected_text, shown)), found["cause"].notna().any()
+    heads = [Head("verdict"), Head("measured", wraps=True), Head("slope", right=True)]
+    heads += [Head("expected", right=True)] if expected else []
+    heads += [Head(f"{widths[0]} → {widths[-1]}", right=True)] + ([Head("cause")] if caused else [])
+    rows = []
+    for row in shown:
+        word = Text(row.verdict, style="red" if Verdict(row.verdict).violated else "yellow")
+        cells = [word, Text(measured(row)), Text(slope_text(row))]
+        cells += [Text(expected_text(row))] if expected else []
+        cells += [Text(growth_text(row))] + ([Text(cause_text(row))] if caused else [])
+        rows.append(Row(row.layer, tuple(cells)))
+    return _with_rest(NamedRows("layer", heads, rows), len(found) - most, "verdicts")
 
 
-def _with_rest(table: Table, count: int, where: str) -> Group:
+class Head(NamedTuple):
+    """The head of a column."""
+
+    text: str
+    right: bool = False
+    wraps: bool = False
+
+
+class Row(NamedTuple):
+    """A name, and its cells."""
+
+    name: str
+    cells: tuple[Text, ...]
+
+
+class NamedRows:
+    """A table whose names are never broken, so that they can be searched for and copied.
+
+    Where they leave too little room for the columns, each stands on a line of its own, above its cells.
+    """
+
+    def __init__(self, title: str, heads: Sequence[Head], rows: Sequence[Row]) -> None:
+        self.title, self.heads = title, heads
+        self.rows = [row._replace(name=printable(row.name)) for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Rich's own hook: the widest layout that fits."""
+        if self._least_width() <= options.max_width:
+            yield self._table()
+            return
+        yield Text(f"  {self.title}: {', '.join(head.text for head in self.heads)}", style="dim")
+        for row in self.rows:
+            yield Text(f"  {row.name}", overflow="fold")
+            cells = Text("  ").join(cell for cell in row.cells if cell.plain)
+            yield Padding(cells, (0, 0, 0, 4))
+
+    def _least_width(self) -> int:
+        """Of the table, in columns of the terminal: names and numbers on one line, sentences by their longest word."""
+        columns = [[f"  {self.title}", *(f"  {row.name}" for row in self.rows)]]
+        for place, head in enumerate(self.heads):
+            texts = [head.text, *(row.cells[place].plain for row in self.rows)]
+            columns.append([word for text in texts for word in text.split()] if head.wraps else texts)
+        return sum(max(map(cell_len, texts)) for texts in columns) + 2 * len(self.heads)
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        table.add_column(f"  {self.title}", no_wrap=True)
+        for head in self.heads:
+            table.add_column(head.text, justify="right" if head.right else "left", no_wrap=not head.wraps)
+        for row in self.rows:
+            table.add_row(Text(f"  {row.name}"), *row.cells)
+        return table
+
+
+def _with_rest(table: NamedRows, count: int, where: str) -> Group:
     """A table, and under it how many rows it leaves out."""
     rest = [Text(f"  and {count} more: report.{where}, --html or --format json", style="dim")] if count > 0 else []
     return Group(table, *rest)

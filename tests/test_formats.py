@@ -11,6 +11,8 @@ from conftest import power_law_records
 from coordcheck import Report
 from coordcheck.formats import ANNOTATIONS, SUMMARY_BYTES, github, junit, markdown
 from coordcheck.records import Outcome
+from coordcheck.report import Criteria
+from coordcheck.summaries import headline
 
 GROWING = {"activation": 0.0, "change": 1.0}
 FLAT = {"activation": 0.0, "change": 0.0}
@@ -47,7 +49,7 @@ def annotations(text: str) -> list[str]:
 def test_culprits_are_annotated_where_the_factory_stands(report):
     shown = annotations(github(report, {"SP": ("train.py", 7)}))
     assert shown == [
-        "::error file=train.py,line=7,title=coordcheck%3A SP::hidden.*.weight (2 parameters) learns too fast: "
+        "::error file=train.py,line=7,title=coordcheck%3A SP::hidden.{0,1}.weight (2 parameters) learns too fast: "
         "lr × m^-1, with m = width / base width",
         "::error file=train.py,line=7,title=coordcheck%3A SP::readout.weight initialised too large: init × m^-0.5, "
         "lr × m^-1, with m = width / base width",
@@ -96,8 +98,8 @@ def test_the_summary_is_tables_of_culprits_and_layers(report):
     text = markdown(report)
     assert "### SP: VIOLATED" in text
     assert "| to blame | verdict | change, m = width / base |" in text
-    assert "| layer | verdict | measured | slope | growth | cause |" in text
-    assert re.search(r"\| hidden\.&#42;\.weight &#40;2&#41; \| learns too fast \| lr × m&#94;&#45;1 \|", text)
+    assert "| layer | verdict | measured | slope | expected | growth | cause |" in text
+    assert re.search(r"\| hidden\.&#123;0,1&#125;\.weight &#40;2&#41; \| learns too fast \| lr × m&#94;&#45;1 \|", text)
 
 
 def test_names_are_never_markup_in_the_summary():
@@ -105,7 +107,7 @@ def test_names_are_never_markup_in_the_summary():
     for mark in ("<script>", "*e*", "[h](", "@j", "c|d", "\x00", "http://"):
         assert mark not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {7}
+    assert {row.count("|") for row in rows} == {8}
 
 
 def test_a_summary_stays_below_githubs_limit():
@@ -159,3 +161,15 @@ def test_hostile_names_are_valid_xml():
     names = [*HOSTILE, "\ud800", "\ufffe", "\x1b[31m", "]]>"]
     report = Report(power_law_records(dict.fromkeys(names, GROWING)))
     assert len(cases(report)) == len(names)
+
+
+def test_every_suite_tells_its_headline(report):
+    for suite, label in zip(ElementTree.fromstring(junit(report)), report.labels, strict=True):
+        [entry] = suite.findall("properties/property")
+        line = headline(report, label)
+        assert (entry.get("name"), entry.get("value")) == ("coordcheck.headline", f"{line.word}: {line.text}")
+
+
+def test_an_annotation_tells_the_exponent_that_was_expected():
+    report = Report(power_law_records({"qkv": FLAT}), Criteria(expect={"qkv": -0.5}))
+    assert "activation at t=0, slope +0.00 ± 0.00, expected -0.5" in github(report)

@@ -15,7 +15,7 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
+    *("errors", "records", "repeats", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
     *(
         "frames",
         "calls",
@@ -51,6 +51,7 @@ ORDER = [
         "diagnosis",
         "blame",
         "audits",
+        "marks",
         "summaries",
         "text",
         "figures.style",
@@ -111,6 +112,7 @@ WITHOUT_TORCH = [
     "diagnosis",
     "blame",
     "audits",
+    "marks",
     "text",
     "figures",
     "report",

@@ -814,7 +814,7 @@ def test_sp(coordcheck):
     result.stdout.fnmatch_lines(
         ["E *VIOLATED*", "E *to blame*", "E *readout.weight*init*", "test_model.py::test_sp: violated"]
     )
-    assert properties(pytester.path / "j.xml")["coordcheck.culprits"] == "hidden.*.weight, readout.weight"
+    assert properties(pytester.path / "j.xml")["coordcheck.culprits"] == "hidden.{0,1}.weight, readout.weight"
     (folder,) = (pytester.path / "out").iterdir()
     assert written(folder) == sorted([*FILES, "exponents.png"])
     run(source).assert_outcomes(passed=1, failed=1)  # with the baseline
@@ -892,7 +892,7 @@ def test_sp(coordcheck):
             "coordcheck: baseline written: *mup.json*",
         ]
     )
-    assert "hidden.*.weight" in properties(pytester.path / "j.xml")["coordcheck.culprits"]
+    assert "hidden.{0,1}.weight" in properties(pytester.path / "j.xml")["coordcheck.culprits"]
 
 
 def test_a_bad_marker_in_workers_is_told(pytester, subprocesses):

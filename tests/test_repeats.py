@@ -1,0 +1,68 @@
+"""Names of repeated blocks: as few as say exactly which there are."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordcheck.repeats import ANY, PARTS, starred, together
+
+
+def expanded(name: str) -> list[str]:
+    """What a name with braces stands for, as a shell expands it."""
+    parts = re.split(r"\{([^}]*)\}", name)
+    choices = [
+        [part]
+        if place % 2 == 0
+        else [
+            str(number)
+            for run in part.split(",")
+            for first, _, last in [run.partition("..")]
+            for number in range(int(first), int(last or first) + 1)
+        ]
+        for place, part in enumerate(parts)
+    ]
+    return ["".join(choice) for choice in product(*choices)]
+
+
+def test_a_name_alone_is_itself():
+    assert together(["blocks.3.up.weight"]) == [("blocks.3.up.weight", ("blocks.3.up.weight",))]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name"),
+    [
+        (range(2), "b.{0,1}.up"),
+        (range(3), "b.{0..2}.up"),
+        ([0, 2, 4], "b.{0,2,4}.up"),
+        ([9, 10, 11, 40], "b.{9..11,40}.up"),
+        (range(80), "b.{0..79}.up"),
+    ],
+)
+def test_runs_of_numbers_are_ranges(numbers, name):
+    assert [found for found, _ in together([f"b.{n}.up" for n in numbers])] == [name]
+
+
+def test_a_full_grid_is_one_name_and_another_is_told_in_parts():
+    grid = [f"layers.{i}.1.net.{k}.weight" for i, k in product(range(3), (0, 3))]
+    assert [name for name, _ in together(grid)] == ["layers.{0..2}.1.net.{0,3}.weight"]
+    names = [name for name, _ in together(grid[:-1])]
+    assert names == ["layers.{0..2}.1.net.0.weight", "layers.{0,1}.1.net.3.weight"]
+
+
+@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(8, 12)), min_size=1))
+def test_no_name_is_hidden_and_none_is_made_up(numbers):
+    names = [f"a.{i}.b.{j}.c[{k}]" for i, j, k in numbers]
+    found = together(names)
+    assert sorted(name for one, _ in found for name in expanded(one)) == sorted(names)
+    assert all(sorted(expanded(one)) == sorted(own) for one, own in found)
+
+
+def test_numbers_inside_of_words_differ_only_where_they_may():
+    assert starred("h.3.fc1[2]", PARTS) == "h.*.fc1[*]"
+    assert starred("h.3.fc1[2]") == "h.*.fc*[*]"
+    assert [name for name, _ in together(["layer-1", "layer-2"], ANY)] == ["layer-{1,2}"]
