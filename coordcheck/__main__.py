@@ -1,7 +1,5 @@
 """`python -m coordcheck` is the command line."""
 
-import sys
+from coordcheck.cli import entry
 
-from coordcheck.cli import main
-
-sys.exit(main())
+entry()

@@ -26,6 +26,7 @@ from coordcheck.arguments import (
 from coordcheck.batches import Batches, cached_batches
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, SweepInterrupted
 from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.isolation import user_code
 from coordcheck.losses import as_loss
 from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
@@ -183,8 +184,9 @@ def _checked(
     numbers, given = seed_numbers(seeds), distinct_widths(widths)
     grid = [(seed, label, width) for seed in numbers for label in builds for width in given]
     with preserved_state():
-        plan.prepare(worker_threads(executor, jobs), given, numbers)
-        runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
+        with user_code("batch, loss or build"):
+            plan.prepare(worker_threads(executor, jobs), given, numbers)
+            runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
         watch = _WidthWatch() if criteria.axis == "width" else None
         try:
             folder = None if save_to is None else RunFolder(save_to)

@@ -2,75 +2,89 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
-import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from os import _exit as leave
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from coordcheck.errors import CoordCheckError, IncompleteCheck, SweepInterrupted
+from coordcheck.interrupts import Stopped, asked, deferred, look, stoppable
+from coordcheck.interrupts import exit_code as stopped_code
+from coordcheck.isolation import kept_alive, summary
 from coordcheck.options import parsed
+from coordcheck.output import answering, close_standard_output, tell
 
-TEXT_WIDTH = 100  # columns when the output is no terminal
-TERMINATED = 143
 MIN_WIDTHS = 3  # slopes.MIN_WIDTHS, which would load numpy before anything was looked at
+_TRAINING, _READING = ("demo", "plan", "run", "diagnose"), ("show", "figure", "report")
+PATIENCE = 5.0  # seconds for threads that user code has left running
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as from a scheduler that preempts the job: what is done is kept, as with Ctrl-C."""
+def entry() -> NoReturn:
+    """The program: `main`, and an end that nothing which user code left behind can put off, or change."""
+    alive = kept_alive()
+    alive.__enter__()  # to the very end: a function that user code registered with atexit must not end it by os._exit
+    code = main()
+    close_standard_output()
+    ends = time.monotonic() + PATIENCE
+    others = [t for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
+    for thread in others:
+        thread.join(max(0.0, ends - time.monotonic()))
+    running = [thread.name for thread in others if thread.is_alive()]
+    if running:  # Python would wait for them for ever
+        tell(f"ended while threads that were started by the code under check still ran: {', '.join(running)}")
+        leave(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = parsed(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot print µ must not end the run
-            stream.reconfigure(errors="replace")
     try:
-        with _terminable():
-            code = COMMANDS[options.command](options)
-        sys.stdout.flush()
+        with stoppable():  # before anything heavy is imported
+            options = parsed(arguments)
+            with answering(alone=getattr(options, "format", "text") != "text") as output, kept_alive():
+                options.output = output
+                code = _exit_code(options)
+            return code or (IncompleteCheck.exit_code if output.lost else 0)
+    except Stopped as stop:  # in the midst of telling how it ended
+        return stop.exit_code
+
+
+def _exit_code(options: Any) -> int:
+    """Run the command, and tell how it ended. Exit code 0 is what a command has returned, and nothing else."""
+    try:
+        _import_for(options.command)
+        code = COMMANDS[options.command](options)
+        look()
         return code
-    except CoordCheckError as error:
-        print(f"coordcheck: {in_flags(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt as stop:  # Ctrl-C, or SIGTERM
-        print(f"\ncoordcheck: {stop if isinstance(stop, SweepInterrupted) else 'interrupted'}", file=sys.stderr)
-        return TERMINATED if _terminated(stop) else SweepInterrupted.exit_code
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:  # of the user's own code; Python's exit code for it, 1, means "violated" here
-        traceback.print_exc()
-        return CoordCheckError.exit_code
+    except BaseException as error:  # of user code as well: SystemExit would be taken for an answer
+        if asked() or isinstance(error, KeyboardInterrupt):
+            tell(str(error) if isinstance(error, SweepInterrupted) else "interrupted", start="\n")
+            return stopped_code()
+        if isinstance(error, CoordCheckError):
+            tell(in_flags(str(error)))
+            return error.exit_code
+        if isinstance(error, SystemExit):
+            tell(f"the code under check left by {summary(error)}")
+        else:
+            traceback.print_exc()
+        return CoordCheckError.exit_code  # Python's own exit code for it, 1, means "violated" here
 
 
-def _terminated(error: BaseException | None) -> bool:
-    """Whether SIGTERM is what an exception, or one that it replaced, came from."""
-    return error is not None and (isinstance(error, _Terminated) or _terminated(error.__context__))
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _import_for(command: str) -> None:
+    """Import what a command needs all at once: an import that is interrupted midway fails in other words."""
+    with deferred():
+        if command in _TRAINING:
+            importlib.import_module("coordcheck.checks")
+        elif command in _READING:
+            importlib.import_module("coordcheck.report")
 
 
 _ARGUMENTS = "loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe|fold"
@@ -103,8 +117,8 @@ def _demo(options: Any) -> int:
 
     with silent(options.quiet):
         report = run_demo(options.out, jobs=options.jobs)
-    _print(report)
-    print(f"wrote {options.out / 'report.html'}, and the figures, the table and the run files beside it")
+    options.output.show(report)
+    options.output.say(f"wrote {options.out / 'report.html'}, and the figures, the table and the run files beside it")
     # the demo is a check of this installation: SP must fail and µP must pass
     return 0 if report.status[SP].violated and report.status[MUP] is Verdict.OK else 1
 
@@ -116,9 +130,9 @@ def _plan(options: Any) -> int:
     builds = factories(options.build, keyword_values(options.set))
     found = plan(builds, roles=_roles(options.role), steps=options.steps, axis=options.axis, **_grid(options))
     if options.format == "json":
-        print(found.to_json())
+        options.output.say(found.to_json())
     else:
-        _print(found)
+        options.output.show(found)
     code: int = found.exit_code
     return code
 
@@ -236,70 +250,86 @@ def _loaded(options: Any, **criteria: Any) -> Any:
 
 def _figure(options: Any) -> int:
     _loaded(options).figure(options.kind, quantity=options.quantity, path=options.out)
-    print(f"wrote {options.out}")
+    options.output.say(f"wrote {options.out}")
     return 0
 
 
 def _report(options: Any) -> int:
     report = _loaded(options)
     report.save_html(options.out)
-    print(f"wrote {options.out}")
+    options.output.say(f"wrote {options.out}")
     code: int = report.exit_code
     return code
 
 
 def _finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = None, kind: str = "divergence") -> int:
     """Print a report in the form that was asked for, draw what was asked for, and give its exit code."""
+    from coordcheck.formats import github, junit
+
+    output = options.output
     if arguments and _is_part(arguments):
-        return _saved_part(report, arguments["save_to"])
+        return _saved_part(report, arguments["save_to"], output)
     if options.format == "json":
-        print(report.to_json())
+        output.say(report.to_json())
     elif options.format == "junit":
-        from coordcheck.formats import junit
-
-        print(junit(report))
+        output.say(junit(report))
     elif options.format == "github":
-        _tell_github(report, (arguments or {}).get("build", {}))
+        output.say(github(report, _places((arguments or {}).get("build", {}))))
     else:
-        _print(report, every_note=options.notes)
-    wanted = {name: getattr(options, name, None) for name in ("figure", "html")}
-    if wanted["figure"]:
-        report.figure(kind, path=wanted["figure"])
-    if wanted["html"]:
-        report.save_html(wanted["html"])
-    if options.format == "text" and any(wanted.values()):
-        print(f"wrote {', '.join(str(path) for path in wanted.values() if path)}")
+        output.show(_with_all_notes(report) if options.notes else report)
+    wanted: list[tuple[Path | None, Callable[[Path], object]]] = [
+        (getattr(options, "figure", None), lambda path: report.figure(kind, path=path)),
+        (getattr(options, "html", None), report.save_html),
+    ]
+    if options.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
+        wanted.append((Path(os.environ["GITHUB_STEP_SUMMARY"]), lambda path: _append_summary(report, path)))
+    written = [(path, _written(write, path)) for path, write in wanted if path is not None]
+    if options.format == "text" and any(whole for _, whole in written):
+        output.say(f"wrote {', '.join(str(path) for path, whole in written if whole)}")
     code: int = report.exit_code
-    return code
+    # a file that was asked for and is missing is no success
+    return code or (0 if all(whole for _, whole in written) else IncompleteCheck.exit_code)
 
 
-def _saved_part(report: Any, folder: Path) -> int:
+def _saved_part(report: Any, folder: Path, output: Any) -> int:
     """Say how far the whole is: too few widths for a verdict are no bad input where other jobs run the others."""
     from coordcheck.report import load
 
     whole, own = load(folder), {record.key for record in report.records}
     done = {record.key for record in whole.records if record.finished}
     for record in report.missing:
-        print(f"{record.key}: {record.outcome.value}: {record.reason}", file=sys.stderr)
+        tell(f"{record.key}: {record.outcome.value}: {record.reason}")
     saved = len(own & done)
-    print(
+    output.say(
         f"{saved} of the {len(own)} runs of this part are saved, and {len(done)} of the {len(whole.records)} runs that "
         f"{folder} is to hold so far.\nWhen all are: coordcheck show {shlex.quote(str(folder))}"
     )
     return 0 if saved == len(own) else IncompleteCheck.exit_code
 
 
-def _tell_github(report: Any, builds: Mapping[str, Any]) -> None:
-    """Annotations on standard output; the job summary in the file that GitHub names, where there is one."""
-    from coordcheck.formats import github, markdown
+def _written(write: Callable[[Path], object], path: Path) -> bool:
+    """Write a file; the check was judged before, so that its exit code says more than a disk that is full."""
+    try:
+        write(path)
+    except Exception as error:  # of the disk, or of drawing
+        tell(f"{path} was not written: {error}")
+        return False
+    return True
+
+
+def _places(builds: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """File and line of each factory, for annotations."""
     from coordcheck.targets import source_line
 
-    places = {label: place for label, build in builds.items() if (place := source_line(build)) is not None}
-    print(github(report, places))
-    summary = os.environ.get("GITHUB_STEP_SUMMARY")
-    if summary:
-        with open(summary, "a", encoding="utf-8") as file:
-            file.write(markdown(report))
+    return {label: place for label, build in builds.items() if (place := source_line(build)) is not None}
+
+
+def _append_summary(report: Any, path: Path) -> None:
+    """The job summary, in the file that GitHub names."""
+    from coordcheck.formats import markdown
+
+    with path.open("a", encoding="utf-8") as file:
+        file.write(markdown(report))
 
 
 def _check_suffix(path: Path) -> None:
@@ -309,17 +339,10 @@ def _check_suffix(path: Path) -> None:
     check_suffix(path)
 
 
-def _print(report: Any, *, every_note: bool = False) -> None:
-    from rich.console import Console
+def _with_all_notes(report: Any) -> Any:
+    from coordcheck.text import render
 
-    if every_note:
-        from coordcheck.text import render
-
-        report = render(report, len(report.notes))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, TEXT_WIDTH))
-    console.print(report)
+    return render(report, len(report.notes))
 
 
 COMMANDS: dict[str, Callable[[Any], int]] = {

@@ -14,6 +14,7 @@ from coordcheck.batches import probes, to_device
 from coordcheck.calls import leaves
 from coordcheck.changes import gradients_of, initial_values
 from coordcheck.effects import MAX_UPDATES, Effects
+from coordcheck.isolation import user_code
 from coordcheck.parts import Trace
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import RunRecord
@@ -51,7 +52,8 @@ def _first_that_runs(run: Run) -> _Session:
         found = [given] if given is not None else probes(batch)
         last = number + 1 >= len(found)
         try:
-            session = _Session(ready, to_device(found[number], ready.device))
+            with user_code("the probe"):
+                session = _Session(ready, to_device(found[number], ready.device))
         except Exception:  # of the user's model, which may not accept fewer examples or tokens
             if last:
                 raise
@@ -68,9 +70,10 @@ def _precise(run: Run, session: _Session) -> _Session:
         return session
     ready = prepared(run)
     try:
-        ready.model.double()
-        precise = _Session(ready, _widened(session.probe))
-        precise.train()
+        with user_code("the probe"):
+            ready.model.double()
+            precise = _Session(ready, _widened(session.probe))
+            precise.train()
     except Exception:  # of a model that insists on its own precision
         session.notes.append(f"width {run.key.width}: updates are so small that rounding blurs their exponents")
         return session

@@ -11,7 +11,7 @@ from coordcheck import __version__
 
 EXIT_CODES = (
     "exit codes: 0 width-invariant, 1 violated, 2 bad input, 3 runs missing or undecided, "
-    "4 damaged or newer run file, 130 interrupted"
+    "4 damaged or newer run file, 129 hung up, 130 interrupted, 143 terminated"
 )
 FORMATS = ("text", "json", "github", "junit")
 FOLDER = "folders that save_to, --save-to or a Recorder wrote"

@@ -15,6 +15,8 @@ import cloudpickle
 import torch
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
+from coordcheck.interrupts import deferred, look
+from coordcheck.isolation import summary, user_code
 from coordcheck.progress import progress
 from coordcheck.records import Outcome, RunKey, RunRecord, differences
 from coordcheck.runfiles import RunFolder
@@ -56,10 +58,12 @@ def sweep(
             for record in _results(missing, executor, jobs):
                 if record.outcome is Outcome.REFUSED and not any(other.finished for other in done.values()):
                     raise CoordCheckError(record.reason)  # nothing has worked yet: no need to try the rest
-                done[record.key] = record
-                _save(record, folder)
+                with deferred():  # a run that has ended must not lose its file to a signal
+                    done[record.key] = record
+                    _save(record, folder)
                 following.ended(record)
                 _show(record, watch)
+                look()
     except KeyboardInterrupt:
         kept = [done[run.key] for run in runs if run.key in done]
         where = f" They are saved in {folder}: the same call resumes." if folder is not None and kept else ""
@@ -152,7 +156,8 @@ def _futures(runs: Sequence[Run], executor: Executor) -> dict[Future[RunRecord],
 
 def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
     try:
-        payload = cloudpickle.dumps(run)
+        with user_code("its pickling"):
+            payload = cloudpickle.dumps(run)
     except Exception as error:  # picklers raise whatever their object's own code raises
         raise CoordCheckError(
             f"build, batch or loss of {run.key.label!r} cannot be sent to another process: {error}. "
@@ -169,12 +174,15 @@ def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
 def _collected(run: Run, future: Future[RunRecord]) -> RunRecord:
     """The future's record; a worker that died is told in a record of its own."""
     try:
-        return future.result()
-    except CoordCheckError:
+        record = future.result()
+        if not isinstance(record, RunRecord):
+            raise TypeError(f"it returned {type(record).__name__}, and not what it was given to run")
+        return record
+    except (CoordCheckError, KeyboardInterrupt):
         raise
-    except Exception as error:  # executors have errors of their own
+    except BaseException as error:  # executors have errors of their own; unpickling may call sys.exit
         what = "the worker process ended" if isinstance(error, BrokenExecutor) else "the executor failed"
-        reason = f"{what}: {type(error).__name__}: {error}"
+        reason = f"{what}: {summary(error)}"
         return RunRecord(run.key, settings=dict(run.settings), outcome=Outcome.CRASHED, reason=reason)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
+from coordcheck.isolation import Exited, user_code
 
 
 def factories(targets: Sequence[str], keywords: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
@@ -121,9 +122,15 @@ def _module(place: str) -> Any:
         raise CoordCheckError(f"there is no file {place!r}{suggestion(place, near)}.")
     name = Path(place).stem if is_file else place
     try:
-        module = importlib.import_module(name)
+        with user_code(repr(place)):
+            module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise CoordCheckError(f"cannot import {place!r}: {error}.") from error
+    except Exited as error:
+        raise CoordCheckError(
+            f"{error} while it was imported. Let what a script does when it is started stand under "
+            '`if __name__ == "__main__":`, so that its functions can be imported.'
+        ) from error
     except Exception as error:  # the user's own module
         last = "".join(traceback.format_exception(error)).strip().splitlines()[-3:]
         raise CoordCheckError(f"{place!r} raised when it was imported:\n" + "\n".join(last)) from error

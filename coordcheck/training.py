@@ -14,6 +14,7 @@ from coordcheck.batches import Batches
 from coordcheck.diagnosing import diagnose_run
 from coordcheck.errors import CoordCheckError
 from coordcheck.frames import Room
+from coordcheck.isolation import Exited, summary, user_code
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunRecord
 from coordcheck.sites import SiteRecorder
@@ -26,19 +27,17 @@ TRACEBACK_LINES = 6  # of a failed run's traceback kept in its record
 def execute(run: Run) -> RunRecord:
     """Train and record one run.
 
-    Anything that goes wrong ends this run alone and is told in its record.
+    Whatever is raised ends this run alone and is told in its record, `sys.exit` included; Ctrl-C passes.
     """
     record = RunRecord(run.key, settings=dict(run.settings))
     progress.started(run.key)
     started = time.perf_counter()
     with preserved_state(run.threads), Room():
         try:
-            if run.figure:
-                _train(run, record)
-            if run.curve is not None:
-                record.losses = _curve(run, run.curve)
-            if run.probe is not None:
-                _diagnose(run, record)
+            with user_code("the run"):
+                _passes(run, record)
+        except Exited as error:
+            record.outcome, record.reason = Outcome.FAILED, _tail(error.__cause__ or error)
         except CoordCheckError as error:
             record.outcome, record.reason = Outcome.REFUSED, str(error)
         except (MemoryError, torch.cuda.OutOfMemoryError) as error:
@@ -52,18 +51,34 @@ def execute(run: Run) -> RunRecord:
     return record
 
 
+def _passes(run: Run, record: RunRecord) -> None:
+    if run.figure:
+        _train(run, record)
+    if run.curve is not None:
+        record.losses = _curve(run, run.curve)
+    if run.probe is not None:
+        _diagnose(run, record)
+
+
 def _diagnose(run: Run, record: RunRecord) -> None:
     """Diagnose the run; where it was also trained, a diagnosis that fails costs only itself."""
     try:
-        diagnose_run(run, record)
+        with user_code("the diagnosis"):
+            diagnose_run(run, record)
     except Exception as error:
         if not run.figure:
             raise
-        record.notes.append(f"width {run.key.width}: the diagnosis failed: {type(error).__name__}: {error}")
+        cause = error.__cause__ if isinstance(error, Exited) and error.__cause__ else error
+        told = summary(cause) if cause is not error else f"{type(error).__name__}: {error}"
+        record.notes.append(f"width {run.key.width}: the diagnosis failed: {told}")
 
 
 def _tail(error: BaseException) -> str:
-    return "\n".join("".join(traceback.format_exception(error)).strip().splitlines()[-TRACEBACK_LINES:])
+    """The end of an error's traceback; its last line says what it is."""
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()[-TRACEBACK_LINES:]
+    if isinstance(error, SystemExit):
+        lines[-1] = summary(error)
+    return "\n".join(lines)
 
 
 def _train(run: Run, record: RunRecord) -> None:

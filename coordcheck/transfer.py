@@ -28,6 +28,7 @@ from coordcheck.arguments import (
 from coordcheck.batches import Batches, cached_batches
 from coordcheck.errors import CoordCheckError, SweepInterrupted
 from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.isolation import user_code
 from coordcheck.losses import as_loss
 from coordcheck.optima import DIVERGED, FINISHED, Optima, find_optima
 from coordcheck.records import RunKey, RunRecord
@@ -98,7 +99,7 @@ def transfer_sweep(
     if save_to is not None:
         folder_path("save_to", save_to)
     given, numbers = distinct_widths(widths), seed_numbers(seeds)
-    with preserved_state():
+    with preserved_state(), user_code("build, batches or loss"):
         made, held_out = cached_batches(batches, steps), _held_out(evaluate)
         threads = worker_threads(executor, jobs)
         settings = {

@@ -15,20 +15,10 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "records", "repeats", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
-    *(
-        "frames",
-        "calls",
-        "windows",
-        "inputs",
-        "modes",
-        "hooks",
-        "wrappers",
-        "sites",
-        "parameters",
-        "ranks",
-        "reduction",
-    ),
+    *("errors", "isolation", "interrupts", "output"),
+    *("records", "repeats", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
+    *("frames", "calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters"),
+    *("ranks", "reduction"),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
     *("facts", "changes", "effects", "degrees", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),

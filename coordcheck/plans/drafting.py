@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.isolation import user_code
 from coordcheck.plans.blueprints import Blueprint, Drawn, Fan, Place
 from coordcheck.recorder import optimizer_settings
 from coordcheck.records import RunKey
@@ -70,7 +71,8 @@ def draw(build: Build, key: RunKey, *, first: Place = Place.META, why: str = "",
             return Blueprint(key.label, key.width, Place.NOT_BUILT, f"{size}, and not on the meta device: {why}")
         with preserved_state():
             try:
-                return _drawn(build, key, place, reasons[0] if reasons else why)
+                with user_code(f"build({key.width}) of {key.label!r}"):
+                    return _drawn(build, key, place, reasons[0] if reasons else why)
             except Exception as error:  # of the user's build, or of ours on the meta device
                 reasons.append(brief(error).removeprefix(f"build({key.width}) of {key.label!r}").lstrip(": "))
     return Blueprint(key.label, key.width, Place.FAILED, reasons[-1])
@@ -234,6 +236,7 @@ def _state_bytes(optimizers: Sequence[Optimizer]) -> int | None:
         with ExitStack() as stack:
             if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))  # nothing is worth compiling for shapes
+            stack.enter_context(user_code("the optimizer"))
             for optimizer in optimizers:
                 for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                     if parameter.requires_grad:
