@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +25,7 @@ from conftest import power_law_records
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
+from coordcheck.pytest_plugin.fixture import started_by
 from coordcheck.pytest_plugin.outcomes import folder_name
 from coordcheck.pytest_plugin.settings import LEAST_WIDTHS
 from coordcheck.records import Outcome, RunKey, RunRecord
@@ -43,6 +45,12 @@ RERUN = "" if INSTALLED else f" -p {NAME}"
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}
 HOSTILE = "</property>\x00\x1b[31m\n\ud800<![CDATA[ ]]> & \"'"
+
+
+@pytest.fixture(autouse=True)
+def _started_as_pytest(monkeypatch):
+    """Whoever started the tests: the commands that inner runs print begin alike."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
 
 
 def noisy(width: int, seed: int, layer: str) -> float:
@@ -463,6 +471,36 @@ def test_the_command_is_for_the_folder_where_pytest_was_started(run, calls, pyte
     monkeypatch.chdir(pytester.path / "deep")
     result = pytester.runpytest_inprocess(*QUICK, f"--rootdir={pytester.path}")
     result.stdout.fnmatch_lines([f"E *rerun: pytest test_deep.py::test_d{RERUN}"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["/site-packages/pytest/__main__.py"], "{python} -m pytest"),
+        (["/somewhere/else/bin/pytest"], "/somewhere/else/bin/pytest"),
+        (["/work in/µ/bin/pytest"], "'/work in/µ/bin/pytest'"),
+        (["/an/ide/runner.py"], "pytest"),
+        ([""], "pytest"),
+    ],
+)
+def test_the_command_starts_pytest_as_it_was_started(run, calls, monkeypatch, argv, words):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", [".venv/bin/python3", "-m", "pytest"])
+    told = text(run("def test_s(coordcheck): coordcheck('violated')"))
+    (command,) = re.findall(r"^E +rerun: (.*) \S+::test_s", told, flags=re.M)
+    assert command == words.format(python=".venv/bin/python3")
+
+
+@pytest.mark.parametrize(
+    ("workerinput", "words"),
+    [
+        ({"mainargv": ["/site-packages/pytest/__main__.py", "-n2"]}, ["python", "-m", "pytest"]),
+        ({"mainargv": ["pytest", "-n2"]}, ["pytest"]),
+        ({}, ["pytest"]),
+    ],
+)
+def test_a_worker_of_xdist_tells_how_the_whole_was_started(workerinput, words):
+    assert started_by(SimpleNamespace(workerinput=workerinput)) == words
 
 
 # files

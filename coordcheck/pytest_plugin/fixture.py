@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,8 +226,24 @@ class Check:
         manager = self._node.config.pluginmanager
         # loaded by its name and not by the installed entry point, it has to be named again
         loading = [] if manager.has_plugin("coordcheck") else ["-p", PLUGIN]
-        words = ["pytest", f"{self._shown(self._node.path)}::{self._names}", *loading]
+        words = [*started_by(self._node.config), f"{self._shown(self._node.path)}::{self._names}", *loading]
         return shlex.join([*words, *on_the_command_line(self._settings.command_line), *options])
+
+
+def started_by(config: pytest.Config) -> list[str]:
+    """The words with which pytest was started: `python -m pytest` has the current folder on its path, `pytest` not.
+
+    A program that is not the one that its name alone would find keeps its path.
+    """
+    workers = getattr(config, "workerinput", None)  # pytest-xdist's, whose own command says nothing
+    program = Path((sys.argv if workers is None else workers.get("mainargv", [""]))[0] or "pytest")
+    if program.name == "__main__.py":
+        typed = sys.orig_argv[0] if workers is None and sys.orig_argv else "python"
+        return [typed, "-m", "pytest"]
+    found = shutil.which(program.name)
+    if program.name not in ("pytest", "py.test") or (found and os.path.realpath(found) == os.path.realpath(program)):
+        return ["pytest"]
+    return [str(program)]
 
 
 def _known(options: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ beats its marker, and the closest marker those around it, keyword by keyword.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from coordcheck.errors import CoordCheckError
 LEAST_WIDTHS = 3  # slopes.MIN_WIDTHS, which would load numpy into every run of pytest
 ACCEPTED = {
     "widths": "at least 3 distinct positive integers, such as 64,128,256",
-    "seeds": "how many (such as 2) or which (such as 0,1,7)",
+    "seeds": "how many (such as 2) or which (such as 0,1,7, or 7, for one)",
     "steps": "an integer of 0 or more",
     "tolerance": "a number above 0",
     "jobs": "an integer of 1 or more",
@@ -93,7 +92,7 @@ def parsed(name: str, value: object, source: str) -> Any:
 
     parsers: dict[str, Callable[[Any], Any]] = {
         "widths": _widths,
-        "seeds": lambda v: _seeds(v) if isinstance(v, str) else arguments.seed_numbers(v) and v,
+        "seeds": lambda v: arguments.seeds_of(v) if isinstance(v, str) else arguments.seed_numbers(v) and v,
         "steps": lambda v: arguments.whole_number("steps", _number(v, int), 0),
         "tolerance": lambda v: arguments.positive("tolerance", _number(v, float)),
         "jobs": lambda v: arguments.whole_number("jobs", _number(v, int), 1),
@@ -105,27 +104,13 @@ def parsed(name: str, value: object, source: str) -> Any:
         raise pytest.UsageError(f"{source}: must be {ACCEPTED[name]}; got {value!r}.") from None
 
 
-def _words(text: str) -> list[str]:
-    return re.split(r"[\s,]+", text.strip())
-
-
 def _widths(value: Any) -> list[int]:
-    from coordcheck.arguments import distinct_widths
+    from coordcheck.arguments import distinct_widths, words_of
 
-    found = distinct_widths(_words(value) if isinstance(value, str) else value)
+    found = distinct_widths(words_of(value) if isinstance(value, str) else value)
     if len(found) < LEAST_WIDTHS:
         raise ValueError
     return found
-
-
-def _seeds(text: str) -> int | list[int]:
-    """A count, or the seeds themselves where there are several."""
-    from coordcheck.arguments import seed_numbers
-
-    numbers = [int(word) for word in _words(text)]
-    chosen = numbers[0] if len(numbers) == 1 else numbers
-    seed_numbers(chosen)
-    return chosen
 
 
 def _number(value: Any, kind: type) -> Any:
@@ -167,4 +152,8 @@ def resolved(settings: Settings, marker: Mapping[str, Any], call: Mapping[str, A
 def on_the_command_line(values: Mapping[str, Any]) -> Iterable[str]:
     """The options that give these settings again."""
     for name, value in values.items():
-        yield from (f"--coordcheck-{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
+        listed = isinstance(value, list)
+        yield from (
+            f"--coordcheck-{name}",
+            ",".join(map(str, value)) + "," * (len(value) == 1) if listed else str(value),
+        )
