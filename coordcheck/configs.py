@@ -12,6 +12,7 @@ from typing import Any
 
 from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
+from coordcheck.extras import import_extra
 
 LEARNING_RATE = 1e-3
 # the fields that grow with the width unless told otherwise, where a config has them
@@ -128,10 +129,7 @@ def huggingface(
 
 
 def _transformers() -> Any:
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise CoordCheckError('huggingface needs transformers: pip install "coordcheck[hf]".') from error
+    return import_extra("transformers", extra="hf", purpose="huggingface")
 
 
 def _check_field(config: Any, field: str, factor: object) -> None:

@@ -8,11 +8,11 @@ Trainer(max_steps=5, callbacks=[CoordCheckCallback(width=256, save_to="runs")]).
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from os import PathLike
 from typing import Any
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.extras import import_extra
 from coordcheck.integrations.recording import Recording
 from coordcheck.records import RunRecord
 
@@ -21,12 +21,8 @@ NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 def _callback() -> Any:
     """Lightning's base class, of the package that is in use: each of the two refuses the other's callbacks."""
-    for name in sorted(NAMES, key=lambda name: name not in sys.modules):
-        try:
-            return import_module(name).Callback
-        except ImportError:
-            continue
-    raise ImportError("this callback needs Lightning: pip install 'coordcheck[lightning]'")
+    used_first = sorted(NAMES, key=lambda name: name not in sys.modules)
+    return import_extra(*used_first, extra="lightning", purpose="this callback", attribute="Callback")
 
 
 _Callback: Any = _callback()

@@ -98,7 +98,7 @@ def _has(to: Any, *names: str) -> bool:
 def _package(to: Any) -> Any:
     """The package that a run's class comes from, which has the types of what it logs."""
     name = type(to).__module__.partition(".")[0]
-    with suppress(ImportError, ValueError):  # a class of no module
+    with suppress(Exception):  # a class of no module, or a package that is broken: then it is none that is accepted
         return sys.modules.get(name) or import_module(name)
     return None
 

@@ -7,18 +7,15 @@ Trainer(model, args, train_dataset=[example] * 40, callbacks=[CoordCheckCallback
 
 from __future__ import annotations
 
-from importlib import import_module
 from os import PathLike
 from typing import Any
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.extras import import_extra
 from coordcheck.integrations.recording import Recording
 from coordcheck.records import RunRecord
 
-try:
-    _Callback: Any = import_module("transformers").TrainerCallback
-except ImportError as error:
-    raise ImportError("this callback needs transformers: pip install 'coordcheck[hf]'") from error
+_Callback: Any = import_extra("transformers", extra="hf", purpose="this callback", attribute="TrainerCallback")
 
 
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need not be installed where types are checked
