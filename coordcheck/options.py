@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordcheck import __version__
+from coordcheck.letters import recovered
 
 EXIT_CODES = (
     "exit codes: 0 width-invariant, 1 violated, 2 bad input, 3 runs missing or undecided, "
@@ -31,6 +32,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
             setattr(options, name, [word for word in getattr(options, name) if word not in places])
         if not options.build:
             parser().error(f"{options.command}: say what to build, such as train.py:build")
+    for name in ("labels", "role", "fold", "set"):
+        if getattr(options, name, None):
+            setattr(options, name, [recovered(word) for word in getattr(options, name)])
     if options.command == "report" and options.runs[1:] and options.runs[-1].suffix.lower() in (".html", ".htm"):
         options.out = options.runs.pop()
     return options

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from coordcheck.letters import HANDLER
+
 TEXT_WIDTH = 100  # columns when the output is no terminal
 
 
@@ -77,7 +79,7 @@ def answering(*, alone: bool) -> Iterator[Output]:
     open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot print µ must not end the run
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=HANDLER)
     if not alone:
         yield Output(sys.stdout)
         return
@@ -93,8 +95,8 @@ def _kept_apart() -> Iterator[TextIO]:
     os.dup2(2, 1)
     try:
         if _is_descriptor(sys.stdout, 1):
-            encoding = sys.stdout.encoding
-            with open(kept, "w", encoding=encoding, errors="replace", closefd=False) as stream:
+            # what a machine reads is UTF-8 wherever it runs
+            with open(kept, "w", encoding="utf-8", errors="backslashreplace", closefd=False) as stream:
                 yield stream
         else:  # something that stands in for it, such as the capture of a test
             yield sys.stdout

@@ -17,6 +17,7 @@ from typing import Any
 from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
 from coordcheck.isolation import Exited, user_code
+from coordcheck.letters import recovered
 
 
 def factories(targets: Sequence[str], keywords: Mapping[str, Any]) -> dict[str, Callable[[int], Any]]:
@@ -30,7 +31,7 @@ def factories(targets: Sequence[str], keywords: Mapping[str, Any]) -> dict[str, 
         label, equals, rest = target.partition("=")
         place = rest if equals else target
         build = resolve(place)
-        label = label if equals else place.rpartition(":")[2]
+        label = recovered(label) if equals else place.rpartition(":")[2]
         if label in found:
             raise CoordCheckError(
                 f"two factories are labelled {label!r}; write LABEL=MODULE:FUNCTION to tell them apart."

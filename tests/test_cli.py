@@ -292,11 +292,28 @@ def test_the_version_is_the_packages():
     assert program("--version").stdout.decode().strip() == f"coordcheck {coordcheck.__version__}"
 
 
-def test_output_that_cannot_hold_a_mu_is_no_error(tmp_path, report):
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.fault(62)
+@pytest.mark.parametrize("ascii_only", [{"PYTHONIOENCODING": "ascii"}, ASCII])
+def test_a_terminal_without_signs_gets_letters(tmp_path, report, ascii_only):
     report.save(tmp_path)
-    done = program("show", str(tmp_path), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    done = program("show", str(tmp_path), "--labels", "µP", "SP", env={**os.environ, **ascii_only})
     assert done.returncode == 1, done.stderr
-    assert b"?P: OK" in done.stdout
+    told = done.stdout.decode("ascii")
+    assert told.startswith("muP: OK")
+    assert re.search(r"hidden\.\{0,1\}\.weight \(2\) +learns too fast +lr x m\^-1", told)
+    assert re.search(r" \+\d\.\d\d \+- 0\.\d\d", told)
+    assert "64 -> 256" in told
+    assert "?" not in told
+
+
+@pytest.mark.fault(62)
+def test_a_label_typed_where_the_locale_is_c_is_the_one_that_was_meant(tmp_path):
+    done = program("plan", "µP=coordcheck.demo:build_mup", "--format", "json", env={**os.environ, **ASCII})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["labels"] == ["µP"]
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path, report):
