@@ -15,7 +15,7 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "extras", "isolation", "interrupts", "output"),
+    *("errors", "letters", "extras", "isolation", "interrupts", "output"),
     *("records", "repeats", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
     *("frames", "calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters"),
     *("ranks", "reduction"),
