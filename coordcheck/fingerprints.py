@@ -8,18 +8,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from coordcheck.owners import is_users
 
 MAX_DEPTH = 20  # of values inside values
 SHORT = 12  # hexadecimal digits of a hash in a description
@@ -96,7 +95,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from _globals(value)
     elif isinstance(value, (type, BuiltinFunctionType)):
         yield from (value.__module__, value.__qualname__, _source(value))
-        if isinstance(value, type) and _is_users(value.__module__):
+        if isinstance(value, type) and is_users(value.__module__):
             yield from value.__bases__
             for member in vars(value).values():
                 function = getattr(member, "__func__", getattr(member, "fget", member))  # of class methods, properties
@@ -123,26 +122,13 @@ def _globals(function: FunctionType) -> Iterator[Any]:
         for name in names:
             value = space.get(name)
             if isinstance(value, ModuleType):
-                if _is_users(value.__name__) and vars(value) not in spaces:
+                if is_users(value.__name__) and vars(value) not in spaces:
                     spaces.append(vars(value))
                 continue
             constant = isinstance(value, (bool, int, float, str, bytes, tuple))
-            users = isinstance(value, (FunctionType, type)) and _is_users(value.__module__)
+            users = isinstance(value, (FunctionType, type)) and is_users(value.__module__)
             if constant or users:
                 yield from (name, value)
-
-
-@lru_cache(maxsize=1024)
-def _is_users(name: str) -> bool:
-    """Whether a module is the user's own: neither installed, nor of Python, nor of this package."""
-    module = sys.modules.get(name)
-    place = getattr(module, "__file__", None)
-    if module is None or name.partition(".")[0] == "coordcheck":
-        return False
-    if place is None:  # a notebook, an interactive session, or built in
-        return name == "__main__"
-    paths = [sysconfig.get_path(which) for which in ("stdlib", "purelib", "platlib")]
-    return not any(Path(place).resolve().is_relative_to(Path(path).resolve()) for path in paths)
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import contextmanager
 
-import cloudpickle
 import torch
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
 from coordcheck.interrupts import deferred, look
 from coordcheck.isolation import summary, user_code
+from coordcheck.payloads import packed, unpacked
 from coordcheck.progress import progress
 from coordcheck.records import Outcome, RunKey, RunRecord, differences
 from coordcheck.runfiles import RunFolder
@@ -129,11 +129,13 @@ def _results(runs: Sequence[Run], executor: Executor | None, jobs: int) -> Itera
 
 
 def execute_pickled(payload: bytes) -> RunRecord:
-    """The one function submitted to executors: importable everywhere, its argument cloudpickle bytes.
+    """The one function submitted to executors: importable everywhere, its argument bytes.
 
-    With closures inside the bytes, executors that pickle by name (spawn, MPI, parsl) work as well.
+    With the user's code inside the bytes, executors that pickle by name (spawn, MPI, parsl) work as well.
     """
-    record: RunRecord = execute(cloudpickle.loads(payload))
+    run, note = unpacked(payload)
+    record = execute(run)
+    record.notes.extend([note] if note else [])
     return record
 
 
@@ -157,7 +159,7 @@ def _futures(runs: Sequence[Run], executor: Executor) -> dict[Future[RunRecord],
 def _submit(run: Run, executor: Executor) -> Future[RunRecord]:
     try:
         with user_code("its pickling"):
-            payload = cloudpickle.dumps(run)
+            payload = packed(run)
     except Exception as error:  # picklers raise whatever their object's own code raises
         raise CoordCheckError(
             f"build, batch or loss of {run.key.label!r} cannot be sent to another process: {error}. "

@@ -138,8 +138,4 @@ def _module(place: str) -> Any:
     found = getattr(module, "__file__", None)
     if is_file and (found is None or os.path.realpath(found) != os.path.realpath(place)):
         raise CoordCheckError(f"{place!r} has the name of another module ({found}). Rename the file.")
-    if not (found or "").startswith(sys.prefix):
-        import cloudpickle
-
-        cloudpickle.register_pickle_by_value(module)  # workers need not find the user's file
     return module

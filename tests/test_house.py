@@ -16,7 +16,7 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("errors", "letters", "extras", "isolation", "interrupts", "output"),
-    *("records", "repeats", "folds", "arguments", "runfiles", "fingerprints", "scales", "shards"),
+    *("records", "repeats", "folds", "arguments", "runfiles", "owners", "codes", "fingerprints", "scales", "shards"),
     *("frames", "calls", "windows", "inputs", "modes", "hooks", "wrappers", "sites", "parameters"),
     *("ranks", "reduction"),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
@@ -26,6 +26,7 @@ ORDER = [
         "batches",
         "losses",
         "trials",
+        "payloads",
         "diagnosing",
         "progress",
         "training",
