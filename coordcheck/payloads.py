@@ -21,6 +21,7 @@ from coordcheck.codes import absolute, mentions
 from coordcheck.owners import is_users, users_modules
 
 _NOT_SENT = frozenset({"__builtins__", "__loader__", "__spec__", "__cached__"})
+_ABOUT = frozenset({"__name__", "__package__", "__file__", "__path__", "__doc__"})
 _SURE = (type(None), bool, int, float, complex, str, bytes, FunctionType, type, ModuleType)  # left to the pickler
 
 
@@ -52,55 +53,92 @@ def packed(value: Any) -> bytes:
 
 
 def unpacked(payload: bytes) -> tuple[Any, str]:
-    """What `packed` wrote, and its note; the modules that came along are there for imports inside of functions."""
+    """What `packed` wrote, and its note."""
     unpickler = pickle.Unpickler(io.BytesIO(payload))
     value, note = unpickler.load()
     with suppress(EOFError):
         while True:
-            unpickler.load()
+            for module, content in unpickler.load():
+                vars(module).update(content)
     return value, note
 
 
 def _dumped(value: Any) -> bytes:
-    """The value, and then modules that functions in it import when they are called, until there are no more."""
+    """The value, and after it what its functions name in modules, until there is no more."""
     with io.BytesIO() as stream:
         pickler = _Pickler(stream)
         pickler.dump(value)
-        while pickler.imported:
-            modules, pickler.imported = list(pickler.imported.values()), {}
-            pickler.dump(modules)
+        while pickler.wanted:
+            wanted, pickler.wanted = pickler.wanted, {}
+            pickler.dump([(sys.modules[name], content) for name, content in wanted.items()])
         return stream.getvalue()
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]  # it has no types
-    """Sends modules of the user's as what they hold; those that hold each other as well."""
+    """Sends modules of the user's as far as functions that are sent name what is in them."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
-        self.imported: dict[str, ModuleType] = {}
-        self._sent: set[str] = set()
+        self.wanted: dict[str, dict[str, Any]] = {}
+        """Module -> the globals of it that are still to be sent."""
+        self._known: set[tuple[str, str]] = set()
+        self._spaces: dict[str, _Space] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, ModuleType) and is_users(obj.__name__):
-            self._sent.add(obj.__name__)
-            return _module, (obj.__name__, os.getpid()), _sendable(obj), None, None, _fill
-        if isinstance(obj, FunctionType) and is_users(obj.__module__):
-            self._note_imports(obj)
+            about = {name: value for name, value in vars(obj).items() if name in _ABOUT}
+            return _module, (obj.__name__, os.getpid()), about, None, None, _fill
+        if isinstance(obj, FunctionType):
+            self._follow(obj)
         return super().reducer_override(obj)
 
-    def _note_imports(self, function: FunctionType) -> None:
-        for level, name, taken in mentions(function.__code__).imports:
+    def _function_getnewargs(self, function: FunctionType) -> Any:
+        """The parts of a function; its globals are those of its module, so that what one sets the other sees."""
+        code, space, *rest = super()._function_getnewargs(function)
+        module = sys.modules.get(function.__globals__.get("__name__", ""))
+        if module is not None and vars(module) is function.__globals__ and is_users(module.__name__):
+            space = self._spaces.setdefault(module.__name__, _Space(module))
+        return code, space, *rest
+
+    def _follow(self, function: FunctionType) -> None:
+        """Note what a function names in modules of the user's, also in those that it imports when it is called."""
+        named = mentions(function.__code__)
+        for first, *chain in named.globals:
+            found = function.__globals__.get(first)
+            while isinstance(found, ModuleType) and is_users(found.__name__):
+                name, chain = (chain[0], chain[1:]) if chain else ("", [])
+                for one in [name] if name else _sendable(found):
+                    self._want(found, one)
+                found = vars(found).get(name)
+        for level, name, taken in named.imports:
             whole = absolute(level, name, function.__globals__.get("__package__"))
-            for place in (whole, *(f"{whole}.{one}" for one in taken)):
-                if place not in self._sent and is_users(place):
-                    self._sent.add(place)
-                    self.imported[place] = sys.modules[place]
+            parts = whole.split(".")
+            around = (".".join(parts[:count]) for count in range(1, len(parts)))  # a.b.c imports a and a.b as well
+            for place in (whole, *around, *(f"{whole}.{one}" for one in taken)):
+                if is_users(place):
+                    for one in ("__name__", *named.names):
+                        self._want(sys.modules[place], one)
+
+    def _want(self, module: ModuleType, name: str) -> None:
+        if name in vars(module) and (module.__name__, name) not in self._known:
+            self._known.add((module.__name__, name))
+            self.wanted.setdefault(module.__name__, {})[name] = vars(module)[name]
+
+
+class _Space:
+    """Stands for the globals of a module, and arrives as these."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __reduce__(self) -> Any:
+        return vars, (self._module,)
 
 
 def _module(name: str, sender: int) -> ModuleType:
     """An empty module, filled afterwards. In another process it stands for the file that need not be there."""
     module = ModuleType(name)
-    if os.getpid() != sender:
+    if os.getpid() != sender and name != "__main__":
         sys.modules[name] = module
     return module
 
@@ -109,9 +147,9 @@ def _fill(module: ModuleType, content: dict[str, Any]) -> None:
     vars(module).update(content)
 
 
-def _sendable(module: ModuleType) -> dict[str, Any]:
-    """What a module holds, without its machinery and what no other process can have, such as locks and open files."""
-    return {name: value for name, value in vars(module).items() if name not in _NOT_SENT and _can_be_sent(value)}
+def _sendable(module: ModuleType) -> list[str]:
+    """The globals of a module that is used as a whole, without those that no other process can have."""
+    return [name for name, value in vars(module).items() if name not in _NOT_SENT and _can_be_sent(value)]
 
 
 def _can_be_sent(value: Any) -> bool:

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import loky
 import pandas as pd
 import pytest
@@ -23,6 +22,7 @@ from torch import nn
 import coordcheck
 from coordcheck.errors import CoordCheckError, RunFileError, SweepInterrupted
 from coordcheck.models import mlp
+from coordcheck.payloads import unpacked
 from coordcheck.sweep import differences, execute_pickled, worker_threads
 
 WIDTHS = (16, 32, 64)
@@ -449,7 +449,7 @@ class Inline(Executor):
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
         assert function is execute_pickled
         (payload,) = arguments
-        self.widths.append(cloudpickle.loads(payload).key.width)
+        self.widths.append(unpacked(payload)[0].key.width)
         future: Future[Any] = Future()
         lost = self.lose(self.widths[-1])
         if lost is None:
