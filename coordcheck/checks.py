@@ -71,8 +71,8 @@ def check(
     Args:
         build: `build(width) -> (model, optimizer)` or a `Trial`; or several by label: {"SP": ..., "µP": ...}.
         batch: one fixed batch (a tensor, a mapping, or a tuple such as (x, y)), an iterable of batches (step t
-            uses the t-th: scales are shown, but h_t - h_0 is then no effect of training alone, and layers stay
-            undecided), or a function of the seed that gives either.
+            trains on the t-th; scales, and changes h_t - h_0, are those of the first, on which the model is called
+            once more at every step), or a function of the seed that gives either.
         loss: a function of (model, batch), a criterion of `torch.nn.functional` or `torch.nn` for pairs (x, y),
             or None for mapping batches whose model returns its own loss.
         widths: at least 3 distinct positive integers; a range of 8 or more times says most.
@@ -224,7 +224,7 @@ class _Plan:
             widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
         self._diagnosed = set(widths), set(seeds)
         self._settings = {
-            "passes": ("figure, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
+            "passes": (f"{self._figure_text()}, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
             "steps": str(self._steps),
             "batch": fingerprint(self._batches.values if isinstance(self._batches, Batches) else self._batches),
             "loss": describe_callable(self.loss),
@@ -233,6 +233,10 @@ class _Plan:
             "dtype": str(torch.get_default_dtype()),
             "torch": versions()["torch"],
         }
+
+    def _figure_text(self) -> str:
+        several = isinstance(self._batches, Batches) and len(self._batches.values) > 1
+        return "figure of the first batch" if several else "figure"
 
     def _probe_text(self) -> str:
         if self._probe is None or isinstance(self._probe, str):

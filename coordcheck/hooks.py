@@ -20,6 +20,7 @@ class Hook:
     What `action` raises goes to `failed` instead of the user's training. Inside a trace or a compilation it does
     nothing: there are no values to see. A deep copy or a pickle of what it hangs on holds a call without effect in its
     place, so that the copy (an average of the weights, a saved model) is neither recorded nor in need of this package.
+    The user's modes see nothing of the action, unless it is `seen`: one that calls the user's model under them.
 
     >>> from copy import deepcopy
     >>> seen = []
@@ -30,18 +31,21 @@ class Hook:
     told: invalid literal for int() with base 10: 'one'
     """
 
-    __slots__ = ("_action", "_failed")
+    __slots__ = ("_action", "_failed", "_seen")
 
-    def __init__(self, action: Callable[..., object], failed: Callable[[Exception], object]) -> None:
+    def __init__(
+        self, action: Callable[..., object], failed: Callable[[Exception], object], *, seen: bool = False
+    ) -> None:
         self._action = action
         self._failed = failed
+        self._seen = seen
 
-    def __call__(self, *args: Any) -> None:
+    def __call__(self, *args: Any) -> Any:
         # first, so that a compiler reads no further
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return
         try:
-            if not watched():
+            if self._seen or not watched():
                 self._action(*args)
                 return
             with unseen():  # a mode is to see what the model does alone: it may count, draw numbers, keep what it saw

@@ -44,3 +44,11 @@ class InitialInputs:
                 yield not self._fixed or now is then.tensor
             elif now is not then.tensor:
                 yield (now != then.tensor).any()
+
+
+def any_of(flags: Sequence[Tensor | bool]) -> bool:
+    """Whether one of them tells that the input moved; waits for the device."""
+    try:
+        return any(bool(flag) for flag in flags)
+    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
+        return False

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from coordcheck.calls import leaves
 from coordcheck.changes import gradients_of, initial_values
 from coordcheck.degrees import degrees
 from coordcheck.effects import MAX_UPDATES, Effects
+from coordcheck.inputs import InitialInputs, any_of
 from coordcheck.modes import transforming
-from coordcheck.records import Quantity, Row, RunRecord, Status
+from coordcheck.records import Quantity, Row, RunRecord
 from coordcheck.retracing import Retracer
+from coordcheck.shards import local_part
 from coordcheck.tracing import Tracer
 
 
@@ -35,6 +38,8 @@ class LiveEffects:
         self._beginning = threading.RLock()
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
+        self._inputs = InitialInputs(fixed=False)
+        self._moved: dict[int, list[Tensor | bool]] = {}  # flags of the steps whose input may be another than at t=0
         self._more = True
         self._reason = ""
 
@@ -70,7 +75,15 @@ class LiveEffects:
                 self._initial = initial_values(tracer.parameters)
             self._tracer = tracer
         self._tracing = True
+        self._compare(args, kwargs)
         self._tracer.begin(args, kwargs)
+
+    def _compare(self, args: Any, kwargs: Any) -> None:
+        """Note whether the input is the one of t=0."""
+        if self._step == 0:
+            self._inputs.clear()
+        tensors = [local_part(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._moved[self._step] = list(self._inputs.moved(tensors))
 
     def end(self) -> None:
         """The call is over."""
@@ -104,11 +117,12 @@ class LiveEffects:
         """Add what was noted to the record, and let go of the model's copies."""
         self.end()
         effects, self._effects, self._initial, self._tracer = self._effects, None, {}, None
+        self._inputs.clear()
         if effects is None or self._step < 1:
             why = self._reason or "the model itself was not called in training before and after an update"
             record.notes.append(f"own updates were not recorded: {why}")
             return
-        moved = {row.step for row in record.rows if row.status is Status.MOVED_INPUT}
+        moved = {step for step, flags in self._moved.items() if any_of(flags)}
         before = len(record.rows)
         effects.write(record, self._degrees)
         unknown = sorted({use.parameter for use in record.uses if use.parameter} - self._degrees.keys())

@@ -18,9 +18,11 @@ from coordcheck.calls import leaves
 from coordcheck.errors import CoordCheckError
 from coordcheck.frames import Room
 from coordcheck.hooks import OUTSIDE, Eager, Hook, graph_task, in_backward, refuse_unhookable
+from coordcheck.isolation import user_code
 from coordcheck.live import LiveEffects
 from coordcheck.parameters import optimizer_settings as optimizer_settings
 from coordcheck.parameters import parameter_infos as parameter_infos
+from coordcheck.probing import BeforeUpdate, ProbePass
 from coordcheck.ranks import PATIENCE, sharing_ranks
 from coordcheck.records import Outcome, RunKey, RunRecord
 from coordcheck.reduction import SharedRun
@@ -45,7 +47,14 @@ class Recorder:
     the model was trained in training mode, are left out. Where the model itself is never called, the calls of its
     layers up to the backward pass are recorded.
 
-    `change` needs one fixed batch: when the model's input differs from its input at t=0 the rows say "moved input".
+    `change` needs one fixed batch: when the model's input differs from its input at t=0 the rows say "moved input",
+    and changes are not judged. In a training on a stream of batches, `probe` is such a batch: at every t, right before
+    the next update (or when the block is left), the model is called on it once, without gradients, in the mode and
+    under the autocast of the training, and that call is what is recorded. It leaves nothing behind: random states,
+    buffers, gradients, and whatever else the model's modules hold are as they were. Its noise (dropout) is the same at
+    every t. Hooks of your own fire in it. What a forward pass writes elsewhere (a file, an object that it does not
+    name) stays written. Under `torch.distributed` every rank gives a probe.
+
     Once step `steps` is recorded (in the call after update number `steps`) the file is written and the hooks go.
 
     Where the model itself is called, its first updates are diagnosed as well: the calls of steps 0 and 1 are traced,
@@ -69,6 +78,8 @@ class Recorder:
         width: the scale that is compared across runs.
         steps: the last t to record; the loop makes one update more than that.
         own_updates: whether to diagnose, which costs the copy and two traced calls.
+        probe: a batch as `check` takes it (a tensor calls `model(tensor)`, a mapping `model(**mapping)`, and a pair
+            (x, y) `model(x)`), or a function of the model that calls it. None records the calls of the training.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
         group: the process group of the ranks that train this one model, where it cannot be read off the model.
 
@@ -79,7 +90,8 @@ class Recorder:
 
     Raises:
         CoordCheckError: when the width is not a positive integer, there is no optimizer, the model cannot be
-            hooked, the folder cannot be written or the recorder was used before. Nothing is raised into the loop.
+            hooked, the probe is no batch, the folder cannot be written or the recorder was used before. Nothing is
+            raised into the loop.
     """
 
     def __init__(
@@ -92,6 +104,7 @@ class Recorder:
         label: str = "model",
         steps: int = 4,
         own_updates: bool = True,
+        probe: Any = None,
         save_to: str | PathLike[str] | None = None,
         group: torch.distributed.ProcessGroup | None = None,
     ) -> None:
@@ -107,7 +120,10 @@ class Recorder:
         self._model = unwrapped_model(model)
         self._steps = steps
         self._folder = None if save_to is None else RunFolder(save_to)
-        self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible)
+        fixed = probe is not None and (isinstance(probe, Tensor) or not callable(probe))
+        given = {"fixed_batch": fixed, "same_noise": probe is not None}
+        self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible, **given)
+        self._probe = None if probe is None else ProbePass(probe, self._model, self._sites)
         self._eager, self._room = Eager(), Room()
         ranks = sharing_ranks(model, group)
         self._shared = SharedRun(self.record, ranks) if ranks else None
@@ -140,6 +156,9 @@ class Recorder:
                 hooks.callback(self._hook(self._live.end))
             for optimizer in self._optimizers:
                 step_hooks.callback(optimizer.register_step_pre_hook(self._hook(self._before_update)).remove)
+                if self._probe is not None:
+                    look = BeforeUpdate(self._look, self._failed)
+                    step_hooks.callback(optimizer.register_step_pre_hook(look).remove)
                 step_hooks.callback(optimizer.register_step_post_hook(self._hook(self._after_update)).remove)
             self._sites.open(0)
             self._hooks, self._step_hooks = hooks.pop_all(), step_hooks.pop_all()
@@ -152,6 +171,8 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._hook(self._step_hooks.close)()
+        if error is None:
+            Hook(self._look_at_end, self._failed, seen=True)()
         self._hook(self._close)()
         if not self._settled:
             self._hook(self._tell_ending)(error)
@@ -181,7 +202,9 @@ class Recorder:
             record.reason = f"{type(error).__name__}: {error}"  # the text of an error may itself be one
         else:
             seen = "nothing" if self._recorded is None else f"t=0..{self._recorded}"
-            why = "" if self._recorded is not None else ": no training call of the model was seen; was it compiled?"
+            why = ": the pass on the probe failed" if self._probe and self._probe.failed else ""
+            if self._recorded is None and not why:
+                why = ": no training call of the model was seen; was it compiled?"
             record.notes.append(f"width {record.key.width}: recorded {seen} of t=0..{self._steps}{why}")
 
     def _settle(self) -> None:
@@ -220,11 +243,14 @@ class Recorder:
             return False
         if self._model.training and not self._seen_training:
             self._seen_training = True
-            if self._t == 0:  # calls in evaluation mode before it were no training
+            if self._t == 0 and self._probe is None:  # calls in evaluation mode before it were no training
                 self._sites.discard()
         return self._model.training or not self._seen_training
 
     def _before_call(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._probe is not None:
+            self._before_call_beside(self._probe, args, kwargs)
+            return
         # a call that raised is no step, and calls of layers without gradients were no checkpoint's
         if (self._inside or self._doubtful) and self._sites.is_open:
             self._sites.discard()
@@ -237,13 +263,51 @@ class Recorder:
 
     def _after_call(self, model: nn.Module, args: Any, output: Any) -> None:
         # whatever follows before the next update is another micro-batch, or no training at all
+        if self._probe is not None and self._probe.running:
+            return
         inside, self._inside = self._inside, None
         self._sites.task = OUTSIDE
         if inside:
             self._close()
 
+    def _before_call_beside(self, probe: ProbePass, args: Any, kwargs: Any) -> None:
+        """A call of the model begins that is not recorded itself: a pass on the probe will be."""
+        if probe.running:
+            return
+        raised, self._inside = self._inside, self._trains()
+        if not self._inside:
+            return
+        first = raised or not probe.awaited  # of the calls before one update
+        probe.note_call()
+        if first and self._sites.is_open and self._live is not None and not in_backward():
+            self._live.begin(self._t, args, kwargs)
+
+    def _look_at_end(self) -> None:
+        if self._probe is not None and self._t > 0 and self._probe.alone:
+            self._probe.awaited = True
+            self._look(as_before=True)
+
+    def _look(self, *, as_before: bool = False) -> None:
+        """Record a pass on the probe, while the parameters still are those of step t; one that fails is the last."""
+        probe = self._probe
+        if probe is None or not probe.awaited or self._settled or not self._sites.is_open:
+            return
+        try:
+            with user_code("the pass on the probe"):
+                probe.run(as_before=as_before)
+        except Exception as error:
+            self._sites.discard()
+            self._failed(error)
+            self._tell_ending(None)
+            self._hook(self._settle)()
+        self._hook(self._close)()
+
     def _listens(self, output: Any) -> bool:
         """Whether a layer's call is part of the step, also where the model itself is not called."""
+        if self._probe is not None:
+            if not self._probe.running and self._inside is None and self._trains():
+                self._probe.note_call()
+            return self._probe.running
         if self._inside is not None:
             return self._inside
         if not self._trains():

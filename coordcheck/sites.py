@@ -44,6 +44,7 @@ class SiteRecorder:
         fixed_batch: the caller gives the same batch at every step, also after the model wrote into a copy of it.
         listens: whether a call belongs to the open window, asked with its output; None stands for the model's input.
         eager: the caller makes compiled parts of the model run eagerly.
+        same_noise: the caller sees to it that dropout draws the same at every step.
 
     Attributes:
         sizes: how many coordinates of this rank each row stands for, by site and step.
@@ -61,6 +62,7 @@ class SiteRecorder:
         fixed_batch: bool = False,
         listens: Callable[[Any], bool] = lambda output: True,
         eager: bool = False,
+        same_noise: bool = False,
     ) -> None:
         refuse_unhookable(model, eager=eager)
         self.sites: dict[str, Site] = {}
@@ -69,6 +71,7 @@ class SiteRecorder:
         self.task = OUTSIDE
         self._model = model
         self._listens = listens
+        self._same_noise = same_noise
         self._reference = Reference()
         self._inputs = InitialInputs(fixed_batch)
         self._compared = False
@@ -176,7 +179,7 @@ class SiteRecorder:
         dropout = [
             m for m in self._model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p and m.training
         ]
-        if dropout:
+        if dropout and not self._same_noise:
             notes.append(
                 f"dropout is on in {len(dropout)} modules: its noise is part of every change; set p=0 in build"
             )

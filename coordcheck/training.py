@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from coordcheck.diagnosing import diagnose_run
 from coordcheck.errors import CoordCheckError
 from coordcheck.frames import Room
 from coordcheck.isolation import Exited, summary, user_code
+from coordcheck.probing import Onlooker
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunRecord
 from coordcheck.sites import SiteRecorder
@@ -84,15 +86,21 @@ def _tail(error: BaseException) -> str:
 def _train(run: Run, record: RunRecord) -> None:
     model, optimizers, loss_function, batches, device = prepared(run)
     losses: list[Tensor] = []
-    with SiteRecorder(model, fixed_batch=len(batches.values) == 1) as recorder:
+    # of several batches the first one is looked at, besides, at every step: only on one is a change one of training
+    several = len(batches.values) > 1
+    with SiteRecorder(model, fixed_batch=True, same_noise=several) as recorder:
+        onlooker = Onlooker(model, recorder)
         for step in range(run.steps + 1):
             batch = batches.at(step, device)
-            with recorder.window(step):
+            with nullcontext() if several else recorder.window(step):
                 loss = loss_function(model, batch)
             check_scalar(loss)
             losses.append(loss.detach().reshape(()))
             if step < run.steps:  # the last forward is only looked at
                 backward(loss, optimizers)
+            if several:  # when lazy modules are made, and before the update
+                with recorder.window(step):
+                    onlooker.look(lambda: loss_function(model, batches.at(0, device)))
             if step == 0:
                 record.parameters = parameter_infos(model, optimizers, recorder.never_called())
             if step < run.steps:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,6 +14,8 @@ from torch.optim import Optimizer
 from coordcheck.batches import Batches, cached_batches, describe, of_seed
 from coordcheck.errors import CoordCheckError
 from coordcheck.losses import Loss, as_loss
+from coordcheck.randomness import kept_randomness
+from coordcheck.randomness import seed_everything as seed_everything
 from coordcheck.records import RunKey
 from coordcheck.shards import spread_over
 from coordcheck.wrappers import undistributed
@@ -90,12 +89,10 @@ class Run:
 @contextmanager
 def preserved_state(threads: int | None = None) -> Iterator[None]:
     """Leave every global a run may touch as it was found: random states, grad mode, threads, defaults."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
     found_threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with kept_randomness(), torch.enable_grad():
         try:
             if threads is not None and threads != found_threads:
                 torch.set_num_threads(threads)
@@ -106,23 +103,6 @@ def preserved_state(threads: int | None = None) -> Iterator[None]:
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch, numpy and random; widths of one seed share it, in whichever order they run."""
-    if _has_accelerator():
-        torch.manual_seed(seed)
-    else:  # the same for the CPU, without queueing a call (and a stack trace) for devices that are not there
-        torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-@lru_cache(maxsize=1)
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available() or torch.xpu.is_available()
 
 
 def prepared(run: Run) -> Prepared:

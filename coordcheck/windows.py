@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from coordcheck.calls import Call, fetched, reduced, rows_of
+from coordcheck.inputs import any_of
 from coordcheck.records import Quantity, Row, Site, Status
 
 
@@ -44,15 +45,8 @@ def rows_of_windows(windows: Sequence[Window], initial: Mapping[str, Call]) -> I
     reduced_calls = (call for key in tables for call in alike[key])
     values = dict(zip(reduced_calls, fetched(list(tables.values())), strict=True))
     for window in windows:
-        moved = _any(window.moved)
+        moved = any_of(window.moved)
         for site, call in window.calls:
             yield from rows_of(site.order, window.step, call, call.values or values.get(call, ()), moved)
         for site in window.missed:
             yield Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED)
-
-
-def _any(flags: Sequence[Tensor | bool]) -> bool:
-    try:
-        return any(bool(flag) for flag in flags)
-    except Exception:  # fake and meta tensors hold no values to compare: their rows have no values either
-        return False

@@ -282,11 +282,12 @@ def checked(batch: Any, **options: Any) -> tuple[coordcheck.Report, dict[int, li
 def test_each_step_has_its_batch_and_each_width_the_same(kind):
     report, inputs = checked(SEVERAL[kind]())
     expected = [fingerprint(x) for x, _ in islice(pairs(), 3)]
-    assert inputs == dict.fromkeys((16, 32, 64), 2 * expected)
+    assert inputs == dict.fromkeys((16, 32, 64), 2 * expected)  # of the passes on the first one nothing is left
     assert not report.missing
     assert report.records[0].settings["batch"] == checked(SEVERAL[kind]())[0].records[0].settings["batch"]
-    moved = report.slopes[report.slopes["quantity"] == "change"]
-    assert not len(moved.dropna(subset="slope"))  # a change of the batch is no effect of training
+    changes = report.slopes[report.slopes["quantity"] == "change"]
+    assert changes["slope"].notna().all()  # of the first batch: that of another one were no effect of training
+    assert report.exit_code == 1
 
 
 ONE: dict[str, Callable[[], Any]] = {
@@ -415,3 +416,15 @@ def test_an_array_in_a_mapping_is_told():
     batch["input_ids"] = batch["input_ids"].numpy()
     with pytest.raises(CoordCheckError, match=r"The batch holds numpy arrays: \['input_ids'\]\. Make tensors of them"):
         coordcheck.check(BUILDS["SP"], batch)
+
+
+def test_a_stream_ends_green_where_one_batch_does_and_red_where_one_does():
+    """Both controls: each step trains on a batch of its own, and changes are those of the first."""
+    stream = DataLoader(Stream(), batch_size=16)
+    builds = {"SP": mlp("SP", lr=3e-3), "µP": mlp("µP", lr=3e-3)}
+    report = coordcheck.check(builds, stream, loss=F.cross_entropy, widths=(64, 128, 256))
+    assert report.status == {"SP": "blows up", "µP": "ok"}
+    right = coordcheck.check(builds["µP"], stream, loss=F.cross_entropy, widths=(64, 128, 256))
+    assert right.exit_code == 0
+    alone = coordcheck.check(builds, stream, loss=F.cross_entropy, widths=(64, 128, 256), probe=None)
+    assert alone.status == report.status

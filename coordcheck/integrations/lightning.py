@@ -31,9 +31,10 @@ _Callback: Any = _callback()
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not be installed where types are checked
     """Records the first steps of a Lightning `Trainer`, and writes the run file of this width.
 
-    Automatic and manual optimization, with one optimizer or several, are recorded. Give the Trainer one fixed batch,
-    such as a loader of one batch and as many epochs as steps: a change is only an effect of training on the same
-    input. Recording stops by itself after step `steps`, which takes `steps + 1` training steps.
+    Automatic and manual optimization, with one optimizer or several, are recorded. A change is only an effect of
+    training on the same input: give `probe` one batch, such as (x, y), which calls the network on x, or the Trainer a
+    loader of one batch and as many epochs as steps. Recording stops by itself after step `steps`, which takes
+    `steps + 1` training steps.
 
     Args:
         width: the scale that is compared across runs.
@@ -41,6 +42,7 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not
         label: the name of the parametrization.
         steps: the last t to record.
         own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
+        probe: one batch, on which the model is looked at before each update; None records the calls of the training.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
         stop: end the training as soon as everything is recorded.
         module: the path of the network inside the LightningModule, where losses and metrics beside it are no layers.
@@ -58,12 +60,13 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not
         label: str = "model",
         steps: int = 4,
         own_updates: bool = True,
+        probe: Any = None,
         save_to: str | PathLike[str] | None = None,
         stop: bool = False,
         module: str = "",
     ) -> None:
         self._recording = Recording(
-            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, save_to=save_to
+            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, probe=probe, save_to=save_to
         )
         self._stop = stop
         self._module = module

@@ -38,6 +38,7 @@ class Recording:
         label: str,
         steps: int,
         own_updates: bool = True,
+        probe: Any = None,
         save_to: str | PathLike[str] | None,
     ) -> None:
         self._settings: dict[str, Any] = {
@@ -46,6 +47,7 @@ class Recording:
             "steps": whole_number("steps", steps, 0),
             "label": label,
             "own_updates": own_updates,
+            "probe": probe,
         }
         labelled({label: Recording})
         if save_to is not None:

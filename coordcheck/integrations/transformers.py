@@ -21,8 +21,9 @@ _Callback: Any = import_extra("transformers", extra="hf", purpose="this callback
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need not be installed where types are checked
     """Records the first steps of a `transformers.Trainer`, and writes the run file of this width.
 
-    Give the Trainer one fixed batch, such as a data set that repeats one example: a change is only an effect of
-    training on the same input. Recording stops by itself after step `steps`, which takes `steps + 1` training steps.
+    A change is only an effect of training on the same input: give `probe` one batch, such as a few examples in a
+    dictionary of tensors, or the Trainer a data set that repeats one example. Recording stops by itself after step
+    `steps`, which takes `steps + 1` training steps.
     A Trainer does not tell its callbacks that it failed: the run file then is written when the callback, or the
     process, ends, or when the block of `with callback:` around `trainer.train()` does.
 
@@ -32,6 +33,7 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need 
         label: the name of the parametrization.
         steps: the last t to record.
         own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
+        probe: one batch, on which the model is looked at before each update; None records the calls of the training.
         save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
         stop: end the training as soon as everything is recorded.
 
@@ -48,11 +50,12 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need 
         label: str = "model",
         steps: int = 4,
         own_updates: bool = True,
+        probe: Any = None,
         save_to: str | PathLike[str] | None = None,
         stop: bool = False,
     ) -> None:
         self._recording = Recording(
-            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, save_to=save_to
+            width=width, seed=seed, label=label, steps=steps, own_updates=own_updates, probe=probe, save_to=save_to
         )
         self._stop = stop
 
