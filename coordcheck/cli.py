@@ -87,7 +87,7 @@ def _import_for(command: str) -> None:
             importlib.import_module("coordcheck.report")
 
 
-_ARGUMENTS = "loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe|fold"
+_ARGUMENTS = "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe|fold"
 
 
 def in_flags(message: str) -> str:
@@ -128,7 +128,10 @@ def _plan(options: Any) -> int:
     from coordcheck.targets import factories, keyword_values
 
     builds = factories(options.build, keyword_values(options.set))
-    found = plan(builds, roles=_roles(options.role), steps=options.steps, axis=options.axis, **_grid(options))
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("steps", "axis", "base")}
+    if options.time:
+        settings |= {"timed": True, "batch": _named("--batch", options.batch), "loss": _named("--loss", options.loss)}
+    found = plan(builds, roles=_roles(options.role), **settings, **_grid(options))
     if options.format == "json":
         options.output.say(found.to_json())
     else:

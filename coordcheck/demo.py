@@ -37,7 +37,8 @@ def text_batch() -> Tensor:
     """`SEQUENCES` pieces of torch's own source text, evenly spaced: (batch, time + 1) bytes."""
     source = Path(F.__file__).read_bytes()
     starts = [index * (len(source) - CONTEXT - 1) // SEQUENCES for index in range(SEQUENCES)]
-    return torch.tensor([list(source[start : start + CONTEXT + 1]) for start in starts])
+    # on the CPU also when a plan builds on the meta device: it is kept from call to call
+    return torch.tensor([list(source[start : start + CONTEXT + 1]) for start in starts], device="cpu")
 
 
 def _trial(build: Callable[[int], tuple[nn.Module, Optimizer]], width: int) -> Trial:

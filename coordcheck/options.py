@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,24 @@ def _plan_command(commands: Any) -> None:
     _factory_options(parser, widths="64 128 256 512", seeds=3)
     parser.add_argument("--steps", type=int, default=4, help="optimizer updates (default: %(default)s)")
     parser.add_argument("--axis", default="width", help="what the widths count (default: %(default)s)")
-    parser.add_argument("--format", choices=FORMATS[:2], default="text", help="(default: %(default)s)")
-    for option in (
-        "--batch",
-        "--loss",
-        "--probe",
-        "--expect",
-        "--tolerance",
-        "--device",
-        "--jobs",
-        "--fold",
-        "--save-to",
-    ):
-        parser.add_argument(option, help=argparse.SUPPRESS)  # so that the command of a run can be planned as it is
+    parser.add_argument("--base", type=int, metavar="N", help="powers are of m = width / N (default: the least width)")
+    parser.add_argument("--time", action="store_true", help="train the two least widths once, and say what all take")
+    for name, told in (("batch", "a batch"), ("loss", "a loss")):
+        parser.add_argument(f"--{name}", metavar="MODULE:NAME", help=f"{told}, as for run; looked at with --time")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="json, or text for all others")
+    _experiment_options(_Hidden(parser))  # so that the command of a run can be planned as it is
+    parser.add_argument("--fold", action="append", help=argparse.SUPPRESS)
+
+
+class _Hidden:
+    """Adds to a parser what it does not have, and shows nothing of it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+
+    def add_argument(self, *names: str, **settings: Any) -> None:
+        with suppress(argparse.ArgumentError):  # it has this one
+            self._parser.add_argument(*names, **{**settings, "help": argparse.SUPPRESS})
 
 
 def _run_command(commands: Any) -> None:
@@ -145,7 +151,7 @@ def _folder_options(parser: argparse.ArgumentParser, also: str = "") -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help=told)
 
 
-def _notes_option(parser: argparse.ArgumentParser) -> None:
+def _notes_option(parser: argparse.ArgumentParser | _Hidden) -> None:
     parser.add_argument("-v", "--notes", action="store_true", help="print every note, however many there are")
 
 
@@ -167,7 +173,7 @@ def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int
     )
 
 
-def _experiment_options(parser: argparse.ArgumentParser) -> None:
+def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     """The options of commands that train."""
     add = parser.add_argument
     add("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or build returns a Trial)")
@@ -186,7 +192,7 @@ def _experiment_options(parser: argparse.ArgumentParser) -> None:
     _quiet_option(parser)
 
 
-def _quiet_option(parser: argparse.ArgumentParser) -> None:
+def _quiet_option(parser: argparse.ArgumentParser | _Hidden) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say on stderr how far the runs are")
 
 

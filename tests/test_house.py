@@ -58,6 +58,7 @@ ORDER = [
         "plans.shapes",
         "plans.drafting",
         "plans.obstacles",
+        "plans.timings",
         "plans.text",
         "plans",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import pair_batch
 from rich.console import Console
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 
 import coordcheck
+from coordcheck import CoordCheckError, demo
 from coordcheck.models import mlp, transformer
 from coordcheck.plans import Plan, drafting, plan
 from coordcheck.plans.blueprints import Place
+from coordcheck.plans.timings import carried_on
 
 WIDTHS = (16, 32, 64)
 
@@ -890,6 +893,73 @@ activations come on top"""
 
 def test_the_text_is_one_screen():
     assert str(planned({"SP": mlp("SP", inputs=8, outputs=4, biases=False)})) == TEXT
+
+
+# ---- base width and seconds
+
+
+def test_powers_are_of_the_base_width():
+    found = planned(mlp("µP", lr=0.01, base_width=16), base=64)
+    assert column(found, "learning_rate_text")["hidden.0.weight"] == "0.0025 × m^-1"
+    assert "m = width/64;" in str(found)
+    assert json.loads(found.to_json())["base"] == 64
+    assert column(planned(mlp("µP", lr=0.01)), "learning_rate_text")["input.weight"] == "0.01"
+
+
+@pytest.mark.parametrize("base", [0, -1, "64", 1.5])
+def test_a_base_width_is_a_width(base):
+    with pytest.raises(CoordCheckError, match="base must be an integer of 1 or more"):
+        planned(mlp(), base=base)
+
+
+def test_times_are_measured_at_two_widths_and_carried_on():
+    found = planned({"a": mlp(inputs=64), "b": mlp(inputs=64)}, timed=True, batch=pair_batch(), loss=F.cross_entropy)
+    table = found.builds
+    assert table["timed"].tolist() == [True, True, False] * 2
+    assert (table["run_seconds"] > 0).all()
+    text = str(found)
+    assert "a run takes" in text
+    assert re.search(r"\n +64 .* ~ 0\.\d+ s +meta\n", text)
+    assert re.search(r"\ntime: about \d+ s for all runs, one after the other as here; measured at width 16, 32,", text)
+    assert "a run takes" not in str(planned(mlp()))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "carried"),
+    [
+        ([1.0, 2.0], [1.0, 2.0, 4.0]),  # in proportion to the parameters
+        ([1.0, 1.0], [1.0, 1.0, 1.0]),  # the cost of a call alone
+        ([2.0, 1.0], [2.0, 1.0, 1.0]),  # noise
+        ([0.1, 2.0], [0.1, 2.0, 4.0]),  # no start below zero
+    ],
+)
+def test_times_grow_with_the_parameters(seconds, carried):
+    sizes = {8: 100, 16: 200, 32: 400}
+    assert [timing.seconds for timing in carried_on("a", sizes, seconds)] == pytest.approx(carried)
+
+
+def test_what_cannot_be_timed_is_told():
+    def build(width: int) -> Any:
+        raise ValueError(f"no width {width} today")
+
+    found = planned({"good": mlp(), "bad": build}, timed=True, batch=pair_batch(), loss=F.cross_entropy)
+    assert {timing.label for timing in found.timings} == {"good"}
+    assert "\nnot timed: bad: ValueError: no width 16 today\n" in str(found)
+    (untimed,) = planned({"it": mlp()}, timed=True, batch=pair_batch()).untimed
+    assert untimed.reason.startswith("no loss= was given")
+
+
+def test_a_plan_leaves_what_the_factory_keeps_as_it_was():
+    found = planned(demo.build_sp, widths=(16, 32, 64))
+    assert found.exit_code == 0
+    assert not demo.text_batch().is_meta
+
+
+def test_plan_and_check_count_the_same_parameters():
+    builds = {"mlp": mlp("SP", inputs=64)}
+    counted = len(planned(builds).parameters)
+    told = str(coordcheck.diagnose(builds, pair_batch(), loss=F.cross_entropy, widths=(16, 32, 64), seeds=1))
+    assert f"of {counted} parameters to blame" in told
 
 
 def test_many_kinds_of_parameters_are_cut_short():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from coordcheck.plans.costs import Cost, cost_of
 from coordcheck.plans.drafting import draw_next
 from coordcheck.plans.obstacles import Level, Obstacle, obstacles
 from coordcheck.plans.shapes import Power, power_of, roles_by_shape, shape_text
+from coordcheck.plans.timings import Timing, Untimed, carried_on, time_runs
 from coordcheck.records import Role, RunKey, pattern
 from coordcheck.slopes import exponent_of
 from coordcheck.trials import Build
@@ -37,6 +38,9 @@ class Plan:
         steps: updates per run.
         axis: what the widths count.
         roles: parameter glob -> role, where the shapes do not tell.
+        base: m of the settings' powers is width / base; None is the smallest width.
+        timings: seconds per run by label and width; empty where none was timed.
+        untimed: labels that were to be timed and could not be.
     """
 
     blueprints: tuple[Blueprint, ...]
@@ -45,6 +49,18 @@ class Plan:
     steps: int
     axis: str = "width"
     roles: Mapping[str, str] | None = None
+    base: int | None = None
+    timings: tuple[Timing, ...] = ()
+    untimed: tuple[Untimed, ...] = ()
+
+    @property
+    def base_width(self) -> int:
+        """The width at which m = 1."""
+        return self.widths[0] if self.base is None else self.base
+
+    def seconds(self, label: str, width: int) -> Timing | None:
+        """How long one run takes; None where nothing was timed."""
+        return next((t for t in self.timings if (t.label, t.width) == (label, width)), None)
 
     @property
     def labels(self) -> list[str]:
@@ -56,24 +72,27 @@ class Plan:
 
     @cached_property
     def builds(self) -> pd.DataFrame:
-        """One row per label and width: what was built, where, and how large it is.
+        """One row per label and width: what was built, where, how large it is, and how long it takes.
 
-        Columns `label, width, place, reason, tensors, parameters, bytes, state_bytes, optimizer, seconds`; `bytes` are
-        those of the parameters, `state_bytes` (NaN where it is not known) those of the optimizer's state.
+        Columns `label, width, place, reason, tensors, parameters, bytes, state_bytes, optimizer, seconds, run_seconds,
+        timed`; `bytes` are those of the parameters, `state_bytes` (NaN where it is not known) those of the optimizer's
+        state, `seconds` what building took, `run_seconds` what a run takes (NaN where nothing was timed; `timed` where
+        it was run, and not carried on from narrower ones).
         """
         rows = [
             [
                 *(b.label, b.width, b.place.value, b.reason, len(b.parameters), b.size, b.bytes),
                 *(math.nan if b.state_bytes is None else b.state_bytes, b.optimizer, b.seconds),
+                *((math.nan, False) if (t := self.seconds(b.label, b.width)) is None else (t.seconds, t.measured)),
             ]
             for b in self.blueprints
         ]
-        sizes = ("tensors", "parameters", "bytes", "state_bytes", "optimizer", "seconds")
+        sizes = ("tensors", "parameters", "bytes", "state_bytes", "optimizer", "seconds", "run_seconds", "timed")
         return pd.DataFrame(rows, columns=["label", "width", "place", "reason", *sizes])
 
     @cached_property
     def parameters(self) -> pd.DataFrame:
-        """One row per label and parameter: role by shape, shape, and settings as powers of m = width / smallest width.
+        """One row per label and parameter: role by shape, shape, and settings as powers of m = width / base_width.
 
         Columns `label, parameter, pattern, role` (missing where the shapes do not tell, and along another axis than
         the width), `shape, learning_rate, learning_rate_exponent, weight_decay, weight_decay_exponent, decay_exponent`
@@ -144,6 +163,8 @@ class Plan:
             "schema": SCHEMA,
             "exit_code": self.exit_code,
             "axis": self.axis,
+            "base": self.base_width,
+            "untimed": [one._asdict() for one in self.untimed],
             "labels": self.labels,
             "widths": list(self.widths),
             "seeds": list(self.seeds),
@@ -158,7 +179,7 @@ class Plan:
         return roles_by_shape(across, self.roles) if self.axis == "width" else dict.fromkeys(across)
 
     def _row(self, name: str, drawn: Mapping[int, Drawn], role: Role | None) -> dict[str, Any]:
-        smallest, any_width = self.widths[0], next(iter(drawn.values()))
+        smallest, any_width = self.base_width, next(iter(drawn.values()))
         rate = power_of({width: one.learning_rate for width, one in drawn.items()}, smallest)
         decay = power_of({width: one.weight_decay for width, one in drawn.items()}, smallest)
         pulls = {w: (one.learning_rate or 0.0) * (one.weight_decay or 0.0) for w, one in drawn.items()}
@@ -204,6 +225,10 @@ def plan(
     steps: int = STEPS,
     roles: Mapping[str, str] | None = None,
     axis: str = "width",
+    base: int | None = None,
+    timed: bool = False,
+    batch: Any = None,
+    loss: Callable[..., Any] | None = None,
 ) -> Plan:
     """What `check` would train with the same arguments, without training it.
 
@@ -217,6 +242,11 @@ def plan(
         steps: as for `check`.
         roles: as for `check`.
         axis: as for `check`.
+        base: the width at which the learning rates were tuned: settings are told as powers of m = width / base. None
+            takes the smallest of `widths`.
+        timed: run the two smallest widths once, on `batch` with `loss`, and say how long all runs will take.
+        batch: as for `check`; looked at where `timed`.
+        loss: as for `check`; looked at where `timed`.
 
     Returns:
         A `Plan`: print it, `plan.parameters`, `plan.builds`, `plan.problems`, `plan.cost`, `plan.exit_code`.
@@ -231,10 +261,24 @@ def plan(
     """
     builds, given, numbers = labelled(build), distinct_widths(widths), seed_numbers(seeds)
     steps, overrides = whole_number("steps", steps, 0), role_overrides(roles)
+    if base is not None:
+        base = whole_number("base", base, 1)
+    seconds, untimed = dict[str, list[float]](), list[Untimed]()
+    if timed:
+        at = {"seed": numbers[0], "steps": steps}
+        seconds, untimed = time_runs(builds, given, (batch, loss), **at, diagnosed=axis == "width")
     blueprints: list[Blueprint] = []
     for label, function in builds.items():
         own: list[Blueprint] = []
         for width in given:
             own.append(draw_next(function, RunKey(label, width, numbers[0]), own))
         blueprints += own
-    return Plan(tuple(blueprints), tuple(given), tuple(numbers), steps, axis, overrides)
+    timings = []
+    for label, known in seconds.items():
+        sizes = {one.width: one.size for one in blueprints if one.label == label and one.place.built}
+        timings += carried_on(label, sizes, known)
+    return Plan(
+        *(tuple(blueprints), tuple(given), tuple(numbers), steps, axis, overrides, base),
+        timings=tuple(timings),
+        untimed=tuple(untimed),
+    )

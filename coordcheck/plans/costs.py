@@ -1,4 +1,4 @@
-"""What a check would do, in counts: nothing is timed here, so nothing is said in seconds."""
+"""What a check would do, in counts."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def shape_text(shapes: Mapping[int, Shape | None]) -> str:
 
 
 class Power(NamedTuple):
-    """A setting against the width: base * m ** exponent, with m = width / smallest width."""
+    """A setting against the width: base * m ** exponent, with m = width / base width."""
 
     base: float
     exponent: float
@@ -105,7 +105,7 @@ class Power(NamedTuple):
         return f"{self.base:.4g}" + (f" × m^{self.exponent:.4g}" if self.exponent else "")
 
 
-def power_of(settings: Mapping[int, float | None], smallest: int) -> Power | None:
+def power_of(settings: Mapping[int, float | None], base_width: int) -> Power | None:
     """A setting by width as a power of the width; None where no width has one.
 
     >>> power_of({64: 0.01, 128: 0.005, 256: 0.0025}, 64).text
@@ -120,7 +120,7 @@ def power_of(settings: Mapping[int, float | None], smallest: int) -> Power | Non
     if not all(listed):
         return Power(listed[0], math.nan, listed)
     exponent = round(exponent_of(values), 4) + 0.0
-    predicted = {width: (width / smallest) ** exponent for width in values}
+    predicted = {width: (width / base_width) ** exponent for width in values}
     width = next(iter(values))
     base = values[width] / predicted[width]
     spread = max(abs(value / (base * predicted[at]) - 1) for at, value in values.items())

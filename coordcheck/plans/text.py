@@ -13,6 +13,8 @@ from rich.text import Text
 
 from coordcheck.plans.blueprints import Place
 from coordcheck.plans.obstacles import Level
+from coordcheck.plans.timings import Timing
+from coordcheck.progress import duration
 from coordcheck.records import printable
 from coordcheck.report import TEXT_WIDTH
 
@@ -64,11 +66,16 @@ def _build_table(plan: Plan, label: str) -> Table:
     table.add_column(Text(f"  {printable(plan.axis)}"), justify="right")
     for name in ("parameters", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
+    if plan.timings:
+        table.add_column("a run takes", justify="right", no_wrap=True)
     table.add_column("built", no_wrap=True)
     for one in plan.of_label(label):
+        seconds = [_seconds(plan.seconds(label, one.width))] if plan.timings else []
         size = [f"{one.size:,}", _memory(one.bytes)] if one.place.built else ["", ""]
         took = f", {one.seconds:.2g} s" if one.place is Place.REAL else ""
-        table.add_row(f"  {one.width}", *size, Text(one.place.value + took, style="" if one.place.built else "yellow"))
+        table.add_row(
+            f"  {one.width}", *size, *seconds, Text(one.place.value + took, style="" if one.place.built else "yellow")
+        )
     return table
 
 
@@ -99,7 +106,7 @@ def _decays_differ(rows: pd.DataFrame) -> bool:
 def _legend(plan: Plan) -> str:
     axis = printable(plan.axis)
     roles = "; roles by shapes and kinds of modules: a check sees how parameters are used" if axis == "width" else ""
-    return f"n = {axis}, m = {axis}/{plan.widths[0]}{roles}"
+    return f"n = {axis}, m = {axis}/{plan.base_width}{roles}"
 
 
 def _rate(row: pd.Series | dict[Any, Any]) -> str:
@@ -119,7 +126,7 @@ def _obstacle_lines(plan: Plan, label: str) -> list[Text]:
 
 
 def cost_lines(plan: Plan) -> list[str]:
-    """What the check would do, in counts: runs, passes, parameters and memory; no times, which were not measured."""
+    """What the check would do: runs, passes, parameters and memory, and how long it takes where that was measured."""
     cost = plan.cost
     grid = " × ".join(
         f"{count} {name}" + ("s" if count != 1 else "")
@@ -139,7 +146,30 @@ def cost_lines(plan: Plan) -> list[str]:
         rest = "activations" if cost.state_known else "the optimizer's state and activations"
         memory = f"{_memory(cost.training_bytes)} for the parameters, gradients{state} of the largest model"
         lines.append(f"{size}; {memory}; {rest} come on top")
+    return lines + _time_lines(plan)
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    """How long all runs take, one after the other."""
+    lines = [f"not timed: {one.label}: {one.reason}" for one in plan.untimed]
+    if plan.timings:
+        whole = sum(one.seconds for one in plan.timings) * len(plan.seeds)
+        measured = ", ".join(str(width) for width in dict.fromkeys(t.width for t in plan.timings if t.measured))
+        told = f"time: about {duration(whole)} for all runs, one after the other as here"
+        lines.append(f"{told}; measured at {plan.axis} {measured}, the others by their parameters (~)")
     return lines
+
+
+def _seconds(timing: Timing | None) -> str:
+    """How long a run takes; `~` where it was not run.
+
+    >>> _seconds(Timing("SP", 64, 0.1234, True)), _seconds(Timing("SP", 512, 75.0, False))
+    ('0.12 s', '~ 1 min 15 s')
+    """
+    if timing is None:
+        return ""
+    told = f"{timing.seconds:.2g} s" if timing.seconds < 10 else duration(timing.seconds)
+    return told if timing.measured else f"~ {told}"
 
 
 def _memory(size: float) -> str:
