@@ -20,7 +20,8 @@ REACH = 2  # learning rates on each side of the best one that are fitted, where 
 FINISHED, DIVERGED = "ok", "diverged"  # of a run: how it ended, where it did not fail
 LEAST_ERROR = 1e-6  # octaves: of optima that fit without any residual
 OPTIMA = [
-    *("label", "width", "best", "log2_lr", "stderr", "low", "high", "loss", "freedom"),
+    *("label", "width", "best", "best_loss"),
+    *("log2_lr", "stderr", "low", "high", "fitted_loss", "freedom"),
     *("runs", "diverged", "status"),
 ]
 SHIFTS = ["label", "shift", "stderr", "low", "high", "widths", "status"]
@@ -144,9 +145,11 @@ def find_optima(losses: pd.DataFrame) -> Optima:
         losses: columns `label, width, lr, seed, loss, status`.
 
     Returns:
-        optima: columns `label, width, best, log2_lr, stderr, low, high, loss, freedom, runs, diverged, status`.
-            `best` is the learning rate tried with the least mean loss; `log2_lr` the minimum of the fitted curve, with
-            its 95 % interval, NaN where `status` is not "found".
+        optima: columns `label, width, best, best_loss, log2_lr, stderr, low, high, fitted_loss, freedom, runs,
+            diverged, status`. Measured: `best` is the learning rate tried with the least mean loss, and `best_loss`
+            that mean over the seeds. Fitted: `log2_lr` is where the curve through the losses is least, with its 95 %
+            interval, and `fitted_loss` how low the curve is there, which may be lower than any loss can be; NaN
+            where `status` is not "found".
         shift: columns `label, shift, stderr, low, high, widths, status`. `status` is "stays" or "moves" where the 95 %
             interval lies within, or beyond, a quarter of an octave per doubling.
 
@@ -162,7 +165,8 @@ def find_optima(losses: pd.DataFrame) -> Optima:
             row = _row(minima, fitted.index(width), math.log2(best)) if width in fitted else {"status": status.value}
             diverged = int((tables[width]["status"] == DIVERGED).sum())
             counts = {"runs": len(tables[width]), "diverged": diverged}
-            optima.append({"label": label, "width": width, "best": best, **counts, **row})
+            least = float(tables[width].loc[tables[width]["lr"] == best, "loss"].mean())
+            optima.append({"label": label, "width": width, "best": best, "best_loss": least, **counts, **row})
         starts = np.log2([seen[width][1] for width in fitted])
         shifts.append({"label": label, **_shift(fitted, starts + minima.octaves, minima)})
     return Optima(pd.DataFrame(optima).reindex(columns=OPTIMA), pd.DataFrame(shifts, columns=SHIFTS))
@@ -201,7 +205,7 @@ def _row(minima: Minima, index: int, start: float) -> dict[str, Any]:
     interval = {"log2_lr": at, "stderr": stderr, "low": at - half, "high": at + half}
     return {
         **interval,
-        "loss": float(minima.losses[index]),
+        "fitted_loss": float(minima.losses[index]),
         "freedom": minima.freedom,
         "status": Optimum.FOUND.value,
     }

@@ -178,7 +178,8 @@ class Transfer:
         curves: one row per run and step: `label, width, lr, seed, step, loss, status`; the loss before each update,
             and at the last step the final one.
         losses: the final losses alone. `status` is "ok", "diverged" (a loss that is no number) or why a run failed.
-        optima: the best learning rate per label and width, in log2, with its error: see `optima.find_optima`.
+        optima: the best learning rate per label and width: the one tried, and the fitted one with its error: see
+            `optima.find_optima`.
         shift: octaves by which it moves per doubling of the width, per label: see `optima.find_optima`.
     """
 
@@ -217,16 +218,22 @@ class Transfer:
         return drawn
 
     def __str__(self) -> str:
-        """Per label how the best learning rate moves, and under it the optimum of each width."""
+        """Per label how the best learning rate moves, and under it what was measured at each width, and what fitted."""
         return "\n".join(f"{_headline(shift)}\n{self._table(str(shift.label))}" for shift in self.shift.itertuples())
 
     def _table(self, label: str) -> str:
-        own = self.optima[self.optima["label"] == label]
-        status = own["status"].where(
-            own["log2_lr"].notna(), own["status"] + "; least tried: " + own["best"].map(_power)
-        )
-        shown = own.assign(status=status)[["width", "log2_lr", "low", "high", "loss", "runs", "diverged", "status"]]
-        return shown.to_string(index=False, float_format="{:.2f}".format, na_rep="")
+        """What was tried and measured, and beside it the minimum that was fitted to it."""
+        rows: list[tuple[str, ...]] = [
+            ("width", "best lr tried", "its loss", "fitted log2 lr", "95 % interval", "runs", "diverged", "status")
+        ]
+        for found in self.optima[self.optima["label"] == label].itertuples():
+            row: Any = found
+            tried = ("", "") if np.isnan(row.best) else (_power(row.best), f"{row.best_loss:.4g}")
+            fitted = "" if np.isnan(row.log2_lr) else f"{row.log2_lr:.2f}"
+            interval = f"{row.low:.2f} to {row.high:.2f}" if np.isfinite(row.low) else ""
+            rows.append((str(row.width), *tried, fitted, interval, str(row.runs), str(row.diverged), row.status))
+        sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  " + "  ".join([*map(str.rjust, row[:-1], sizes[:-1]), row[-1]]).rstrip() for row in rows)
 
 
 def _power(lr: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pair_batch
+from test_golden import as_golden
 from torch import nn
 
 from coordcheck.errors import CoordCheckError, SweepInterrupted
@@ -430,7 +432,7 @@ def test_the_figure_has_a_panel_per_label_and_a_line_per_width(controls: Transfe
     axes = controls.figure().axes
     assert drawn_labels(axes) == ["SP", "µP"]
     for axis, label in zip(axes, ("SP", "µP"), strict=True):
-        lines = {line.get_label(): line for line in axis.lines if not str(line.get_label()).startswith("_")}
+        lines = {line.get_label(): line for line in axis.lines if str(line.get_label()).isdecimal()}
         assert list(lines) == ["16", "64"]
         losses = controls.losses[(controls.losses["label"] == label) & (controls.losses["width"] == 64)]
         means = losses.groupby("lr")["loss"].mean()
@@ -439,7 +441,8 @@ def test_the_figure_has_a_panel_per_label_and_a_line_per_width(controls: Transfe
         optima = controls.optima.loc[controls.optima["label"] == label, "log2_lr"]
         marked = [container.lines[0].get_xdata()[0] for container in axis.containers]
         assert marked == pytest.approx(optima.tolist())
-    assert axes[1].get_legend() is not None
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["fitted\nbest"]
+    assert any(getattr(artist, "get_title", str)() for artist in axes[1].artists) or axes[1].get_children()
 
 
 def test_the_figure_points_beyond_the_edge_and_crosses_what_did_not_finish():
@@ -463,4 +466,25 @@ def test_the_figure_is_saved_and_leaves_the_style_alone(controls: Transfer, tmp_
 def test_the_text_says_what_is_missing():
     text = str(Transfer(table(lambda width: -12.0, shape=lambda x: 0.03 * x**2).assign(step=0)))
     assert "net: not resolved: 0 widths with an optimum, and 2 are needed" in text
-    assert "at the edge: widen lrs; least tried: 2^-9" in text
+    assert re.search(r"\n +32 +2\^-9 +[\d.]+ +3?\d* *21 +0 +at the edge: widen lrs", text)
+
+
+def test_what_was_measured_is_told_apart_from_what_was_fitted():
+    learnt_by_heart = [2.5, 1.2, 0.4, 0.01, 0.01, 0.4, 1.2]
+    rows = [
+        ("net", width, lr, 0, loss, "ok", 0)
+        for width in WIDTHS
+        for lr, loss in zip(RATES, learnt_by_heart, strict=True)
+    ]
+    sweep = Transfer(pd.DataFrame(rows, columns=["label", "width", "lr", "seed", "loss", "status", "step"]))
+    found = sweep.optima
+    assert found["best_loss"].tolist() == [0.01] * 3
+    assert (found["fitted_loss"] < 0).all()  # the control: a curve may be lower than any loss
+    assert re.findall(r"2\^-6 +(\S+) +-5\.", str(sweep)) == ["0.01"] * 3
+    heights = [container.lines[0].get_ydata()[0] for container in sweep.figure().axes[0].containers]
+    assert heights == [0.01] * 3
+
+
+def test_the_table_of_a_sweep():
+    sweep = Transfer(table(lambda width: OPTIMUM - 0.5 * math.log2(width / 32), noise=0.003).assign(step=0))
+    as_golden("transfer", str(sweep))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from coordcheck.figures.style import own_style
@@ -23,14 +24,16 @@ LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.55, 0.42, 0.4  # inches
 COLUMNS = 4
 COLOURS, DARKEST, LIGHTEST = "viridis", 0.0, 0.82
 HEADROOM = 1.0  # nats above the least loss that the vertical axis shows at most
+FITTED = "fitted best"  # in the key
 MARGIN = 0.06  # of the losses shown
 
 
 def draw_transfer(transfer: Transfer) -> Figure:
     """Final loss against log2 of the learning rate: a panel per label, a line per width, a band over the seeds.
 
-    A dot marks each optimum, with its 95 % interval; an arrow a best learning rate at the edge; a cross, at the top, a
-    learning rate at which a run did not finish. All panels share their axes; losses far above the least are cut off.
+    A diamond marks each fitted optimum with its 95 % interval, at the height of the least loss that was measured; an
+    arrow a best learning rate at the edge; a cross, at the top, a learning rate at which a run did not finish. All
+    panels share their axes; losses far above the least are cut off.
     """
     labels = list(dict.fromkeys(transfer.losses["label"]))
     columns = min(len(labels), COLUMNS)
@@ -101,12 +104,15 @@ def _line(axis: Axes, losses: pd.DataFrame, colour: Any) -> None:
 
 
 def _mark(axis: Axes, optimum: Any, colour: Any) -> None:
-    """The optimum with its interval; a best learning rate at the edge is an arrow that points beyond it."""
+    """The fitted optimum with its interval, open; a best learning rate at the edge is an arrow that points beyond it.
+
+    It stands at the loss of the best learning rate that was tried: the curve's own least loss was measured by nobody.
+    """
     if optimum["status"] == Optimum.FOUND.value:
         half = optimum["high"] - optimum["log2_lr"]
-        at, bar = (optimum["log2_lr"], optimum["loss"]), half if np.isfinite(half) else None
-        style: Any = {"markersize": 3.4, "elinewidth": 1, "capsize": 1.5, "markeredgecolor": "black"}
-        axis.errorbar(*at, xerr=bar, fmt="o", color=colour, markeredgewidth=0.5, zorder=4, **style)
+        at, bar = (optimum["log2_lr"], optimum["best_loss"]), half if np.isfinite(half) else None
+        style: Any = {"markersize": 4.2, "elinewidth": 1, "capsize": 1.5, "markeredgecolor": colour}
+        axis.errorbar(*at, xerr=bar, fmt="D", color=colour, markerfacecolor="white", zorder=4, label=FITTED, **style)
     elif optimum["status"] == Optimum.EDGE.value:
         line = next(line for line in axis.lines if line.get_label() == f"{optimum.name}")
         x, y = np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
@@ -115,16 +121,12 @@ def _mark(axis: Axes, optimum: Any, colour: Any) -> None:
 
 
 def name_widths(axis: Axes) -> None:
-    """The widths, in the order of their lines, beside the last panel."""
-    handles, texts = axis.get_legend_handles_labels()
-    axis.legend(
-        handles,
-        texts,
-        title="width",
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.0),
-        frameon=False,
-        handlelength=1.2,
-        fontsize=7,
-        title_fontsize=7,
-    )
+    """The widths, in the order of their lines, beside the last panel; and below them what the diamonds are."""
+    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    fitted = found.pop(FITTED, None)
+    style: Any = {"loc": "upper left", "frameon": False, "handlelength": 1.2, "fontsize": 7, "title_fontsize": 7}
+    named = axis.legend(found.values(), found.keys(), title="width", bbox_to_anchor=(1.0, 1.0), **style)
+    if fitted is not None:
+        diamond = Line2D([], [], marker="D", linestyle="", color="0.3", markerfacecolor="white", markersize=4.2)
+        axis.add_artist(named)  # a second key takes the place of the first
+        axis.legend([diamond], ["fitted\nbest"], bbox_to_anchor=(1.0, 0.28), **style)
