@@ -60,9 +60,10 @@ def marks(report: Report) -> pd.DataFrame:
     allowed = fixed & below & ~(change & deep)
     words = cells["verdict"].map(Verdict)
     violated = (above | below) & ~allowed & words.map(lambda word: word.violated).astype(bool)
-    right = words.map(lambda word: word.violated or word is Verdict.OK).astype(bool)
+    right = words.map(lambda word: word.violated or word.passes).astype(bool)
     aimed = (expected.abs() >= tolerance) & ~above & ~below
-    design = right & ~violated & cells["slope"].notna() & (aimed | allowed | (below & (words == Verdict.OK)))
+    passing = words.map(lambda word: word.passes).astype(bool)
+    design = right & ~violated & cells["slope"].notna() & (aimed | allowed | (below & passing))
     cells["mark"] = np.select([violated, design], [Mark.VIOLATED.value, Mark.DESIGN.value], default="")
     cells["exponent"] = expected.where(aimed, np.round(2 * cells["slope"]) / 2)
     return cells.loc[cells["mark"] != "", [*KEYS, "order", "mark", "exponent"]].reset_index(drop=True)
@@ -77,7 +78,10 @@ def by_design(report: Report, label: str) -> list[Design]:
     found = found[(found["label"] == label) & (found["mark"] == Mark.DESIGN.value)]
     found = found[(found["quantity"] == Quantity.ACTIVATION.value) & (found["step"] == 0)]
     told = {row.layer: (row.order, row.exponent) for row in found.itertuples()}
-    right = report.layers[(report.layers["label"] == label) & (report.layers["verdict"] == Verdict.OK.value)]
+    right = report.layers[
+        (report.layers["label"] == label)
+        & (report.layers["verdict"].map(lambda word: Verdict(word).passes).astype(bool))
+    ]
     slopes = report.slopes[(report.slopes["label"] == label) & (report.slopes["step"] == 0)]
     zero = slopes[(slopes["quantity"] == Quantity.ACTIVATION.value) & (slopes["status"] == Status.ZERO.value)]
     zero = zero[zero["layer"].isin(right["layer"])]

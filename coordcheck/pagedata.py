@@ -34,6 +34,7 @@ SYMBOLS = {
     Verdict.FROZEN: "■",
     Verdict.NOT_VISIBLE: "–",
     Verdict.NOT_COMPARED: "–",
+    Verdict.NOT_JUDGED: "✓",
     Verdict.OK: "✓",
 }
 """What stands before a verdict's word; the word is always there."""

@@ -17,7 +17,7 @@ from coordcheck.batches import Batches, arrays_in, describe, to_device
 from coordcheck.errors import CoordCheckError
 from coordcheck.hooks import Hook, graph_task
 from coordcheck.randomness import kept_randomness, seed_everything
-from coordcheck.shards import local_part, spread_over
+from coordcheck.shards import local_part, reshard, spread_over
 from coordcheck.sites import SiteRecorder
 from coordcheck.state import KeptTensor, kept
 from coordcheck.wrappers import skipped
@@ -69,6 +69,7 @@ class Onlooker:
             undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # such as of a checkpoint that nothing will be differentiated through
             seed_everything(SEED)
+            undo.callback(reshard, self._model)
             call()
 
     @contextmanager

@@ -231,6 +231,12 @@ class Report:
             if mostly_unseen(rows):
                 open_ = "the cause may be one of them" if self.status[str(name)].violated else "nothing is decided"
                 notes.append(f"{name}: most of its parameters are not visible, so that {open_}")
+        unjudged = self.layers[self.layers["verdict"] == Verdict.NOT_JUDGED.value]
+        notes += [
+            f"{label}: every step saw another batch, so that changes are not judged: give the Recorder one to call the "
+            "model on after each update, probe=batch"
+            for label in unjudged["label"].unique()
+        ]
         notes.extend(audit(self.records, self.findings))
         notes += self._globs_of_nothing()
         undiagnosed = {r.key.label for r in self.records if r.uses} - set(self.findings) - set(self.too_few_widths)
@@ -268,7 +274,7 @@ class Report:
             return IncompleteCheck.exit_code
         if self.too_few_widths:
             return CoordCheckError.exit_code
-        return 0 if all(verdict is Verdict.OK for verdict in self.status.values()) else IncompleteCheck.exit_code
+        return 0 if all(verdict.passes for verdict in self.status.values()) else IncompleteCheck.exit_code
 
     def raise_for_status(self) -> None:
         """Raise when the check did not pass; the message is the report on one screen.

@@ -62,3 +62,15 @@ def spread_over(model: nn.Module) -> set[int]:
 def owns_shards(module: nn.Module) -> bool:
     """Whether a parameter of the module's own is a DTensor."""
     return any(is_spread(parameter) for parameter in module._parameters.values())
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of the whole parameters that a call of `fully_shard`'s modules gathered, where no backward pass follows.
+
+    What they hold after an update would be the parameters before it.
+    """
+    for module in model.modules():
+        # by its name: it has moved from one module of torch to another
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            sharded: Any = module
+            sharded.reshard()

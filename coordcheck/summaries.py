@@ -95,7 +95,7 @@ def headline(report: Report, label: str) -> Headline:
     else:
         brief = [symptoms, causes]
         parts = [f"{symptoms} {span}" if symptoms else "", named]
-    if status is Verdict.OK:  # what visibly falls and is right
+    if status.passes:  # what visibly falls and is right
         parts.append(design_text(by_design(report, label)))
     if status.violated and not blamed:
         first = next((layer for layer, word in zip(table["layer"], words, strict=True) if word.violated), "")

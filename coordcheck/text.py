@@ -65,13 +65,13 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
     parts += [Text(printable(f"note: {note}")) for note in notes[:most_notes]]
     if len(notes) > most_notes:
         parts.append(Text(f"note: and {len(notes) - most_notes} more: report.notes, --notes"))
-    if report.findings and any(status is Verdict.OK for status in report.status.values()):
+    if report.findings and any(status.passes for status in report.status.values()):
         parts.append(Text(LIMITS, style="dim"))
     return Group(*parts)
 
 
 def _headline(line: Headline) -> Text:
-    colour = "red" if line.failed else "green" if line.verdict is Verdict.OK else "yellow"
+    colour = "red" if line.failed else "green" if line.verdict.passes else "yellow"
     return Text.assemble(
         (f"{printable(line.label)}: ", "bold"), (line.word, f"bold {colour}"), f"  {printable(line.text)}"
     )

@@ -49,6 +49,8 @@ class Verdict(str, Enum):
     """A parameter whose own update could not be seen; the explanation says why."""
     NOT_COMPARED = "not compared"
     """Seen at some widths only, too few for a slope: a layer of deeper models, along a depth axis."""
+    NOT_JUDGED = "ok, changes not judged"
+    """Right at initialisation; a change is none of training, because every step saw another batch."""
     OK = "ok"
 
     @property
@@ -56,12 +58,20 @@ class Verdict(str, Enum):
         return self.value in _HARMLESS
 
     @property
+    def passes(self) -> bool:
+        """Whether a label of which this is said has been checked, and nothing is wrong with it."""
+        return self in (Verdict.OK, Verdict.NOT_JUDGED)
+
+    @property
     def violated(self) -> bool:
         return self not in _NOT_VIOLATED
 
 
-_HARMLESS = ("ok", "not visible")
-_NOT_VIOLATED = (Verdict.UNDECIDED, Verdict.FROZEN, Verdict.NOT_VISIBLE, Verdict.NOT_COMPARED, Verdict.OK)
+_HARMLESS = ("ok", "ok, changes not judged", "not visible")
+_NOT_VIOLATED = (
+    *(Verdict.UNDECIDED, Verdict.FROZEN, Verdict.NOT_VISIBLE, Verdict.NOT_COMPARED),
+    *(Verdict.NOT_JUDGED, Verdict.OK),
+)
 
 
 class Answer(Enum):
@@ -239,8 +249,9 @@ def _unmoved(fits: Sequence[Mapping[str, Any]], initial: Evidence | None) -> Jud
         return Judgement(Verdict.FROZEN, initial, "its output never changed")
     if reasons:
         why = ", ".join(sorted(reasons))
-        advice = "; give one fixed batch" if Status.MOVED_INPUT.value in reasons else ""
-        return Judgement(Verdict.UNDECIDED, None, f"its change in training has no slope: {why}{advice}")
+        if Status.MOVED_INPUT.value in reasons and initial is not None:
+            return Judgement(Verdict.NOT_JUDGED, initial, f"{_seen(initial)}; its change is not judged: {why}")
+        return Judgement(Verdict.UNDECIDED, None, f"its change in training has no slope: {why}")
     if initial is None:
         return Judgement(Verdict.UNDECIDED, None, "no slope: " + ", ".join(sorted({fit["status"] for fit in fits})))
     return Judgement(Verdict.UNDECIDED, None, "no update was recorded, so nothing is known of its change")
@@ -284,6 +295,10 @@ def summary(words: Sequence[Verdict]) -> str:
     counts = Counter(words)
     if counts[Verdict.UNDECIDED]:
         return f"{counts[Verdict.UNDECIDED]} of {total} layers undecided"
+    if counts[Verdict.NOT_JUDGED]:
+        right = counts[Verdict.OK] + counts[Verdict.NOT_JUDGED]
+        which = f"all {total}" if right == total else f"{right} of {total}"
+        return f"{which} layers are right at initialisation (changes not judged)"
     if not counts[Verdict.OK]:
         return f"nothing to judge: none of {total} layers moved"
     if counts[Verdict.OK] == total:
@@ -299,7 +314,8 @@ _PLURALS = {Verdict.BLOWS_UP: "blow up", Verdict.VANISHES: "vanish"}
 def label_status(verdicts: pd.DataFrame) -> dict[str, Verdict]:
     """Per label: the verdict of the first violated layer or of the first culprit, else undecided, else ok.
 
-    Where most parameters are not visible, that no layer is violated decides nothing.
+    Where most parameters are not visible, that no layer is violated decides nothing. Where no change could be judged,
+    only parameters decide, whose updates were: else the learning rates would pass unseen.
     """
     result = {}
     for label, group in verdicts.groupby("label", sort=False):
@@ -307,8 +323,18 @@ def label_status(verdicts: pd.DataFrame) -> dict[str, Verdict]:
         culprits = group["culprit"] if "culprit" in group else [False] * len(found)
         violated = [v for v, culprit in zip(found, culprits, strict=True) if v.violated or culprit]
         undecided = Verdict.UNDECIDED in found or Verdict.OK not in found or mostly_unseen(group)
-        result[str(label)] = violated[0] if violated else Verdict.UNDECIDED if undecided else Verdict.OK
+        right = Verdict.OK
+        if Verdict.NOT_JUDGED in found:
+            right = Verdict.NOT_JUDGED
+            undecided = undecided or not _some_parameter_is_right(group)
+        result[str(label)] = violated[0] if violated else Verdict.UNDECIDED if undecided else right
     return result
+
+
+def _some_parameter_is_right(verdicts: pd.DataFrame) -> bool:
+    return "parameter" in verdicts and bool(
+        (verdicts["parameter"].notna() & (verdicts["verdict"] == Verdict.OK.value)).any()
+    )
 
 
 def mostly_unseen(verdicts: pd.DataFrame) -> bool:

@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +34,7 @@ from coordcheck.models import mlp, transformer
 from coordcheck.models.transformer import Attention
 from coordcheck.records import Kind, Quantity, RunKey, RunRecord, Status
 from coordcheck.runfiles import RunFolder
+from coordcheck.shards import local_part
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -327,6 +328,60 @@ def ddp_compiled(folder: str) -> RunRecord:
     return recorded(torch.compile(ddp(make_mlp()), backend="eager"), mine(examples()), save_to=folder)
 
 
+def probed(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], folder: str) -> RunRecord:
+    """A training on a stream, looked at on the batch of the others; the same without is the same to the bit."""
+    trained = []
+    for probe in (None, data[0]):
+        model = make()
+        optimizer = descent(model)
+        found = recorder(model, optimizer, save_to=folder, probe=probe) if probe is not None else nullcontext()
+        with found:
+            train(model, optimizer, data, updates=1)  # what the others have trained on until t=1
+            train(model, optimizer, (data[0].flip(0), data[1]), updates=STEPS)
+        trained.append([local_part(p.detach()) for p in (*model.parameters(), *model.buffers())])
+    assert all(map(torch.equal, *trained))
+    assert found.done
+    return found.record
+
+
+def normed_mlp() -> nn.Module:
+    """With running averages, which DistributedDataParallel sends around at every call of it."""
+    model = make_mlp()
+    model.input = nn.Sequential(model.input, nn.BatchNorm1d(32))
+    return model
+
+
+def ddp_probed(folder: str) -> RunRecord:
+    return probed(lambda: ddp(make_mlp()), mine(examples()), folder)
+
+
+def ddp_normed_probed(folder: str) -> RunRecord:
+    return probed(lambda: ddp(normed_mlp()), mine(examples()), folder)
+
+
+def ddp_compiled_probed(folder: str) -> RunRecord:
+    return probed(lambda: torch.compile(ddp(make_mlp()), backend="eager"), mine(examples()), folder)
+
+
+def fsdp_probed(folder: str) -> RunRecord:
+    def make() -> nn.Module:
+        model = make_mlp()
+        return sharded(model, layers=[model.input, *model.hidden])
+
+    return probed(make, mine(examples()), folder)
+
+
+def tensor_probed(folder: str) -> RunRecord:
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    def make() -> nn.Module:
+        model = make_mlp()
+        plan = {"input": ColwiseParallel(), "hidden.0": RowwiseParallel(), "hidden.1": ColwiseParallel()}
+        return parallelize_module(model, mesh("tensor"), {**plan, "readout": RowwiseParallel()})
+
+    return probed(make, examples(), folder)
+
+
 # ---- scenarios that must not hang
 
 
@@ -390,6 +445,7 @@ ENDING_WELL: dict[str, Callable[[str], RunRecord]] = {
         *(tensor_mlp, tensor_mlp_of_dtensors, tensor_transformer, sequence_transformer, summands),
         *(own_widths, by_hand, stages, routed, one_rank_raises, one_rank_records, other_widths),
         *(ddp_diagnosed, fsdp_diagnosed),
+        *(ddp_probed, ddp_normed_probed, ddp_compiled_probed, fsdp_probed, tensor_probed),
     )
 }
 
@@ -545,6 +601,22 @@ def test_two_ranks_record_what_one_process_does(folder, reference, name):
     assert found.parameters == expected.parameters
     assert found.settings == expected.settings
     assert found.notes == ["scales are those of ranks 0, 1 together"]
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("name", ["ddp_probed", "ddp_compiled_probed", "fsdp_probed", "tensor_probed"])
+def test_a_probe_on_two_ranks_is_that_of_one_process(folder, name):
+    """Until t=1 the training is that of the fixed batch, and so are all scales."""
+    found, expected = table(record_of(folder, name)), table(alone("mlp"))
+    assert found.keys() == expected.keys()
+    found, expected = ({key: row for key, row in rows.items() if key[1] < 2} for rows in (found, expected))
+    assert largest_difference(found, expected, "activation", "mean_abs", "change") < ROUNDING
+    assert "failed" not in str(record_of(folder, name).notes)
+
+
+def test_a_probe_leaves_running_averages_alone_that_ranks_share(folder):
+    """The scenario itself compares the training with one without."""
+    assert {status for _, status in table(record_of(folder, "ddp_normed_probed")).values()} == {"ok"}
 
 
 @pytest.mark.parametrize("name", ["ddp_mlp", "fsdp_mlp", "tensor_mlp", "by_hand"])

@@ -144,6 +144,24 @@ def test_a_gpt2_at_three_widths_as_three_trainings_of_transformers(tmp_path):
     assert all(info.learning_rate == 3e-3 and info.visible for r in report.records for info in r.parameters)
 
 
+def test_a_trainer_on_a_stream_is_looked_at_on_a_probe_and_trains_as_without(tmp_path):
+    from coordcheck.integrations.transformers import CoordCheckCallback
+
+    def weights(callbacks: list[Any]) -> list[list[float]]:
+        trainer = tiny_trainer(tmp_path, callbacks, max_steps=6, per_device_train_batch_size=1, bf16=True)
+        trainer.train_dataset = [{"x": torch.full((4,), float(t)), "labels": torch.ones(3)} for t in range(8)]
+        trainer.train()
+        return [p.tolist() for p in trainer.model.parameters()]
+
+    probe = {"x": torch.ones(2, 4), "labels": torch.ones(2, 3)}
+    callback = CoordCheckCallback(width=8, probe=probe)
+    assert weights([callback]) == weights([])
+    assert callback.record is not None
+    assert {row.status.value for row in callback.record.rows} <= {"ok", "zero"}
+    assert {row.step for row in callback.record.rows if row.quantity.value == "change"} == {1, 2, 3, 4}
+    assert not [note for note in callback.record.notes if "failed" in note]
+
+
 def tiny_trainer(tmp_path: Path, callbacks: list[Any], **settings: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -367,7 +385,20 @@ def test_an_mlp_at_three_widths_as_three_trainings_of_lightning(tmp_path):
         assert all(info.learning_rate == 3e-3 for info in record.parameters)
 
 
-def lightning_fit(callback: Any, fail_at: int | None = None, **settings: Any) -> tuple[Any, Any]:
+def test_lightning_on_a_stream_is_looked_at_on_a_probe_and_trains_as_without():
+    from coordcheck.integrations.lightning import CoordCheckCallback
+
+    def probe(module: nn.Module) -> torch.Tensor:  # whose forward is not the one that it trains
+        return module.last(module.first(torch.ones(2, 4)).tanh())
+
+    callback = CoordCheckCallback(width=8, probe=probe)
+    weights = [[p.tolist() for p in lightning_fit(one, scale=True)[1].parameters()] for one in (callback, None)]
+    assert weights[0] == weights[1]
+    assert {row.status.value for row in callback.record.rows} <= {"ok", "zero"}
+    assert {row.step for row in callback.record.rows if row.quantity.value == "change"} == {1, 2, 3, 4}
+
+
+def lightning_fit(callback: Any, fail_at: int | None = None, scale: bool = False, **settings: Any) -> tuple[Any, Any]:
     lightning = pytest.importorskip("lightning")
 
     class Net(lightning.LightningModule):
@@ -384,7 +415,8 @@ def lightning_fit(callback: Any, fail_at: int | None = None, **settings: Any) ->
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     lightning.seed_everything(0, verbose=False)
-    batch = TensorDataset(torch.ones(24, 4), torch.ones(24, 3))
+    factors = torch.arange(24.0)[:, None] if scale else 1.0
+    batch = TensorDataset(torch.ones(24, 4) * factors, torch.ones(24, 3))
     options = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback] if callback else [], **options, **settings

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import json
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -529,3 +531,23 @@ def test_own_loops_on_a_stream_end_red_in_sp_and_green_in_mup(tmp_path, own_upda
     assert set(right.layers["verdict"]) == {"ok"}
     if own_updates:
         assert set(wrong.verdicts[wrong.verdicts["culprit"]]["layer"]) == {"2.weight", "4.weight"}
+
+
+@pytest.mark.fault(56)
+def test_without_a_probe_a_stream_is_judged_by_what_can_be_and_says_so(tmp_path):
+    """SP by its parameters; µP is right as far as can be told, and green only where parameters were followed."""
+    wrong, right = recorded(sp, tmp_path / "sp"), recorded(mup, tmp_path / "mup")
+    assert (wrong.exit_code, right.exit_code) == (1, 0)
+    assert set(wrong.culprits["layer"]) == {"2.weight", "4.weight"}
+    assert {verdict.value for verdict in right.status.values()} == {"ok, changes not judged"}
+    assert "model: OK, CHANGES NOT JUDGED  all 5 layers are right at initialisation (changes not judged)" in str(right)
+    told = "give the Recorder one to call the model on after each update, probe=batch"
+    assert any(told in note for note in right.notes)
+    right.raise_for_status()
+    blind = recorded(mup, tmp_path / "blind", own_updates=False)
+    assert {verdict.value for verdict in blind.status.values()} == {"undecided"}
+    assert blind.exit_code == 3
+    assert any(told in note for note in blind.notes)
+    assert "add seeds" not in str(blind)
+    schema = json.loads((Path(coordcheck.__file__).parent / "report.schema.json").read_text())
+    jsonschema.validate(json.loads(right.to_json()), schema)
