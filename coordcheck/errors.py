@@ -5,12 +5,25 @@ Those that users import from `coordcheck` say so: a traceback, and a line of pyt
 
 from __future__ import annotations
 
+from coordcheck.escaping import told
+from coordcheck.redaction import redacted
+
 
 class CoordCheckError(Exception):
-    """Input that cannot be checked: says what was seen, what is accepted and what to do."""
+    r"""Input that cannot be checked: says what was seen, what is accepted and what to do.
+
+    The message holds names and paths of unknown origin, and what other code said: it is fit for a terminal, and without
+    secrets.
+
+    >>> str(CoordCheckError("cannot read a\x1b[31m.json of https://me:pw@host"))
+    'cannot read a\\x1b[31m.json of https://***@host'
+    """
 
     __module__ = "coordcheck"
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(told(redacted(str(message))))
 
 
 class NotWidthInvariant(CoordCheckError, AssertionError):
@@ -47,5 +60,5 @@ class SweepInterrupted(KeyboardInterrupt):
     exit_code = 130
 
     def __init__(self, message: str, report: object = None) -> None:
-        super().__init__(message)
+        super().__init__(told(redacted(message)))
         self.report = report

@@ -24,7 +24,7 @@ from coordcheck.parameters import optimizer_settings as optimizer_settings
 from coordcheck.parameters import parameter_infos as parameter_infos
 from coordcheck.probing import BeforeUpdate, ProbePass
 from coordcheck.ranks import PATIENCE, sharing_ranks
-from coordcheck.records import Outcome, RunKey, RunRecord
+from coordcheck.records import Outcome, RunKey, RunRecord, kept, printable
 from coordcheck.reduction import SharedRun
 from coordcheck.runfiles import RunFolder, versions
 from coordcheck.shards import spread_over
@@ -187,10 +187,10 @@ class Recorder:
         return Hook(action, self._failed)
 
     def _failed(self, error: Exception) -> None:
-        note = f"recording failed: {type(error).__name__}: {error}"
+        note = kept(f"recording failed: {type(error).__name__}: {error}")
         if note not in self.record.notes:
             self.record.notes.append(note)
-            logging.getLogger("coordcheck").warning(note)
+            logging.getLogger("coordcheck").warning("%s", printable(note))
 
     def _tell_ending(self, error: BaseException | None) -> None:
         """Why the loop ended before everything was recorded."""
@@ -225,9 +225,10 @@ class Recorder:
             self._save()
 
     def _save(self) -> None:
+        self.record.tidy()  # the other ranks' notes too
         if self._folder is not None:
             if self._folder.run_path(self.record.key).exists():
-                logging.getLogger("coordcheck").warning("the run file of %s is replaced", self.record.key)
+                logging.getLogger("coordcheck").warning("the run file of %s is replaced", printable(str(self.record.key)))
             self._folder.save(self.record)
 
     def _collect(self) -> None:
@@ -236,6 +237,7 @@ class Recorder:
         if self._live is not None and self.record.rows:
             self._live.write(self.record)
         name_plainly(self.record)
+        self.record.tidy()
 
     def _trains(self) -> bool:
         """Whether a call now is one of the training."""

@@ -14,6 +14,12 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from coordcheck.errors import RunFileError
+from coordcheck.escaping import printable as printable
+from coordcheck.escaping import shortened
+from coordcheck.redaction import redacted
+
+
+KEPT = 8000  # characters of a reason or note
 
 
 class Quantity(str, Enum):
@@ -152,15 +158,6 @@ def same_label(label: str) -> str:
     return unicodedata.normalize("NFKC", label)
 
 
-def printable(text: str) -> str:
-    r"""The text with control characters written out, fit for a terminal, a table or a figure.
-
-    >>> printable("a\nb")
-    'a\\nb'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def pattern(name: str) -> str:
     r"""A name with its numbers left out: parameters of repeated blocks are alike.
 
@@ -262,6 +259,16 @@ class Use(NamedTuple):
     """Why nothing but the parameter itself could be measured; empty when all was."""
 
 
+def kept(message: str) -> str:
+    """What other code said, as it may be kept in a file: without secrets, and of a length that can be read.
+
+    >>> kept("OSError: 403 for https://host/model?token=abc")
+    'OSError: 403 for https://host/model?token=***'
+    """
+    # once more before: a search through megabytes, as a batch that is part of a message has, would take seconds
+    return shortened(redacted(shortened(message, 4 * KEPT)), KEPT)
+
+
 @dataclass
 class RunRecord:
     """Everything one run leaves behind."""
@@ -288,6 +295,11 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         return self.outcome is Outcome.FINISHED
+
+    def tidy(self) -> None:
+        """Take secrets out of its reason and its notes, and the middle out of those that are too long to be kept."""
+        self.reason = kept(self.reason)
+        self.notes = [kept(note) for note in self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON data: enums as their words, numbers finite."""

@@ -18,7 +18,7 @@ from coordcheck.interrupts import deferred, look
 from coordcheck.isolation import summary, user_code
 from coordcheck.payloads import packed, unpacked
 from coordcheck.progress import progress
-from coordcheck.records import Outcome, RunKey, RunRecord, differences
+from coordcheck.records import Outcome, RunKey, RunRecord, differences, kept
 from coordcheck.runfiles import RunFolder
 from coordcheck.training import execute
 from coordcheck.trials import Run
@@ -184,7 +184,7 @@ def _collected(run: Run, future: Future[RunRecord]) -> RunRecord:
         raise
     except BaseException as error:  # executors have errors of their own; unpickling may call sys.exit
         what = "the worker process ended" if isinstance(error, BrokenExecutor) else "the executor failed"
-        reason = f"{what}: {summary(error)}"
+        reason = kept(f"{what}: {summary(error)}")
         return RunRecord(run.key, settings=dict(run.settings), outcome=Outcome.CRASHED, reason=reason)
 
 

@@ -18,7 +18,7 @@ from coordcheck.frames import Room
 from coordcheck.isolation import Exited, summary, user_code
 from coordcheck.probing import Onlooker
 from coordcheck.recorder import parameter_infos
-from coordcheck.records import Outcome, RunRecord
+from coordcheck.records import Outcome, RunRecord, kept
 from coordcheck.sites import SiteRecorder
 from coordcheck.trials import Curve, Prepared, Run, backward, check_scalar, prepared, preserved_state
 from coordcheck.wrappers import name_plainly
@@ -49,6 +49,7 @@ def execute(run: Run) -> RunRecord:
             record.outcome = Outcome.OUT_OF_MEMORY if exhausted else Outcome.FAILED
             record.reason = _tail(error)
     name_plainly(record)
+    record.tidy()
     record.seconds = time.perf_counter() - started
     return record
 
@@ -76,10 +77,11 @@ def _diagnose(run: Run, record: RunRecord) -> None:
 
 
 def _tail(error: BaseException) -> str:
-    """The end of an error's traceback; its last line says what it is."""
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()[-TRACEBACK_LINES:]
+    """The end of an error's traceback, without its secrets; its last line says what it is."""
+    # before it is cut: the last lines of a key would not be known for what they are
+    lines = kept("".join(traceback.format_exception(error))).strip().splitlines()[-TRACEBACK_LINES:]
     if isinstance(error, SystemExit):
-        lines[-1] = summary(error)
+        lines[-1] = kept(summary(error))
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("errors", "letters", "extras", "isolation", "interrupts", "output"),
+    *("escaping", "redaction", "errors", "letters", "extras", "isolation", "interrupts", "output"),
     *("records", "repeats", "folds", "arguments", "runfiles", "owners", "codes", "fingerprints", "scales", "shards"),
     *("frames", "calls", "batches", "inputs", "windows", "randomness", "modes", "hooks", "wrappers"),
     *("sites", "state", "probing", "parameters", "ranks", "reduction"),
@@ -83,6 +83,8 @@ ORDER = [
 ]
 # from `measurements` to the right, a saved check is read without torch
 WITHOUT_TORCH = [
+    "escaping",
+    "redaction",
     "errors",
     "records",
     "runfiles",

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.escaping import printable
 from coordcheck.figures import save_figure
+from coordcheck.redaction import redacted
 from coordcheck.runfiles import slug
 from coordcheck.verdicts import Verdict
 
@@ -71,7 +73,9 @@ def log(report: Report, to: Any, *, step: int | None = None) -> None:
         send(_content(report), step)
     except Exception as error:  # a tracker that is down must not end the program that it tracks
         logging.getLogger("coordcheck").warning(
-            "the report was not logged, or not wholly, to %s: %s: %s", type(to).__name__, type(error).__name__, error
+            "the report was not logged, or not wholly, to %s: %s",
+            type(to).__name__,
+            printable(redacted(f"{type(error).__name__}: {error}")),
         )
 
 
