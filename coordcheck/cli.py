@@ -74,7 +74,7 @@ def _exit_code(options: Any) -> int:
         if isinstance(error, SystemExit):
             tell(f"the code under check left by {summary(error)}")
         else:
-            traceback.print_exc()
+            tell(traceback.format_exc().rstrip(), who="")
         return CoordCheckError.exit_code  # Python's own exit code for it, 1, means "violated" here
 
 
@@ -133,7 +133,7 @@ def _plan(options: Any) -> int:
         settings |= {"timed": True, "batch": _named("--batch", options.batch), "loss": _named("--loss", options.loss)}
     found = plan(builds, roles=_roles(options.role), **settings, **_grid(options))
     if options.format == "json":
-        options.output.say(found.to_json())
+        options.output.hand(found.to_json())
     else:
         options.output.show(found)
     code: int = found.exit_code
@@ -273,11 +273,11 @@ def _finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = Non
     if arguments and _is_part(arguments):
         return _saved_part(report, arguments["save_to"], output)
     if options.format == "json":
-        output.say(report.to_json())
+        output.hand(report.to_json())
     elif options.format == "junit":
-        output.say(junit(report))
+        output.hand(junit(report))
     elif options.format == "github":
-        output.say(github(report, _places((arguments or {}).get("build", {}))))
+        output.hand(github(report, _places((arguments or {}).get("build", {}))))
     else:
         output.show(_with_all_notes(report) if options.notes else report)
     wanted: list[tuple[Path | None, Callable[[Path], object]]] = [
@@ -305,7 +305,8 @@ def _saved_part(report: Any, folder: Path, output: Any) -> int:
     saved = len(own & done)
     output.say(
         f"{saved} of the {len(own)} runs of this part are saved, and {len(done)} of the {len(whole.records)} runs that "
-        f"{folder} is to hold so far.\nWhen all are: coordcheck show {shlex.quote(str(folder))}"
+        f"{printable(str(folder))} is to hold so far.\n"
+        f"When all are: coordcheck show {printable(shlex.quote(str(folder)))}"
     )
     return 0 if saved == len(own) else IncompleteCheck.exit_code
 

@@ -4,9 +4,9 @@ Names, labels, notes, reasons and paths come from users' models and from files o
 string can: escape sequences of terminals, line ends, marks that turn the direction of text around, halves of surrogate
 pairs (as Python gives them for file names that are not of the locale's encoding), a hundred thousand characters.
 
-    terminal, log, warning, traceback   `printable` of a name, `told` of a message of several lines
+    terminal, log, warning, traceback   `printable` of one line, `told` of several
+    table, figure                       `legible`
     JSON                                `json_text`
-    figure, table                       `shortened` of the printable name
 
 HTML, Markdown, XML, workflow commands and file names escape what `printable` leaves, each where it is written.
 """
@@ -56,6 +56,15 @@ def shortened(text: str, most: int = NAME_LENGTH) -> str:
         return text
     tail = (most - 1) // 2
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def legible(name: str, most: int = NAME_LENGTH) -> str:
+    r"""A name as it stands in a line of text, a table or a figure: printable, and not longer than can be read.
+
+    >>> legible("fc\n1"), len(legible("x" * 100_000))
+    ('fc\\n1', 120)
+    """
+    return shortened(printable(shortened(name, 4 * most)), most)
 
 
 def well_formed(text: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from coordcheck.escaping import told
 from coordcheck.letters import HANDLER
+from coordcheck.redaction import redacted
 
 TEXT_WIDTH = 100  # columns when the output is no terminal
 
@@ -25,8 +27,12 @@ class Output:
         self.lost = False
 
     def say(self, text: str) -> None:
-        """Write a line, or several."""
-        self._write(lambda stream: print(text, file=stream))
+        """Write a line, or several, of our own words, with names and paths in them."""
+        self.hand(told(text))
+
+    def hand(self, document: str) -> None:
+        """Write a document as it is."""
+        self._write(lambda stream: print(document, file=stream))
 
     def show(self, renderable: Any) -> None:
         """Write what rich renders, with colours on a terminal."""
@@ -62,10 +68,10 @@ class Output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]  # it is open
 
 
-def tell(message: str, *, start: str = "") -> None:
-    """A line on standard error; a terminal that is gone must not change how a command ends."""
+def tell(message: str, *, start: str = "", who: str = "coordcheck: ") -> None:
+    """A line on standard error, or several; a terminal that is gone must not change how a command ends."""
     with suppress(OSError, ValueError, AttributeError):
-        print(f"{start}coordcheck: {message}", file=sys.stderr, flush=True)
+        print(f"{start}{who}{told(redacted(message))}", file=sys.stderr, flush=True)
 
 
 @contextmanager

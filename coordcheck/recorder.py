@@ -228,7 +228,9 @@ class Recorder:
         self.record.tidy()  # the other ranks' notes too
         if self._folder is not None:
             if self._folder.run_path(self.record.key).exists():
-                logging.getLogger("coordcheck").warning("the run file of %s is replaced", printable(str(self.record.key)))
+                logging.getLogger("coordcheck").warning(
+                    "the run file of %s is replaced", printable(str(self.record.key))
+                )
             self._folder.save(self.record)
 
     def _collect(self) -> None:

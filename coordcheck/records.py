@@ -18,7 +18,6 @@ from coordcheck.escaping import printable as printable
 from coordcheck.escaping import shortened
 from coordcheck.redaction import redacted
 
-
 KEPT = 8000  # characters of a reason or note
 
 
@@ -152,10 +151,13 @@ def status_of(value: float) -> Status:
 def same_label(label: str) -> str:
     r"""The form in which labels are compared: NFKC, so that the two Unicode mu signs are one.
 
+    Two halves of a surrogate pair are one character, as they are when JSON is read.
+
     >>> same_label("\u00b5P") == same_label("\u03bcP")
     True
     """
-    return unicodedata.normalize("NFKC", label)
+    pairs_joined = label.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return unicodedata.normalize("NFKC", pairs_joined)
 
 
 def pattern(name: str) -> str:

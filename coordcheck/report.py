@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from coordcheck.audits import LIMITS, audit
 from coordcheck.blame import combined
 from coordcheck.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
+from coordcheck.escaping import json_text
 from coordcheck.exponents import exponents
 from coordcheck.folds import folded
 from coordcheck.labels import folder_paths, in_order, selected, told_apart
@@ -402,7 +402,7 @@ class Report:
 
     def to_json(self) -> str:
         """All of the report as strict JSON (no NaN: null), as `coordcheck/report.schema.json` describes it."""
-        return json.dumps(
+        return json_text(
             {
                 "format": "coordcheck report",
                 "schema": SCHEMA,
@@ -426,8 +426,6 @@ class Report:
                 "notes": self.notes,
                 "limits": LIMITS,
             },
-            allow_nan=False,
-            ensure_ascii=False,
         )
 
 

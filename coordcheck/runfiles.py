@@ -128,7 +128,7 @@ def slug(label: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_]{1,40}", plain) and (plain != label or "mu" not in label):
         return plain
     words = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "label"
-    return f"{words}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return f"{words}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 class RunFolder:

@@ -185,7 +185,7 @@ def _changes(
 def _settings(report: Report) -> dict[str, Any]:
     """What exponents depend on beside the code."""
     return {
-        "axis": report.criteria.axis,
+        "axis": _plain(report.criteria.axis),
         "labels": sorted(_plain(label) for label in report.labels),
         "seeds": sorted({record.key.seed for record in report.records}),
         "steps": max(map(int, report.slopes["step"]), default=0),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from coordcheck.baselines import KINDS, Baseline, Entry, Name, Reading
 from coordcheck.errors import RunFileError
+from coordcheck.escaping import json_text
 from coordcheck.runfiles import replace_file
 from coordcheck.verdicts import Verdict
 
@@ -74,8 +75,8 @@ def _lines(baseline: Baseline, label: str, kind: str) -> dict[str, _Line]:
 def _text(value: Any, indent: str = "") -> str:
     """JSON, indented down to the values that stand on one line."""
     if not isinstance(value, dict):
-        return json.dumps(value.value if isinstance(value, _Line) else value, ensure_ascii=False, allow_nan=False)
-    lines = [f"{indent}  {json.dumps(key, ensure_ascii=False)}: {_text(v, indent + '  ')}" for key, v in value.items()]
+        return json_text(value.value if isinstance(value, _Line) else value)
+    lines = [f"{indent}  {json_text(key)}: {_text(v, indent + '  ')}" for key, v in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}" if lines else "{}"
 
 

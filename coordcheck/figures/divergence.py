@@ -16,9 +16,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import Affine2D, Transform
 from numpy.typing import NDArray
 
-from coordcheck.figures.style import QUANTITY_NAMES, own_style, rows_of
+from coordcheck.escaping import legible
+from coordcheck.figures.style import NAME_LENGTH, QUANTITY_NAMES, own_style, rows_of
 from coordcheck.measurements import judged
-from coordcheck.records import Quantity, Status, printable
+from coordcheck.records import Quantity, Status
 from coordcheck.verdicts import Verdict, summary
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _row_title(axis: Axes, label: str, report: Report, verdicts: pd.DataFrame, d
     if drawn < len(words):
         verdict += f" ({drawn} lines: the worst of repeated layers)"
     texts: list[Any] = [
-        TextArea(printable(label), textprops={"fontsize": 9, "fontweight": "bold"}),
+        TextArea(legible(label, NAME_LENGTH), textprops={"fontsize": 9, "fontweight": "bold"}),
         TextArea(verdict, textprops={"color": "0.25"}),
     ]
     title = HPacker(children=texts, align="baseline", pad=0, sep=6)
@@ -165,7 +166,7 @@ def _finish_axes(figure: Figure, axes: NDArray[Any], report: Report, steps: Sequ
         axis.yaxis.set_major_formatter(FuncFormatter(_power_of_two))
         axis.tick_params(axis="x", pad=2)
     for axis in axes[-1]:
-        axis.set_xlabel(printable(report.criteria.axis), labelpad=1)
+        axis.set_xlabel(legible(report.criteria.axis, NAME_LENGTH), labelpad=1)
     top = first.get_position().y1 + HEADER / figure.get_size_inches()[1]
     for axis, step in zip(axes[0], steps, strict=True):
         box = axis.get_position()
@@ -276,7 +277,7 @@ def _short(layer: str, limit: int = 26) -> str:
     >>> _short("transformer.blocks.3.attention.query_projection")
     '…3.…ntion.query_projection'
     """
-    layer = printable(layer)
+    layer = legible(layer)
     if len(layer) <= limit:
         return layer
     parts = layer.split(".")

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coordcheck.errors import CoordCheckError
-from coordcheck.figures.style import own_style
-from coordcheck.records import Role, pattern, printable
+from coordcheck.escaping import legible
+from coordcheck.figures.style import NAME_LENGTH, own_style
+from coordcheck.records import Role, pattern
 
 if TYPE_CHECKING:
     from coordcheck.report import Report
@@ -63,7 +64,7 @@ def draw_exponents(report: Report) -> Figure:
             verdict = f"{blamed} to blame" if blamed else "none to blame"
             middle = (pair[0].get_position().x0 + pair[1].get_position().x1) / 2
             where: Any = {"ha": "center", "va": "top", "fontweight": "bold", "fontsize": 9}
-            figure.text(middle, 1 - 0.07 / height, f"{printable(label)}: {verdict}", **where)
+            figure.text(middle, 1 - 0.07 / height, f"{legible(label, NAME_LENGTH)}: {verdict}", **where)
         axes[0].set_yticks([-number for number in range(len(shown))], shown)
         axes[0].set_ylim(-len(shown) + 0.4, 0.6)
     return figure
@@ -81,7 +82,7 @@ def _rows(names: Sequence[str]) -> tuple[list[str], dict[str, int]]:
     keys = {name: name if len(names) <= MAX_ROWS else pattern(name) for name in names}
     counts = Counter(keys.values())
     place = {key: -number for number, key in enumerate(counts)}
-    texts = [printable(key if count == 1 else f"{key} ({count})") for key, count in counts.items()]
+    texts = [legible(key if count == 1 else f"{key} ({count})", NAME_LENGTH) for key, count in counts.items()]
     return texts, {name: place[key] for name, key in keys.items()}
 
 

@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coordcheck.figures.style import QUANTITY_NAMES, own_style, rows_of
-from coordcheck.records import Quantity, printable
+from coordcheck.escaping import legible
+from coordcheck.figures.style import NAME_LENGTH, QUANTITY_NAMES, own_style, rows_of
+from coordcheck.records import Quantity
 from coordcheck.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw_slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figu
     shifted = set(slopes.loc[slopes["aim"].fillna(0.0) != 0, "layer"])
     steps = sorted(slopes["step"].unique())
     layers = list(dict.fromkeys(slopes.sort_values("order")["layer"]))
-    names = [printable(layer) + (" †" if layer in shifted else "") for layer in layers]
+    names = [legible(layer, NAME_LENGTH) + (" †" if layer in shifted else "") for layer in layers]
     largest = slopes["slope"].abs().max()
     limit = min(max(1.0, np.ceil(2 * largest) / 2), LIMIT) if np.isfinite(largest) else 1.0
     with own_style(), mpl.rc_context({"axes.grid": False}):
@@ -50,7 +51,7 @@ def draw_slope_map(report: Report, quantity: Quantity = Quantity.CHANGE) -> Figu
         for axis, label in zip(axes, report.labels, strict=True):
             image = _panel(axis, slopes[slopes["label"] == label], layers, steps, limit)
             _mark(axis, slopes[slopes["label"] == label], layers, steps, report)
-            axis.set_title(printable(label), fontweight="bold", fontsize=9)
+            axis.set_title(legible(label, NAME_LENGTH), fontweight="bold", fontsize=9)
         axes[0].set_yticks(range(len(layers)), names)
         box = axes[-1].get_position()
         bar = figure.colorbar(image, cax=figure.add_axes((box.x1 + 0.12 / width, box.y0, 0.09 / width, box.height)))

@@ -46,6 +46,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
+NAME_LENGTH = 60  # characters of a name; some 4 inches
 QUANTITY_NAMES = {
     Quantity.ACTIVATION: "RMS activation",
     Quantity.MEAN_ABS: "mean |activation|",

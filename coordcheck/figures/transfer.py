@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from coordcheck.figures.style import own_style
+from coordcheck.escaping import legible
+from coordcheck.figures.style import NAME_LENGTH, own_style
 from coordcheck.optima import Optimum
-from coordcheck.records import printable
 
 if TYPE_CHECKING:
     from coordcheck.transfer import Transfer
@@ -79,7 +79,7 @@ def panel(axis: Axes, transfer: Transfer, label: str) -> None:
     axis.xaxis.set_major_locator(MultipleLocator(2))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     shift: Any = transfer.shift.set_index("label").loc[label]
-    axis.set_title(printable(label), loc="left", fontweight="bold", fontsize=8.5, pad=12)
+    axis.set_title(legible(label, NAME_LENGTH), loc="left", fontweight="bold", fontsize=8.5, pad=12)
     axis.text(0, 1.02, shift_text(shift), transform=axis.transAxes, va="bottom", fontsize=6.5, color="0.25")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pandas as pd
 from coordcheck.arguments import distinct_widths, labelled, role_overrides, seed_numbers, whole_number
 from coordcheck.checks import DIAGNOSED_SEEDS, DIAGNOSED_WIDTHS, SEEDS, STEPS, WIDTHS
 from coordcheck.errors import CoordCheckError, IncompleteCheck
+from coordcheck.escaping import json_text
 from coordcheck.plans.blueprints import Blueprint, Drawn, by_name
 from coordcheck.plans.costs import Cost, cost_of
 from coordcheck.plans.drafting import draw_next
@@ -172,7 +172,7 @@ class Plan:
             "cost": _clean(vars(self.cost)),
             "problems": self.problems.to_dict("records"),
         } | {name: [_clean(row) for row in table.to_dict("records")] for name, table in tables.items()}
-        return json.dumps(data, allow_nan=False, ensure_ascii=False)
+        return json_text(data)
 
     def _roles(self, label: str) -> Mapping[str, Role | None]:
         across = by_name(self.of_label(label))

@@ -60,9 +60,10 @@ def _name(row: Any, report: Report) -> str:
 
 
 def _lines(rows: Sequence[Any], report: Report) -> list[str]:
+    from coordcheck.escaping import legible
     from coordcheck.summaries import measured, slope_text
 
-    cells = [(_name(row, report), row.verdict, slope_text(row), measured(row)) for row in rows]
+    cells = [(_name(row, report), row.verdict, slope_text(row), legible(measured(row))) for row in rows]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(map(str.ljust, line, sizes)).rstrip() for line in cells]
 
@@ -76,13 +77,17 @@ class Files(NamedTuple):
 
     def text(self, start: Path) -> str:
         """Where the files are, as told in a message."""
+        from coordcheck.escaping import printable
+
         folder = self.folder.relative_to(start) if self.folder.is_relative_to(start) else self.folder
-        parts = [f"{folder.as_posix()}/{{{','.join(self.names)}}}"] if self.names else []
+        parts = [f"{printable(folder.as_posix())}/{{{','.join(self.names)}}}"] if self.names else []
         return "; ".join(parts + ([self.problem] if self.problem else []))
 
 
 def write_files(report: Report, folder: Path) -> Files:
     """Figures, page and JSON of a check in a folder of its own. Never raises: the check has something else to say."""
+    from coordcheck.escaping import printable
+    from coordcheck.redaction import redacted
     from coordcheck.runfiles import replace_file
 
     kinds = ["divergence", *(["exponents"] if report.findings else [])]
@@ -96,7 +101,7 @@ def write_files(report: Report, folder: Path) -> Files:
             write(folder / name)
             written.append(name)
         except Exception as error:  # of drawing, of the disk: told beside the check's own message
-            why = (str(error) or type(error).__name__).splitlines()[0]
+            why = printable(redacted((str(error) or type(error).__name__).splitlines()[0]))
             problem = problem or f"{name} could not be written: {why}"
     return Files(folder, tuple(written), problem)
 
