@@ -305,8 +305,7 @@ def _saved_part(report: Any, folder: Path, output: Any) -> int:
     saved = len(own & done)
     output.say(
         f"{saved} of the {len(own)} runs of this part are saved, and {len(done)} of the {len(whole.records)} runs that "
-        f"{printable(str(folder))} is to hold so far.\n"
-        f"When all are: coordcheck show {printable(shlex.quote(str(folder)))}"
+        f"{folder} is to hold so far.\nWhen all are: coordcheck show {shlex.quote(str(folder))}"
     )
     return 0 if saved == len(own) else IncompleteCheck.exit_code
 

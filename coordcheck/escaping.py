@@ -17,7 +17,7 @@ import json
 import re
 from typing import Any
 
-NAME_LENGTH = 120  # characters of a name in a line of text
+NAME_LENGTH = 200  # characters of a name in a line of text
 MESSAGE_LENGTH = 20_000  # characters of a message; a report of many layers on one screen has some thousand
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -62,7 +62,7 @@ def legible(name: str, most: int = NAME_LENGTH) -> str:
     r"""A name as it stands in a line of text, a table or a figure: printable, and not longer than can be read.
 
     >>> legible("fc\n1"), len(legible("x" * 100_000))
-    ('fc\\n1', 120)
+    ('fc\\n1', 200)
     """
     return shortened(printable(shortened(name, 4 * most)), most)
 

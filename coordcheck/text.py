@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from coordcheck.audits import LIMITS
+from coordcheck.escaping import legible, printable
 from coordcheck.measurements import judged
-from coordcheck.records import Quantity, printable
+from coordcheck.records import Quantity
 from coordcheck.summaries import (
     Headline,
     blames,
@@ -37,6 +38,7 @@ WORST = 8  # layers shown per label
 SYMPTOMS = 5  # layers shown where their causes are shown, too
 TO_BLAME = 40  # culprits shown per label, those that differ in a number only as one
 NOTES = 8  # notes shown
+NOTE_LENGTH = 2000  # characters of one
 
 
 def render(report: Report, most_notes: int = NOTES) -> Group:
@@ -45,7 +47,7 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
     for label in report.labels:
         line = headline(report, label)
         if label in report.too_few_widths:
-            parts.append(Text(printable(f"{label}: {line.text}")))
+            parts.append(Text(f"{legible(label)}: {printable(line.text)}"))
             parts += [scale_table(report, label)] if report.widths_of(label) else []
             continue
         table, parameters = of_label(report, label)
@@ -62,7 +64,7 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
         if len(open_questions) and not culprits:
             parts.append(_open_table(open_questions))
     notes = report.notes
-    parts += [Text(printable(f"note: {note}")) for note in notes[:most_notes]]
+    parts += [Text(f"note: {legible(note, NOTE_LENGTH)}") for note in notes[:most_notes]]
     if len(notes) > most_notes:
         parts.append(Text(f"note: and {len(notes) - most_notes} more: report.notes, --notes"))
     if report.findings and any(status.passes for status in report.status.values()):
@@ -73,7 +75,7 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
 def _headline(line: Headline) -> Text:
     colour = "red" if line.failed else "green" if line.verdict.passes else "yellow"
     return Text.assemble(
-        (f"{printable(line.label)}: ", "bold"), (line.word, f"bold {colour}"), f"  {printable(line.text)}"
+        (f"{legible(line.label)}: ", "bold"), (line.word, f"bold {colour}"), f"  {printable(line.text)}"
     )
 
 
@@ -95,7 +97,7 @@ def _counted(name: str, count: int) -> str:
 def _open_table(found: pd.DataFrame) -> Group:
     """Parameters of which the exponents do not decide."""
     shown: list[Any] = list(found.head(WORST).itertuples())
-    rows = [Row(row.layer, (Text(row.explanation),)) for row in shown]
+    rows = [Row(row.layer, (Text(legible(row.explanation, NOTE_LENGTH)),)) for row in shown]
     return _with_rest(NamedRows("undecided", [Head("measured", wraps=True)], rows), len(found) - WORST, "verdicts")
 
 
@@ -108,7 +110,7 @@ def _verdict_table(found: pd.DataFrame, widths: Sequence[int], most: int) -> Gro
     rows = []
     for row in shown:
         word = Text(row.verdict, style="red" if Verdict(row.verdict).violated else "yellow")
-        cells = [word, Text(measured(row)), Text(slope_text(row))]
+        cells = [word, Text(printable(measured(row))), Text(slope_text(row))]
         cells += [Text(expected_text(row))] if expected else []
         cells += [Text(growth_text(row))] + ([Text(cause_text(row))] if caused else [])
         rows.append(Row(row.layer, tuple(cells)))
@@ -138,7 +140,7 @@ class NamedRows:
 
     def __init__(self, title: str, heads: Sequence[Head], rows: Sequence[Row]) -> None:
         self.title, self.heads = title, heads
-        self.rows = [row._replace(name=printable(row.name)) for row in rows]
+        self.rows = [row._replace(name=legible(row.name)) for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Rich's own hook: the widest layout that fits."""
@@ -183,7 +185,7 @@ def scale_table(report: Report, label: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     table.add_column("  layer", overflow="fold")
     for name in (report.criteria.axis, *(f"t={step}" for step in means.columns)):
-        table.add_column(name, justify="right")
+        table.add_column(Text(legible(name)), justify="right")
     for (layer, _, width), values in means.sort_index(level=["order", "width"]).iterrows():
-        table.add_row(Text(f"  {printable(layer)}"), Text(str(width)), *(Text(f"{value:.3g}") for value in values))
+        table.add_row(Text(f"  {legible(layer)}"), Text(str(width)), *(Text(f"{value:.3g}") for value in values))
     return table
