@@ -132,7 +132,22 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+                # the lowest number that is free; inherited, as standard streams are: workers need them, too
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+@contextmanager
+def streams_that_flush() -> Iterator[None]:
+    """No stream of Python's is None meanwhile: loky flushes both before it starts a worker, closed ones as well."""
+    closed = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for name in closed:
+            setattr(sys, name, nowhere)
+        try:
+            yield
+        finally:
+            for name in closed:
+                setattr(sys, name, None)
 
 
 def close_standard_output() -> None:

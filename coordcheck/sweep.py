@@ -16,6 +16,7 @@ import torch
 from coordcheck.errors import CoordCheckError, SweepInterrupted
 from coordcheck.interrupts import deferred, look
 from coordcheck.isolation import summary, user_code
+from coordcheck.output import streams_that_flush
 from coordcheck.payloads import packed, unpacked
 from coordcheck.progress import progress
 from coordcheck.records import Outcome, RunKey, RunRecord, differences, kept
@@ -216,7 +217,8 @@ def _loky_pool(workers: int) -> Iterator[Executor]:
 
     pool = ProcessPoolExecutor(max_workers=workers)
     try:
-        yield pool
+        with streams_that_flush():
+            yield pool
     except BaseException:
         pool.shutdown(wait=True, kill_workers=True)
         raise

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
@@ -31,7 +32,7 @@ def factories(targets: Sequence[str], keywords: Mapping[str, Any]) -> dict[str, 
         label, equals, rest = target.partition("=")
         place = rest if equals else target
         build = resolve(place)
-        label = recovered(label) if equals else place.rpartition(":")[2]
+        label = recovered(label if equals else place.rpartition(":")[2])
         if label in found:
             raise CoordCheckError(
                 f"two factories are labelled {label!r}; write LABEL=MODULE:FUNCTION to tell them apart."
@@ -88,7 +89,7 @@ def resolve(target: str) -> Any:
     if not colon or not place or not name:
         raise CoordCheckError(f"{target!r} must be MODULE:NAME or FILE.py:NAME, such as train.py:build.")
     found = _module(place)
-    for attribute in name.split("."):
+    for attribute in normalize("NFKC", recovered(name)).split("."):  # as Python does with the names in a source
         if not hasattr(found, attribute):
             known = [other for other in dir(found) if not other.startswith("_")]
             raise CoordCheckError(
