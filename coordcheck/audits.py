@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from coordcheck.diagnosis import Cause, Finding, power
+from coordcheck.diagnosis import BASE, Cause, Finding, power
 from coordcheck.records import RunRecord, Status, pattern
 from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Verdict
@@ -53,7 +53,8 @@ def _common(found: Sequence[Finding]) -> Iterator[str]:
     judged = [f for f in found if not math.isnan(f.response_target) and f.response.known]
     rates = {f.learning_rate for f in judged}
     if len(judged) > 1 and len(rates) == 1 and all(f.cause is Cause.LEARNING_RATE for f in judged):
-        yield f"all learning rates are off by one factor: multiply the base learning rate by {power(rates.pop())}"
+        factor = f"{power(rates.pop())}, {BASE}"
+        yield f"all learning rates are off by one factor: multiply the base learning rate by {factor}"
 
 
 def decay_notes(records: Sequence[RunRecord]) -> Iterator[str]:
@@ -68,8 +69,8 @@ def decay_notes(records: Sequence[RunRecord]) -> Iterator[str]:
         names = [name for name, found in slopes.items() if found == slope]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         yield (
-            f"learning rate x weight decay of {names[0]}{more} scales as n^{slope:g}: a decoupled decay (AdamW) then "
-            f"pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
+            f"learning rate x weight decay of {names[0]}{more} scales as m^{slope:g} ({BASE}): a decoupled decay "
+            f"(AdamW) then pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
         )
 
 

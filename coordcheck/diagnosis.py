@@ -222,7 +222,7 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-_half(lead))
     if _off(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(judged):
         beyond = judged.exponents.response.value - judged.response.value
-        why = f"its gradient is n^{beyond:.2f} times that of its own use of the input"
+        why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
     if (answer["response"] is Answer.UNDECIDED or not judged.response.known) or answer["gain"] is Answer.UNDECIDED:
         why = judged.explanation or "its exponents could not be measured"
@@ -272,7 +272,7 @@ def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: 
     gain = Exponent(value, 0.0, value, value)
     finding = Finding(part, found, Verdict.OK, gain=gain, gain_target=target)
     finding = finding._replace(
-        explanation=f"its scale is n^{exponent_of(part.multipliers):.2f}, its head size n^{part.fan_in:.2f}"
+        explanation=f"its scale is m^{exponent_of(part.multipliers):.2f}, its head size m^{part.fan_in:.2f}"
     )
     excess = value - target
     if math.isnan(excess) or abs(excess) < tolerance:
@@ -290,7 +290,7 @@ def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
         verdict=_size(found.gain.value),
         cause=Cause.FORWARD_SCALE,
         multiplier=-_half(found.gain.value),
-        explanation=f"its output / its input ~ n^{found.gain.value:.2f}",
+        explanation=f"its output / its input ~ m^{found.gain.value:.2f}",
     )
 
 
@@ -301,7 +301,7 @@ def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:
         return finding
     if part.role in (Role.CONSTANT, Role.ATTENTION) or _off(growth, 0.0, tolerance) is not Answer.GROWS:
         return finding
-    why = f"own update ~ n^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
+    why = f"own update ~ m^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
     return _gradient_fan_in(finding, growth.value, why + "number grows with the width")
 
 
@@ -378,12 +378,15 @@ def remedy(finding: Finding, provisional: bool) -> str:
     if finding.learning_rate:
         later = " (provisional: check again once the initialisation is right)" if provisional else ""
         steps.append(f"multiply its learning rate by {power(finding.learning_rate)}{later}")
-    return f"{name}: " + " and ".join(steps) if steps else ""
+    return f"{name}: {' and '.join(steps)}, {BASE}" if steps else ""
+
+
+BASE = "m = width / base width"  # said once in every text that has powers
 
 
 def power(exponent: float) -> str:
-    """The factor of a remedy."""
-    return f"(width / base_width) ** {exponent:g}"
+    """The factor of a remedy, as a power of m = width / base width."""
+    return f"m^{exponent:g}"
 
 
 def _compare(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
@@ -405,9 +408,9 @@ def _size(excess: float) -> Verdict:
 def _seen(judged: Finding) -> str:
     texts = []
     if judged.gain.known and not math.isnan(judged.gain_target):
-        texts.append(f"gain ~ n^{judged.gain.value:.2f} (should be {judged.gain_target:g})")
+        texts.append(f"gain ~ m^{judged.gain.value:.2f} (should be {judged.gain_target:g})")
     if judged.response.known:
-        texts.append(f"response ~ n^{judged.response.value:.2f} (should be {judged.response_target:g})")
+        texts.append(f"response ~ m^{judged.response.value:.2f} (should be {judged.response_target:g})")
     found = judged.exponents
     if abs(found.alignment - 1) > WEAK:
         texts.append(f"weak alignment {found.alignment:.2f}")

@@ -131,13 +131,13 @@ def blamed_text(parameters: pd.DataFrame) -> str:
 
 
 def design_text(found: Sequence[Design]) -> str:
-    """The scales at initialisation that are not flat, by design: `by design: head n^-0.5 at t=0`."""
+    """The scales at initialisation that are not flat, by design: `by design: head m^-0.5 at t=0`."""
     powers: dict[float, list[str]] = {}
     for design in found:
         powers.setdefault(design.exponent, []).append(design.layer)
     told = [
         f"{layers[0] if len(layers) == 1 else f'{len(layers)} layers'} "
-        + (f"n^{power:g}" if math.isfinite(power) else "zero")
+        + (f"m^{power:g}" if math.isfinite(power) else "zero")
         for power, layers in powers.items()
     ]
     return f"by design: {', '.join(told)} at t=0" if told else ""

@@ -98,7 +98,8 @@ def _open_table(found: pd.DataFrame) -> Group:
     """Parameters of which the exponents do not decide."""
     shown: list[Any] = list(found.head(WORST).itertuples())
     rows = [Row(row.layer, (Text(legible(row.explanation, NOTE_LENGTH)),)) for row in shown]
-    return _with_rest(NamedRows("undecided", [Head("measured", wraps=True)], rows), len(found) - WORST, "verdicts")
+    heads = [Head("measured, m = width/base", wraps=True)]
+    return _with_rest(NamedRows("undecided", heads, rows), len(found) - WORST, "verdicts")
 
 
 def _verdict_table(found: pd.DataFrame, widths: Sequence[int], most: int) -> Group:

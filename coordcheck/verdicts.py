@@ -263,14 +263,14 @@ def _symptom(evidence: Evidence, answer: Answer, expected: float) -> Judgement:
         verdict = Verdict.TOO_LARGE if initial else Verdict.BLOWS_UP
     else:
         verdict = Verdict.TOO_SMALL if initial else Verdict.VANISHES
-    wanted = f"; expected n^{expected:g}" if expected else ""
+    wanted = f"; expected m^{expected:g}" if expected else ""
     shape = "" if evidence.power_law else "; not a power law here"
     return Judgement(verdict, evidence, _seen(evidence) + wanted + shape)
 
 
 def _seen(evidence: Evidence) -> str:
     what = "scale at initialisation" if evidence.quantity is Quantity.ACTIVATION else f"change at t={evidence.step}"
-    return f"{what} ~ n^{evidence.slope:.2f} ± {(evidence.high - evidence.low) / 2:.2f}"
+    return f"{what} ~ m^{evidence.slope:.2f} ± {(evidence.high - evidence.low) / 2:.2f}"
 
 
 def _undecided(evidence: Evidence, expected: float, tolerance: float) -> str:

@@ -35,8 +35,11 @@ def independent(model, groups):
 
 def test_a_decay_coupled_to_a_learning_rate_that_falls_is_told():
     notes = diagnosed({"model": adamw(0.1)}).notes
-    assert any("learning rate x weight decay of hidden.0.weight and 2 more scales as n^-1" in note for note in notes)
-    assert any("multiply weight_decay by (width / base_width) ** 1" in note for note in notes)
+    assert any(
+        "learning rate x weight decay of hidden.0.weight and 2 more scales as m^-1 (m = width / base width): a" in note
+        for note in notes
+    )
+    assert any("multiply weight_decay by m^1" in note for note in notes)
 
 
 @pytest.mark.parametrize("build", [adamw(0.0), with_optimizer(independent)], ids=["no decay", "independent"])
@@ -81,7 +84,7 @@ def test_an_eps_as_large_as_the_gradient_is_told():
 def test_one_factor_for_all_learning_rates_is_one_advice():
     report = diagnosed({"model": mlp("mean-field", "sgd", lr=0.1, biases=False)}, seeds=2)
     assert any(
-        note.endswith("multiply the base learning rate by (width / base_width) ** 1") for note in report.notes
+        note.endswith("multiply the base learning rate by m^1, m = width / base width") for note in report.notes
     ), report.notes
     assert not any("one factor" in note for note in diagnosed({"model": mlp("SP")}).notes)
 

@@ -41,7 +41,7 @@ def test_one_fault_has_one_culprit_and_its_remedy(one_fault):
     (row,) = one_fault.culprits.to_dict("records")
     assert (row["parameter"], row["role"], row["verdict"]) == ("hidden.0.weight", "hidden", "learns too fast")
     assert (row["cause"], row["exponent"], row["lr_exponent"]) == ("lr", -1, -1)
-    assert row["remedy"] == "hidden.0.weight: multiply its learning rate by (width / base_width) ** -1"
+    assert row["remedy"] == "hidden.0.weight: multiply its learning rate by m^-1, m = width / base width"
     assert (row["init_exponent"], row["multiplier_exponent"]) == (0, 0)
 
 

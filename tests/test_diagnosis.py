@@ -229,11 +229,11 @@ def test_every_parametrization_is_called_by_its_name(name, degree):
 
 def test_remedies_are_exact_factors():
     assert remedy(judged(found=measured(0.0, 1.0)), provisional=False) == (
-        "w: multiply its learning rate by (width / base_width) ** -1"
+        "w: multiply its learning rate by m^-1, m = width / base width"
     )
     assert remedy(judged(found=measured(0.5, 1.0)), provisional=True) == (
-        "w: multiply its initial standard deviation by (width / base_width) ** -0.5 and multiply its learning rate by "
-        "(width / base_width) ** -1 (provisional: check again once the initialisation is right)"
+        "w: multiply its initial standard deviation by m^-0.5 and multiply its learning rate by m^-1 "
+        "(provisional: check again once the initialisation is right), m = width / base width"
     )
     assert remedy(judged(), provisional=False) == ""
 

@@ -246,7 +246,9 @@ def test_weight_decay_and_its_product_with_the_learning_rate():
 def test_a_decay_whose_pull_depends_on_the_width_is_noted():
     found = planned(mlp("µP", "adamw"))
     assert column(found, "decay_exponent")["hidden.0.weight"] == -1.0
-    assert "learning rate x weight decay of hidden.0.weight and 2 more scales as n^-1" in said(found, "note")
+    assert "learning rate x weight decay of hidden.0.weight and 2 more scales as m^-1 (m = width / base width)" in said(
+        found, "note"
+    )
 
 
 def test_a_learning_rate_that_is_no_power_of_the_width_is_noted():

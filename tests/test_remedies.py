@@ -15,7 +15,7 @@ from coordcheck.models import mlp, transformer
 
 BASE_WIDTH = 64
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-FACTOR = re.compile(r"multiply (?P<what>[\w' ]+?) by \(width / base_width\) \*\* (?P<exponent>-?[\d.]+)")
+FACTOR = re.compile(r"multiply (?P<what>[\w' ]+?) by m\^(?P<exponent>-?[\d.]+)")
 
 
 def printed_factors(report):

@@ -44,7 +44,7 @@ SP: VIOLATED  2 of 4 layers blow up, 1 initialised too large from width 64 to 25
   fc2    blows up               change at t=1      +1.00 ± 0.00        ×4
   fc1    initialised too large  activation at t=0  +0.50 ± 0.00        ×2
   out    blows up               change at t=1      +0.50 ± 0.00        ×2
-µP: OK  all 4 layers keep their scale from width 64 to 256; by design: out n^-0.5 at t=0"""
+µP: OK  all 4 layers keep their scale from width 64 to 256; by design: out m^-0.5 at t=0"""
 
 TOO_FEW = """\
 model: a verdict needs at least 3 distinct widths with finished runs; 'model' has 2 (64, 128). Add

@@ -99,7 +99,7 @@ def of_readout(layer: str, width: int) -> tuple[int, ...]:
 def test_a_readout_that_falls_by_design_is_told():
     report = synthetic(READOUT, shape=of_readout)
     assert by_design(report, "model") == [("head", -0.5)]
-    assert line_of(report).text.endswith("by design: head n^-0.5 at t=0")
+    assert line_of(report).text.endswith("by design: head m^-0.5 at t=0")
     assert "by design" not in line_of(synthetic({"fc": FLAT, "head": FLAT}, shape=of_readout)).text
 
 

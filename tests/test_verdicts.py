@@ -105,9 +105,9 @@ def test_every_word(activation, change, options, word, quantity, step):
 @pytest.mark.parametrize(
     ("options", "explanation"),
     [
-        ({"activation": 0.5, "change": 0.0}, "scale at initialisation ~ n^0.50 ± 0.00"),
-        ({"activation": 0.0, "change": 0.5}, "change at t=1 ~ n^0.50 ± 0.00"),
-        ({"activation": 0.0, "change": 0.0}, "change at t=1 ~ n^0.00 ± 0.00"),
+        ({"activation": 0.5, "change": 0.0}, "scale at initialisation ~ m^0.50 ± 0.00"),
+        ({"activation": 0.0, "change": 0.5}, "change at t=1 ~ m^0.50 ± 0.00"),
+        ({"activation": 0.0, "change": 0.0}, "change at t=1 ~ m^0.00 ± 0.00"),
         ({"activation": 0.0, "change": NEVER}, "its output never changed"),
         ({"activation": NEVER, "change": NEVER}, "its output never changed"),
         (
@@ -120,7 +120,7 @@ def test_every_word(activation, change, options, word, quantity, step):
         ),
         (
             {"activation": 0.5, "change": 0.0, "noise": lambda width, seed, layer: 1.0 * (width == 512)},
-            "scale at initialisation ~ n^0.80 ± 0.20; not a power law here",
+            "scale at initialisation ~ m^0.80 ± 0.20; not a power law here",
         ),
     ],
 )
@@ -290,7 +290,7 @@ def test_the_expected_exponent_is_named_in_the_explanation():
     records = power_law_records({"fc": {"change": 1.0}}, widths=WIDTHS)
     found = judge(fit_slopes(measurements(records)), {}, expect={"fc": 0.5}).iloc[0]
     assert found["expected"] == 0.5
-    assert found["explanation"] == "change at t=1 ~ n^1.00 ± 0.00; expected n^0.5"
+    assert found["explanation"] == "change at t=1 ~ m^1.00 ± 0.00; expected m^0.5"
 
 
 @pytest.mark.parametrize(("tolerance", "word"), [(0.25, "ok"), (0.1, "blows up")])
