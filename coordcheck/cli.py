@@ -348,6 +348,13 @@ def _with_all_notes(report: Any) -> Any:
     return render(report, len(report.notes))
 
 
+def _explain(options: Any) -> int:
+    from coordcheck.glossary import explain, listing
+
+    options.output.say(explain(options.words) if options.words else listing())
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "demo": _demo,
     "plan": _plan,
@@ -356,4 +363,5 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "show": _show,
     "figure": _figure,
     "report": _report,
+    "explain": _explain,
 }

@@ -52,7 +52,15 @@ def parser() -> argparse.ArgumentParser:
     )
     program.add_argument("--version", action="version", version=f"coordcheck {__version__}")
     commands = program.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_demo_command, _plan_command, _run_command, _diagnose_command, _show_command, _drawing_commands):
+    for add in (
+        _demo_command,
+        _plan_command,
+        _run_command,
+        _diagnose_command,
+        _show_command,
+        _drawing_commands,
+        _explain_command,
+    ):
         add(commands)
     return program
 
@@ -142,6 +150,12 @@ def _drawing_commands(commands: Any) -> None:
     page = _command(commands, "report", told, "coordcheck report runs/ check.html")
     _folder_options(page, also=", and last the page to write (default: report.html)")
     page.set_defaults(out=Path("report.html"))
+
+
+def _explain_command(commands: Any) -> None:
+    told = "say what a word of a report means: a verdict, a cause, a column; without one, list them"
+    parser = _command(commands, "explain", told, "coordcheck explain inherited")
+    parser.add_argument("words", nargs="*", metavar="TERM", help="such as blows-up, multiplier, @linear")
 
 
 def _folder_options(parser: argparse.ArgumentParser, also: str = "") -> None:
