@@ -25,14 +25,15 @@ from coordcheck.arguments import (
 )
 from coordcheck.batches import Batches, cached_batches
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, SweepInterrupted
-from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.fingerprints import fingerprint, settings_of
 from coordcheck.isolation import user_code
 from coordcheck.losses import as_loss
 from coordcheck.records import RunKey, RunRecord
 from coordcheck.report import Criteria, Report
-from coordcheck.runfiles import RunFolder, versions
+from coordcheck.runfiles import RunFolder
+from coordcheck.surroundings import numeric_state, preserved_state, state_settings
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.trials import Build, Probe, Run, preserved_state
+from coordcheck.trials import Build, Probe, Run, run_settings
 from coordcheck.verdicts import TOLERANCE, Expectation
 
 WIDTHS = (64, 128, 256, 512)
@@ -179,17 +180,18 @@ def _checked(
         "loss", plan.loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn"
     )
     process_executor(executor)
+    folder = None
     if save_to is not None:
         folder_path("save_to", save_to)
+        folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
     numbers, given = seed_numbers(seeds), distinct_widths(widths)
     grid = [(seed, label, width) for seed in numbers for label in builds for width in given]
     with preserved_state():
         with user_code("batch, loss or build"):
-            plan.prepare(worker_threads(executor, jobs), given, numbers)
+            plan.prepare(worker_threads(executor, jobs), given, numbers, builds=builds)
             runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
         watch = _WidthWatch() if criteria.axis == "width" else None
         try:
-            folder = None if save_to is None else RunFolder(save_to)
 
             def begin() -> None:
                 if folder is not None:
@@ -214,10 +216,11 @@ class _Plan:
         self.loss = loss
         self._batch, self._steps, self._device = batch, steps, device
         self._probe, self._figure = probe, figure
-        self._described: dict[str, str] = {}
 
-    def prepare(self, threads: int, widths: Sequence[int], seeds: Sequence[int]) -> None:
-        """Look at batch and loss, choose the runs that are diagnosed, and write the settings down."""
+    def prepare(
+        self, threads: int, widths: Sequence[int], seeds: Sequence[int], *, builds: Mapping[str, Build]
+    ) -> None:
+        """Look at batch, loss and builds, choose the runs that are diagnosed, and write the settings down."""
         self._batches, self._threads = cached_batches(self._batch, self._steps), threads
         self._smallest = widths[0]
         if self._figure:  # exponents that are local to a parameter need neither the widest model nor every seed
@@ -225,14 +228,17 @@ class _Plan:
         self._diagnosed = set(widths), set(seeds)
         self._settings = {
             "passes": (f"{self._figure_text()}, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
-            "steps": str(self._steps),
-            "batch": fingerprint(self._batches.values if isinstance(self._batches, Batches) else self._batches),
-            "loss": describe_callable(self.loss),
-            "device": self._device or "as built",
-            "threads": str(threads),
-            "dtype": str(torch.get_default_dtype()),
-            "torch": versions()["torch"],
+            **run_settings(
+                self._batches.values if isinstance(self._batches, Batches) else self._batch,
+                self.loss,
+                steps=self._steps,
+                device=self._device,
+                threads=threads,
+            ),
         }
+        self._described = {label: settings_of(build=build) for label, build in builds.items()}
+        self._settings |= state_settings()  # last: with what was imported for the builds, and set by that
+        self._state = numeric_state()
 
     def _figure_text(self) -> str:
         several = isinstance(self._batches, Batches) and len(self._batches.values) > 1
@@ -245,15 +251,13 @@ class _Plan:
 
     def run(self, key: RunKey, build: Build) -> Run:
         """One run, with everything that changes its numbers in its settings."""
-        if key.label not in self._described:
-            self._described[key.label] = describe_callable(build)
-        settings = {**self._settings, "build": self._described[key.label]}
+        settings = self._settings | self._described[key.label]
         probe, (widths, seeds) = None, self._diagnosed
         if self._probe is not None and key.width in widths and key.seed in seeds:
             given = None if isinstance(self._probe, str) else self._probe
             probe = Probe(given, degrees=key.width == self._smallest)
         shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
-        return Run(key, build, *shared, settings, figure=self._figure, probe=probe)
+        return Run(key, build, *shared, settings, figure=self._figure, probe=probe, state=self._state)
 
 
 def assert_width_invariant(

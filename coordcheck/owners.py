@@ -12,6 +12,7 @@ import re
 import sys
 import sysconfig
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 # wherever they lie, also where they were built from a clone of their sources
@@ -53,11 +54,13 @@ def users_modules() -> list[ModuleType]:
     ]
 
 
+@lru_cache(maxsize=1024)
 def version_of(top: str) -> str:
-    """The version that an installed package tells of itself; of the rest of Python's packages, nothing."""
-    module = sys.modules.get(top)
-    version = _attributes(module).get("__version__") if module is not None else None
-    return version if isinstance(version, str) else ""
+    """The version of an installed package, loaded or not; empty where no distribution has its name."""
+    try:
+        return version(top)
+    except PackageNotFoundError:
+        return ""
 
 
 def is_pythons(top: str) -> bool:

@@ -20,6 +20,9 @@ from coordcheck.redaction import redacted
 
 KEPT = 8000  # characters of a reason or note
 
+NOT_COMPARED = "not compared: "
+"""How the name of a setting begins that tells why a value, which the runs may depend on, could not be read."""
+
 
 class Quantity(str, Enum):
     """What a row of the tidy table measures; every value is in the tensor's own units."""

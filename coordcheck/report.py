@@ -25,7 +25,7 @@ from coordcheck.folds import folded
 from coordcheck.labels import folder_paths, in_order, selected, told_apart
 from coordcheck.marks import marks
 from coordcheck.measurements import growing_outputs, measurements, not_finite, partial_layers, rerouted_layers
-from coordcheck.records import Outcome, Quantity, RunKey, RunRecord, differences, same_label
+from coordcheck.records import NOT_COMPARED, Outcome, Quantity, RunKey, RunRecord, differences, same_label
 from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
@@ -212,6 +212,7 @@ class Report:
         ]
         if found:
             notes.append(f"{found} of {_runs(len(self.records))} were found in the folder, and not run again")
+            notes += self._not_compared()
         for record in self.records:
             label = record.key.label
             notes.extend(f"{label}: {note}" for note in record.notes)
@@ -252,6 +253,13 @@ class Report:
             where = f"width {', '.join(map(str, first.widths))}, {_runs(first.runs)}"
             notes.append(f"{first.label}: first {first.status} in {first.layer} at t={first.step} ({where})")
         return list(dict.fromkeys(notes))
+
+    def _not_compared(self) -> list[str]:
+        """Which values runs were found with, of which nobody knows whether they are still the same."""
+        found = [record.settings for record in self.records if record.found]
+        told = {name: why for settings in found for name, why in settings.items() if name.startswith(NOT_COMPARED)}
+        values = [f"{name.removeprefix(NOT_COMPARED)} ({why})" for name, why in told.items()]
+        return [f"they may be out of date: these could not be compared: {'; '.join(values)}"] if values else []
 
     def _globs_of_nothing(self) -> list[str]:
         """The names in `roles` and `expect` that no parameter, or no layer, has."""

@@ -138,10 +138,12 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self._given = Path(path)
+        self.path = Path(os.path.abspath(path))
+        """Stays the same when something of the user's changes the current folder."""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self._given)
 
     def run_path(self, key: RunKey) -> Path:
         return self.path / "runs" / slug(key.label) / f"{key.width}-{key.seed}.json"
@@ -210,10 +212,10 @@ class RunFolder:
             RunFileError: a file cannot be trusted.
         """
         if not self.path.is_dir():
-            raise CoordCheckError(f"there is no folder {self.path}. Give the folder that save_to= wrote.")
+            raise CoordCheckError(f"there is no folder {self}. Give the folder that save_to= wrote.")
         paths = sorted((self.path / "runs").glob("*/*.json"))
         if not paths:
-            raise CoordCheckError(f"no run files in {self.path / 'runs'}. Give the folder that save_to= wrote.")
+            raise CoordCheckError(f"no run files in {self._given / 'runs'}. Give the folder that save_to= wrote.")
         spelled: dict[str, str] = {}  # labels that are the same after NFKC are one, as first spelled
         records = []
         for path in paths:

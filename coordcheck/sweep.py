@@ -112,6 +112,8 @@ def _found(runs: Sequence[Run], folder: RunFolder | None) -> dict[RunKey, RunRec
 
 def _hint(before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """Why settings differ that the user may not have changed knowingly."""
+    if before.get("fingerprints") != after.get("fingerprints"):
+        return "Another version of coordcheck wrote it, and noted less, or more, of what a build reads. "
     if before.get("batch") != after.get("batch"):
         return "Is the batch random? Call torch.manual_seed before making it. "
     return (

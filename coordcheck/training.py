@@ -20,7 +20,8 @@ from coordcheck.probing import Onlooker
 from coordcheck.recorder import parameter_infos
 from coordcheck.records import Outcome, RunRecord, kept
 from coordcheck.sites import SiteRecorder
-from coordcheck.trials import Curve, Prepared, Run, backward, check_scalar, prepared, preserved_state
+from coordcheck.surroundings import preserved_state
+from coordcheck.trials import Curve, Prepared, Run, backward, check_scalar, prepared
 from coordcheck.wrappers import name_plainly
 
 TRACEBACK_LINES = 6  # of a failed run's traceback kept in its record
@@ -34,7 +35,7 @@ def execute(run: Run) -> RunRecord:
     record = RunRecord(run.key, settings=dict(run.settings))
     progress.started(run.key)
     started = time.perf_counter()
-    with preserved_state(run.threads), Room():
+    with preserved_state(run.threads, run.state), Room():
         try:
             with user_code("the run"):
                 _passes(run, record)

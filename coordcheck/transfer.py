@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from coordcheck.arguments import (
@@ -27,14 +26,15 @@ from coordcheck.arguments import (
 )
 from coordcheck.batches import Batches, cached_batches
 from coordcheck.errors import CoordCheckError, SweepInterrupted
-from coordcheck.fingerprints import describe_callable, fingerprint
+from coordcheck.fingerprints import fingerprint, settings_of
 from coordcheck.isolation import user_code
 from coordcheck.losses import as_loss
 from coordcheck.optima import DIVERGED, FINISHED, Optima, find_optima
 from coordcheck.records import RunKey, RunRecord
-from coordcheck.runfiles import RunFolder, versions
+from coordcheck.runfiles import RunFolder
+from coordcheck.surroundings import numeric_state, preserved_state, state_settings
 from coordcheck.sweep import sweep, worker_threads
-from coordcheck.trials import Curve, Run, preserved_state
+from coordcheck.trials import Curve, Run, run_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,31 +96,30 @@ def transfer_sweep(
     rates, steps, jobs = _rates(lrs), whole_number("steps", steps, 1), whole_number("jobs", jobs, 1)
     optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
     process_executor(executor)
+    folder = None
     if save_to is not None:
         folder_path("save_to", save_to)
+        folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
     given, numbers = distinct_widths(widths), seed_numbers(seeds)
     with preserved_state(), user_code("build, batches or loss"):
         made, held_out = cached_batches(batches, steps), _held_out(evaluate)
         threads = worker_threads(executor, jobs)
         settings = {
             "passes": f"training, evaluated on {fingerprint(held_out.values) if held_out else 'the next batch'}",
-            "steps": str(steps),
-            "batch": fingerprint(made.values if isinstance(made, Batches) else batches),
-            "loss": describe_callable(loss),
-            "device": device or "as built",
-            "threads": str(threads),
-            "dtype": str(torch.get_default_dtype()),
-            "torch": versions()["torch"],
+            **run_settings(
+                made.values if isinstance(made, Batches) else batches, loss, steps=steps, device=device, threads=threads
+            ),
         }
-        about = {label: {**settings, "build": describe_callable(function)} for label, function in builds.items()}
+        about = {label: settings | settings_of(build=function) for label, function in builds.items()}
+        about = {label: own | state_settings() for label, own in about.items()}  # with what their imports set
+        state = numeric_state()
         names, runs = {}, []
         for seed, label, width, lr in product(numbers, builds, given, rates):
             key = RunKey(f"{label}, lr {lr!r}", width, seed)  # the learning rate is part of what is under test
             names[key], at = (label, lr), about[label] | {"lr": repr(lr)}
             run = Run(key, _AtRate(builds[label], lr), made, as_loss(loss), steps, device, threads, at)
-            runs.append(replace(run, figure=False, curve=Curve(held_out)))
+            runs.append(replace(run, figure=False, curve=Curve(held_out), state=state))
         try:
-            folder = None if save_to is None else RunFolder(save_to)
             records = sweep(runs, executor=executor, jobs=jobs, folder=folder)
         except SweepInterrupted as stop:
             done: Any = stop.report

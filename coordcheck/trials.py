@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,11 @@ from torch.optim import Optimizer
 
 from coordcheck.batches import Batches, cached_batches, describe, of_seed
 from coordcheck.errors import CoordCheckError
+from coordcheck.fingerprints import FORMAT, fingerprint, settings_of
 from coordcheck.losses import Loss, as_loss
-from coordcheck.randomness import kept_randomness
 from coordcheck.randomness import seed_everything as seed_everything
 from coordcheck.records import RunKey
+from coordcheck.runfiles import versions
 from coordcheck.shards import spread_over
 from coordcheck.wrappers import undistributed
 
@@ -84,25 +84,23 @@ class Run:
     """How to diagnose; None leaves the diagnosis out."""
     curve: Curve | None = None
     """How to train for the losses alone; None leaves that out."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """The global state that it starts from, in whichever process: what `numeric_state` gave for the check."""
 
 
-@contextmanager
-def preserved_state(threads: int | None = None) -> Iterator[None]:
-    """Leave every global a run may touch as it was found: random states, grad mode, threads, defaults."""
-    found_threads, dtype, device = torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with kept_randomness(), torch.enable_grad():
-        try:
-            if threads is not None and threads != found_threads:
-                torch.set_num_threads(threads)
-            yield
-        finally:
-            torch.set_num_threads(found_threads)
-            torch.set_default_dtype(dtype)
-            if torch.get_default_device() != device:
-                torch.set_default_device(device)
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+def run_settings(batch: Any, loss: Any, *, steps: int, device: str | None, threads: int) -> dict[str, str]:
+    """What changes the numbers of all runs of a check, `build` and the state of the process apart."""
+    described = settings_of(batch=batch) if callable(batch) else {"batch": fingerprint(batch)}
+    return {
+        **described,
+        **settings_of(loss=loss),
+        "steps": str(steps),
+        "device": device or "as built",
+        "threads": str(threads),
+        "dtype": str(torch.get_default_dtype()),
+        "torch": versions()["torch"],
+        "fingerprints": FORMAT,
+    }
 
 
 def prepared(run: Run) -> Prepared:

@@ -16,8 +16,9 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("escaping", "redaction", "errors", "letters", "extras", "isolation", "interrupts", "output"),
-    *("records", "repeats", "folds", "arguments", "runfiles", "owners", "codes", "fingerprints", "scales", "shards"),
-    *("frames", "calls", "batches", "inputs", "windows", "randomness", "modes", "hooks", "wrappers"),
+    *("records", "repeats", "folds", "arguments", "runfiles", "owners", "codes", "contents", "fingerprints"),
+    *("scales", "shards"),
+    *("frames", "calls", "batches", "inputs", "windows", "randomness", "surroundings", "modes", "hooks", "wrappers"),
     *("sites", "state", "probing", "parameters", "ranks", "reduction"),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
     *("facts", "changes", "effects", "degrees", "live", "recorder"),

@@ -29,22 +29,33 @@ WIDTHS = (16, 32, 64)
 
 built: list[int] = []
 """The widths that `counted` was called with in this process."""
-broken: dict[int, BaseException] = {}
-"""What `counted` raises, by width."""
+
+
+class Broken:
+    """What `counted` raises, by width: a world outside, whose state is no setting, since it cannot be read."""
+
+    def __init__(self) -> None:
+        self.errors: dict[int, BaseException] = {}
+
+    def __reduce_ex__(self, version: Any) -> Any:
+        raise TypeError("the world cannot be pickled")
+
+
+broken = Broken()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_counts() -> Iterator[None]:
     built.clear()
-    broken.clear()
+    broken.errors.clear()
     yield
-    broken.clear()
+    broken.errors.clear()
 
 
 def counted(width: int) -> Any:
     built.append(width)
-    if width in broken:
-        raise broken[width]
+    if width in broken.errors:
+        raise broken.errors[width]
     return mlp("SP")(width)
 
 
@@ -358,7 +369,7 @@ def test_a_width_that_fails_is_recorded_and_the_others_finish(options: dict, rea
     ids=lambda error: type(error).__name__,
 )
 def test_running_out_of_memory_is_an_outcome_of_its_own(error: BaseException):
-    broken[32] = error
+    broken.errors[32] = error
     assert outcomes(check()) == {16: "finished", 32: "out of memory", 64: "finished"}
 
 
@@ -380,20 +391,20 @@ def test_a_tensor_too_large_for_the_machine_is_out_of_memory():
     ],
 )
 def test_the_exit_code_tells_violated_before_incomplete(widths, failing: list[int], options: dict, code: int):
-    broken.update({width: ValueError("no such width") for width in failing})
+    broken.errors.update({width: ValueError("no such width") for width in failing})
     assert check(widths=widths, **options).exit_code == code
 
 
 def test_when_every_run_fails_the_first_reason_is_told():
-    broken.update({width: ValueError(f"no {width}") for width in WIDTHS})
+    broken.errors.update({width: ValueError(f"no {width}") for width in WIDTHS})
     with pytest.raises(CoordCheckError, match=r"every run failed; the first one, net, width 16, seed 0:[^$]*no 16"):
         check()
 
 
 def test_a_failed_run_is_tried_again_at_resume(tmp_path: Path):
-    broken[32] = RuntimeError("not yet")
+    broken.errors[32] = RuntimeError("not yet")
     assert outcomes(check(save_to=tmp_path))[32] == "failed"
-    broken.clear()
+    broken.errors.clear()
     built.clear()
     assert outcomes(check(save_to=tmp_path)) == dict.fromkeys(WIDTHS, "finished")
     assert built == [32]
@@ -403,21 +414,21 @@ def test_a_failed_run_is_tried_again_at_resume(tmp_path: Path):
 
 
 def test_an_interrupt_keeps_and_reports_what_is_finished_and_resumes(tmp_path: Path):
-    broken[64] = KeyboardInterrupt()
+    broken.errors[64] = KeyboardInterrupt()
     with pytest.raises(SweepInterrupted, match=r"interrupted: 2 of 3 runs are done.*the same call resumes") as stop:
         check(save_to=tmp_path)
     assert isinstance(stop.value, KeyboardInterrupt)
     assert stop.value.exit_code == 130
     assert outcomes(stop.value.report) == {16: "finished", 32: "finished"}
     assert saved(tmp_path) == ["16-0.json", "32-0.json"]
-    broken.clear()
+    broken.errors.clear()
     built.clear()
     assert_same_rows(check(save_to=tmp_path), check())
     assert built == [64, 16, 32, 64]
 
 
 def test_an_interrupt_of_the_first_run_has_no_report():
-    broken[16] = KeyboardInterrupt()
+    broken.errors[16] = KeyboardInterrupt()
     with pytest.raises(SweepInterrupted, match=r"interrupted: 0 of 3 runs are done\.$") as stop:
         check()
     assert stop.value.report is None
@@ -605,3 +616,42 @@ def test_a_check_that_is_refused_leaves_the_folders_plan_as_it_is(tmp_path):
     with pytest.raises(CoordCheckError, match="steps was 1, is 2"):
         coordcheck.check(mlp("µP"), pair_batch(), steps=2, **options)
     assert (tmp_path / "experiment.json").read_bytes() == before
+
+
+# ---- values that code reads, and found runs
+
+scales = {"lr": 0.01}
+
+
+def configured(width: int) -> Any:
+    return mlp("SP", lr=scales["lr"])(width)
+
+
+def test_a_value_that_build_reads_is_told_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check(configured, save_to=tmp_path)
+    assert all(record.found for record in check(configured, save_to=tmp_path).records)
+    monkeypatch.setitem(scales, "lr", 0.02)
+    with pytest.raises(
+        CoordCheckError, match=r"reads test_sweep.scales was dict \w+, is dict \w+. Give another folder"
+    ):
+        check(configured, save_to=tmp_path)
+
+
+def test_runs_that_were_found_tell_what_could_not_be_compared(tmp_path: Path):
+    fresh = check(save_to=tmp_path)
+    assert not any("could not be compared" in note for note in fresh.notes)
+    told = "they may be out of date: these could not be compared: test_sweep.broken (Broken tells nothing of its state"
+    assert any(note.startswith(told) for note in check(save_to=tmp_path).notes)
+
+
+def test_a_folder_of_an_earlier_version_is_refused_with_the_reason(tmp_path: Path):
+    report = check(save_to=tmp_path)
+    for record in report.records:
+        record.settings = {
+            k: v for k, v in record.settings.items() if not k.startswith(("fingerprints", "reads", "not"))
+        }
+    report.save(tmp_path)
+    assert coordcheck.load(tmp_path).exit_code == report.exit_code
+    expected = r"fingerprints was not set, is 2; .* Another version of coordcheck wrote it, and noted less, or more"
+    with pytest.raises(CoordCheckError, match=expected):
+        check(save_to=tmp_path)

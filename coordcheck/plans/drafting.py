@@ -30,7 +30,8 @@ from coordcheck.recorder import optimizer_settings
 from coordcheck.records import RunKey
 from coordcheck.sites import SiteRecorder
 from coordcheck.slopes import exponent_of
-from coordcheck.trials import Build, Trial, built, preserved_state, seed_everything
+from coordcheck.surroundings import preserved_state
+from coordcheck.trials import Build, Trial, built, seed_everything
 
 LARGEST_REAL = 2**30  # bytes of parameters up to which a model is built for real to be looked at
 LEAST_GROWTH = 2.0  # the power of the width that a model's size is taken to grow with, at least

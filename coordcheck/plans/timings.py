@@ -10,8 +10,9 @@ import torch
 from coordcheck.batches import cached_batches
 from coordcheck.losses import Loss, as_loss
 from coordcheck.records import RunKey, RunRecord
+from coordcheck.surroundings import preserved_state
 from coordcheck.training import execute
-from coordcheck.trials import Build, Probe, Run, preserved_state
+from coordcheck.trials import Build, Probe, Run
 
 TIMED = 2  # widths per label that are run
 
