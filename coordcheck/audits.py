@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from coordcheck.diagnosis import BASE, Cause, Finding, power
 from coordcheck.records import RunRecord, Status, pattern
 from coordcheck.slopes import exponent_of
@@ -25,7 +27,14 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
-        told = (*_common(found), *decay_notes(own), *_movement(found), *_degrees(found), *_not_visible(found))
+        told = (
+            *_common(found),
+            *decay_notes(own),
+            *_movement(found),
+            *_degrees(found),
+            *_clipped(found),
+            *_not_visible(found),
+        )
         notes += [f"{label}: {note}" for note in told]
     return [*notes, *_identical(records), *_same_seeds(records)]
 
@@ -93,7 +102,29 @@ def _degrees(found: Sequence[Finding]) -> Iterator[str]:
         more = f" and {len(between) - 1} more" if len(between) > 1 else ""
         yield (
             f"the update of {between[0].part.parameter}{more} is of degree {between[0].exponents.degree:.2f} in the "
-            "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient?"
+            "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient? "
+            "Or are some of its coordinates clipped?"
+        )
+
+
+def _clipped(found: Sequence[Finding]) -> Iterator[str]:
+    """What stands between gradients and updates, such as clipping, and depends on the width."""
+    own = [f for f in found if f.part.parameter and f.part.trained and f.verdict is not Verdict.NOT_VISIBLE]
+    some = [f for f in own if f.exponents.clipped]
+    if some:
+        widths = sorted({width for f in some for width in f.exponents.clipped})
+        yield (
+            f"something shrinks the updates of {listed([f.part.name for f in some])} at width "
+            f"{', '.join(map(str, widths))} and not at others, such as clipping: that is no power of the width. Raise "
+            "its threshold until it never acts, or lower it until it always does"
+        )
+        return
+    slopes = [f.exponents.shrinking.value for f in own if f.exponents.shrinking.known]
+    slope = round(float(np.median(slopes)) * 2) / 2 if slopes else 0.0
+    if slope < 0:
+        yield (
+            f"updates are m^{np.median(slopes):.2f} times learning rate x gradient ({BASE}): something shrinks them, "
+            f"such as clipping. Multiply its threshold by {power(-slope)}, or the learning rates as said"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,20 +10,18 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from coordcheck.batches import probes, to_device
-from coordcheck.calls import leaves
 from coordcheck.changes import gradients_of, initial_values
+from coordcheck.degrees import EPS_SEEN, LOSS_FACTOR, SMALL, Movement, but_for_clipping, degree_between, movement
 from coordcheck.effects import MAX_UPDATES, Effects
 from coordcheck.isolation import user_code
 from coordcheck.parts import Trace
 from coordcheck.recorder import parameter_infos
-from coordcheck.records import RunRecord
+from coordcheck.records import BETWEEN, RunRecord, is_between
 from coordcheck.retracing import Retracer
 from coordcheck.tracing import Tracer
 from coordcheck.trials import Prepared, Run, backward, check_scalar, prepared
 
 EPS_FACTOR = 1e-6  # on the optimizer's eps; its real value counts where the degree in the gradient is measured
-LOSS_FACTOR = 10.0  # by which the loss is multiplied to measure the optimizer's degree in the gradient
-EPS_SEEN = 0.02  # a degree that is this far below 1 may be Adam's, with an eps as large as the gradient
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:
@@ -35,7 +32,7 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
         Exception: whatever the model raises on the probe, and on the whole batch.
     """
     session = _precise(run, _first_that_runs(run))
-    degrees = _degrees(run, session.probe) if run.probe is not None and run.probe.degrees else {}
+    degrees = _degrees(run, session) if run.probe is not None and run.probe.degrees else {}
     if not record.parameters:
         record.parameters = session.infos
     session.effects.write(record, degrees)
@@ -68,11 +65,9 @@ def _precise(run: Run, session: _Session) -> _Session:
     """The same diagnosis in double precision where updates are so small that the parameters' own rounds them."""
     if not session.effects.rounded or session.device.type == "mps":
         return session
-    ready = prepared(run)
     try:
         with user_code("the probe"):
-            ready.model.double()
-            precise = _Session(ready, _widened(session.probe))
+            precise = _Session(_doubled(prepared(run)), _widened(session.probe))
             precise.train()
     except Exception:  # of a model that insists on its own precision
         session.notes.append(f"width {run.key.width}: updates are so small that rounding blurs their exponents")
@@ -83,9 +78,13 @@ def _precise(run: Run, session: _Session) -> _Session:
 class _Session:
     """One fresh model on one probe, from its initial state."""
 
-    def __init__(self, ready: Prepared, probe: Any, *, factor: float = 1.0, eps: float = EPS_FACTOR) -> None:
+    def __init__(
+        self, ready: Prepared, probe: Any, *, factor: float = 1.0, eps: float = EPS_FACTOR, kept: bool = False
+    ) -> None:
         self.model, self.optimizers, self._loss, _, self.device = ready
-        self.probe, self._factor = probe, factor
+        self.probe, self._factor, self._kept = probe, factor, kept
+        self._gradients: dict[str, Tensor] = {}
+        self.double = all(p.dtype is torch.float64 for p in self.model.parameters() if p.is_floating_point())
         self.notes: list[str] = []
         if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in self.model.parameters()):
             with torch.no_grad():  # lazy modules are made by their first call
@@ -98,10 +97,9 @@ class _Session:
         self._backward(loss)
         self.infos = parameter_infos(self.model, self.optimizers, set())
         parameters = dict(self.model.named_parameters())
-        gradients = gradients_of(parameters)
-        self.says_something = bool(torch.isfinite(loss)) and any(bool(g.any()) for g in gradients.values())
+        self.says_something = bool(torch.isfinite(loss)) and any(bool(g.any()) for g in self._gradients.values())
         """Whether there is a loss, and it depends on the parameters: not so where every target is masked."""
-        self.effects = Effects(self.model, tracer, initial_values(parameters), frozenset(gradients))
+        self.effects = Effects(self.model, tracer, initial_values(parameters), frozenset(self._gradients))
 
     def _forward(self, tracer: AbstractContextManager[Any]) -> Tensor:
         with tracer:
@@ -110,7 +108,12 @@ class _Session:
         return loss
 
     def _backward(self, loss: Tensor) -> None:
+        self._gradients = {}  # the memory of those before
         backward(loss * self._factor, self.optimizers)
+        # before any optimizer sees them: it may clip or normalise them in place, replace them or let go of them
+        self._gradients = gradients_of(dict(self.model.named_parameters()))
+        if self._kept:
+            self._gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
 
     def repeat(self) -> None:
         """Another forward and backward pass."""
@@ -138,56 +141,87 @@ class _Session:
             self._note_gradients(step, later)
 
     def _note_gradients(self, step: int, tracer: Trace) -> None:
-        self.effects.note_gradients(step, tracer, gradients_of(dict(self.model.named_parameters())))
+        self.effects.note_gradients(step, tracer, self._gradients)
+
+    def moved(self) -> dict[str, Movement]:
+        """What the updates so far did to each parameter that is trained, and its gradient of the last backward pass."""
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            gradient = self._gradients.get(name)
+            if gradient is not None and gradient.numel():
+                found[name] = movement(parameter.detach() - self.effects.initial[name], gradient)
+        return found
 
 
-def _degrees(run: Run, probe: Any) -> dict[str, float]:
+def _degrees(run: Run, session: _Session) -> dict[str, float]:
     """The degree of each parameter's update in its gradient: SGD 1, Adam 0; measured at its first movement.
 
     An eps as large as the gradient makes it some number between. The exponents are those of updates with a small eps,
-    so it stays on the side of 1/2 on which such an update is.
+    so it stays on the side on which such an update is. Where it is between the two for another reason, as that of a
+    gradient some of whose coordinates are clipped, it stays there, and decides nothing.
     """
-    probe = to_device(probe, prepared(run).device)
-    degrees = _measured_degrees(run, probe, eps=1.0)
-    if not any(0.5 < degree < 1 - EPS_SEEN for degree in degrees.values()):
+    degrees = _measured_degrees(run, session)
+    if not any(BETWEEN[0] < degree < 1 - EPS_SEEN for degree in degrees.values()):
         return degrees
-    clear = _measured_degrees(run, probe, eps=EPS_FACTOR)
-    return {
-        name: max(degree, 0.51) if clear.get(name, degree) > 0.5 else min(degree, 0.49)
-        for name, degree in degrees.items()
-    }
+    clear = _measured_degrees(run, session, eps=EPS_FACTOR)
+    return {name: _sided(degree, clear.get(name, degree)) for name, degree in degrees.items()}
 
 
-def _measured_degrees(run: Run, probe: Any, eps: float) -> dict[str, float]:
-    """The degrees, with the optimizer's eps times a number.
+def _sided(degree: float, clear: float) -> float:
+    """A degree on the side of the one that is measured with a small eps."""
+    if is_between(clear):
+        return clear
+    return max(degree, BETWEEN[1]) if clear > 0.5 else min(degree, BETWEEN[0])
 
-    The loss is multiplied by ten; with d the change of a parameter and g its gradient, the degree is
-    log(d' / d) / log(g' / g).
+
+def _measured_degrees(run: Run, session: _Session, eps: float = 1.0) -> dict[str, float]:
+    """The degrees from the loss to ten times the loss, with the optimizer's eps times a number."""
+    found, movements = _compared(run, session, LOSS_FACTOR, eps)
+    return but_for_clipping(found, movements, lambda: _degrees_below(run, session))
+
+
+def _degrees_below(run: Run, session: _Session) -> dict[str, float]:
+    """The degrees down to a gradient so small that in any but double precision its updates are rounded."""
+    try:
+        with user_code("the probe"):
+            return _compared(run, session, SMALL, EPS_FACTOR, double=True)[0]
+    except Exception:  # of a model that insists on its own precision
+        return {}
+
+
+def _compared(
+    run: Run, session: _Session, factor: float, eps: float, double: bool = False
+) -> tuple[dict[str, float], dict[str, Movement]]:
+    """The degrees from the loss to a multiple of it, and the movements under the loss itself.
+
+    With d the change of a parameter and g its gradient, the degree is log(d' / d) / log(g' / g).
     """
     sessions = []
-    for factor in (1.0, LOSS_FACTOR):
-        ready = prepared(run)
-        if any(tensor.dtype is torch.float64 for _, tensor in leaves(probe) if isinstance(tensor, Tensor)):
-            ready.model.double()
-        sessions.append(_Session(ready, probe, factor=factor, eps=eps))
+    for by in (1.0, factor):
+        ready, probe = prepared(run), to_device(session.probe, session.device)
+        if double or session.double:
+            ready, probe = _doubled(ready), _widened(probe)
+        sessions.append(_Session(ready, probe, factor=by, eps=eps, kept=True))
     degrees: dict[str, float] = {}
+    movements: dict[str, Movement] = {}
     for step in range(1, MAX_UPDATES + 1):
-        for session in sessions:
-            session.update()
-        once, ten_times = (session.effects.moved() for session in sessions)
-        for name, (change, gradient) in once.items():
-            ten_change, ten_gradient = ten_times[name]
-            if name in degrees or not (change > 0 and ten_change > 0 and gradient > 0 and ten_gradient > 0):
-                continue
-            ratio = math.log(ten_gradient / gradient)
-            degree = math.log(ten_change / change) / ratio if abs(ratio) > math.log(LOSS_FACTOR) / 2 else math.nan
-            if math.isfinite(degree):
-                degrees[name] = degree
-        if len(degrees) == len(once) or step == MAX_UPDATES:
+        for each in sessions:
+            each.update()
+        once, other = (each.moved() for each in sessions)
+        for name, moved in once.items():
+            degree = degree_between(moved, other[name], factor) if name not in degrees and name in other else None
+            if degree is not None:
+                degrees[name], movements[name] = degree, moved
+        if degrees.keys() >= sessions[0].effects.trained or step == MAX_UPDATES:
             break
-        for session in sessions:
-            session.repeat()
-    return degrees
+        for each in sessions:
+            each.repeat()
+    return degrees, movements
+
+
+def _doubled(ready: Prepared) -> Prepared:
+    ready.model.double()
+    return ready
 
 
 def _widened(batch: Any) -> Any:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from coordcheck.exponents import UNKNOWN, Exponent, Exponents
-from coordcheck.records import Role
+from coordcheck.records import Role, is_between
 from coordcheck.roles import Part
 from coordcheck.slopes import exponent_of
 from coordcheck.verdicts import Answer, Verdict, compare
@@ -185,6 +185,8 @@ def _response(part: Part, found: Exponents, targets: Targets, first: Finding | N
     """The response to judge, and what it should be: the parameter's own side, where its operation tells all of it."""
     target = targets.response(part.role, round(found.degree))
     own_side = part.exact or part.role in (Role.VECTOR, Role.CONSTANT) or part.operation != "module"
+    if is_between(found.degree):  # and there is no target in between
+        return UNKNOWN, target
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
     return (weight if own_side and weight.known else found.response), target
 
@@ -212,8 +214,10 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
     if gain_off and part.tied:  # its init and learning rate belong to the first use
         return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER, multiplier=-_half(excess))
-    if gain_off and response_off and abs(lead - (1 + k) * excess) < 0.25 * (1 + k):
-        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER, multiplier=-_half(excess))
+    shrinks = _shrinks(judged.exponents, tolerance)
+    if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
+        judged = judged._replace(multiplier=-_half(excess), learning_rate=-_half(shrinks))
+        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER)
     if gain_off:
         rate = -_half(lead) if response_off else 0.0
         return judged._replace(verdict=_size(excess), cause=Cause.INIT, init=-_half(excess), learning_rate=rate)
@@ -224,10 +228,17 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
-    if (answer["response"] is Answer.UNDECIDED or not judged.response.known) or answer["gain"] is Answer.UNDECIDED:
+    undecided = answer["response"] is Answer.UNDECIDED or not judged.response.known
+    if undecided or judged.exponents.clipped or answer["gain"] is Answer.UNDECIDED:
         why = judged.explanation or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged
+
+
+def _shrinks(found: Exponents, tolerance: float) -> float:
+    """By which power of the width clipping shrinks all updates, which is no multiplier's doing."""
+    shrinking = found.shrinking
+    return 0.0 if found.clipped or not _off(shrinking, 0.0, tolerance) else shrinking.value
 
 
 def _off(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
@@ -412,6 +423,11 @@ def _seen(judged: Finding) -> str:
     if judged.response.known:
         texts.append(f"response ~ m^{judged.response.value:.2f} (should be {judged.response_target:g})")
     found = judged.exponents
+    if is_between(found.degree):
+        texts.append(f"its update is of degree {found.degree:.2f} in the gradient, neither 0 (Adam) nor 1 (SGD)")
     if abs(found.alignment - 1) > WEAK:
         texts.append(f"weak alignment {found.alignment:.2f}")
+    if found.clipped:
+        at = ", ".join(map(str, found.clipped))
+        texts.append(f"without what shrinks its update at width {at} alone, such as clipping: that is no power of m")
     return ", ".join(texts)

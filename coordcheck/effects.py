@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck import changes, scales
-from coordcheck.changes import gradients_of, laid_out
+from coordcheck.changes import laid_out
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
@@ -28,10 +28,13 @@ from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
+LOST = 0.5  # and of fewer than this one that precision makes something else of
+BLURRED = 0.05  # relative error of an update from which on rounding blurred it
 EXACT = torch.finfo(torch.float64).eps
 
 PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
+ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
 SHORT = {"scaled_dot_product_attention": "sdpa"}
 
@@ -55,28 +58,21 @@ class Effects:
         self._facts = Facts()
         self._counts: dict[str, float | Tensor] = {}
         self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
-
-    def moved(self) -> dict[str, tuple[float, float]]:
-        """Per parameter the RMS of its change so far, and of the gradient of the last backward pass."""
-        moved, parameters = {}, dict(self.model.named_parameters())
-        gradients = gradients_of(parameters)
-        for name, parameter in parameters.items():
-            if name in self.trained:
-                gradient = gradients.get(name)
-                change = parameter.detach() - self.initial[name]
-                moved[name] = float(_rms(change)), math.nan if gradient is None else float(_rms(gradient))
-        return moved
+        self._lost: set[str] = set()  # parts whose updates are
 
     @property
     def rounded(self) -> bool:
         """Whether some parameter moved so little that its own precision rounds the update."""
-        for part in self.parts:
-            weight = self._facts.get(part.name, 0, Quantity.WEIGHT)
-            first = next((u for t in range(1, MAX_UPDATES + 1) if (u := self._update(part, t)) > 0), math.inf)
-            precision = torch.finfo(self.initial[part.parameter].dtype).eps
-            if precision > EXACT and first < ROUNDED * precision * weight:
-                return True
-        return False
+        moves = (
+            (part, next((u for t in range(1, MAX_UPDATES + 1) if (u := self._update(part, t)) > 0), math.inf))
+            for part in self.parts
+        )
+        return any(self._rounds(part, first) for part, first in moves)
+
+    def _rounds(self, part: Part, update: float, roundings: float = ROUNDED) -> bool:
+        precision = torch.finfo(self.initial[part.parameter].dtype).eps
+        weight = self._facts.get(part.name, 0, Quantity.WEIGHT)
+        return precision > EXACT and update < roundings * precision * weight
 
     def waiting(self, steps: int) -> bool:
         """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one."""
@@ -130,27 +126,48 @@ class Effects:
             self._facts.put(name, 0, Quantity.INPUT, _rms(taken))
             self._facts.put(name, 0, Quantity.OUTPUT, _rms(given))
 
-    def note_gradients(self, step: int, tracer: Trace, gradients: Mapping[str, Tensor]) -> None:
-        """Note the gradients before the update that follows step t, and those of the outputs in its forward pass."""
+    def note_gradients(
+        self,
+        step: int,
+        tracer: Trace,
+        gradients: Mapping[str, Tensor],
+        *,
+        factors: Mapping[str, float | Tensor] | None = None,
+        loss_scale: float = 1.0,
+    ) -> None:
+        """Note the gradients before the update that follows step t, and those of the outputs in its forward pass.
+
+        Args:
+            step: t.
+            tracer: what that pass was seen to do.
+            gradients: those that are there now, by parameter.
+            factors: what to multiply gradients by, where they are no longer as backward left them.
+            loss_scale: what the loss was multiplied by.
+        """
         for part in self.parts:
             gradient = gradients.get(part.parameter)
             if gradient is not None or not part.trained:
-                self._note_gradient(part, step, again(part, tracer), gradient)
+                self._note_gradient(part, step, gradient, (factors or {}).get(part.parameter, 1.0))
+                self._note_delta(part, step, again(part, tracer), loss_scale)
 
-    def _note_gradient(self, part: Part, step: int, use: UseCall | None, gradient: Tensor | None) -> None:
-        """dL/dp over its coordinates that are not zero, and dL/dh."""
+    def _note_gradient(self, part: Part, step: int, gradient: Tensor | None, factor: float | Tensor) -> None:
+        """dL/dp over its coordinates that are not zero."""
         if gradient is not None:
             rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
             alike = part.use is not None and part.use.linear and part.use.operation not in PICKED
             count = changes.nonzero(rows, some_rows=alike)
             self._counts[part.name] = changes.larger(count, self._counts.get(part.name, count))
-            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, changes.norm(rows) / changes.root(count))
+            scale = changes.norm(rows) / changes.root(count) * factor
+            self._facts.put(part.name, step, Quantity.WEIGHT_GRADIENT, scale)
+
+    def _note_delta(self, part: Part, step: int, use: UseCall | None, loss_scale: float) -> None:
+        """dL/dh."""
         if use is not None and use.gradient is not None:
             try:
                 delta = _rms(part.channels(use.gradient))
             except (RuntimeError, IndexError):  # channels that are not the last axis
                 delta = _rms(use.gradient)
-            scale = delta / abs(use.downstream) if use.downstream else math.nan
+            scale = delta / abs(use.downstream * loss_scale) if use.downstream else math.nan
             self._facts.put(part.name, step, Quantity.GRADIENT, scale)
 
     def note_updates(self, step: int) -> None:
@@ -183,6 +200,28 @@ class Effects:
             if part.replay is not None and not part.hidden:
                 own = partial(part.replay.own_update, now, whole)
                 self._measure(part, step, Quantity.OWN_UPDATE, own)
+
+    def mend_rounded(self, step: int, size: Callable[[str], float | None]) -> None:
+        """Put right what was noted of updates that are gradients times a factor, where rounding hides the factor.
+
+        What is lost to rounding is not judged.
+
+        Args:
+            step: t, after the update.
+            size: the factor by a parameter's name, zero where it is lost, None where there is none.
+        """
+        for part in self.parts:
+            update = self._update(part, step)
+            if not (part.trained and update) or not self._rounds(part, update):
+                continue
+            factor = size(part.parameter)
+            if factor == 0 and self._rounds(part, update, LOST):
+                self._lost.add(part.name)
+            exact = (factor or 0.0) * self._facts.get(part.name, step - 1, Quantity.WEIGHT_GRADIENT)
+            if exact > 0 and abs(update / exact - 1) > BLURRED:
+                self._facts.put(part.name, step, Quantity.WEIGHT_UPDATE, exact)
+                for lost in (Quantity.WEIGHT_UPDATE_NORM, Quantity.OWN_UPDATE):
+                    self._facts.drop(part.name, step, lost)
 
     def note_trace(self, step: int, later: Trace) -> None:
         """Note a later forward pass."""
@@ -266,7 +305,7 @@ class Effects:
         fan_out = part.block.size if isinstance(part.block, Block) and not part.block.stacked else fan_out
         return Use(
             *(site, part.parameter, layer, operation, max(fan_in, 1), max(fan_out, 1), multiplier),
-            *(degree, exact, feeds, part.hidden),
+            *(degree, exact, feeds, part.hidden or (ROUNDED_AWAY if part.name in self._lost else "")),
         )
 
 

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from coordcheck.clipping import clipping
 from coordcheck.records import Quantity, Role, Status
 from coordcheck.roles import Part
 from coordcheck.slopes import fit_logs
@@ -79,6 +80,10 @@ class Exponents(NamedTuple):
     moved: bool
     has_gradient: bool
     not_finite: bool
+    shrinking: Exponent = UNKNOWN
+    """Of the update beside learning rate times gradient, under an optimizer of degree 1."""
+    clipped: tuple[int, ...] = ()
+    """The widths at which it is shrunk, where it is not at others; the exponents are without that."""
 
     @property
     def alignment(self) -> float:
@@ -157,6 +162,10 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
     x = logs.at(Quantity.INPUT, start)
     own, update = logs.at(Quantity.OWN_UPDATE, first), logs.at(Quantity.WEIGHT_UPDATE, first)
     delta, gradient = logs.at(Quantity.GRADIENT, before), logs.at(Quantity.WEIGHT_GRADIENT, before)
+    shrinking = np.where(k > 0, update - gradient - logs.of([part.rates for part in parts]), np.nan)
+    clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
+    whole = np.log2([clip.factors for clip in clips])
+    own, update = own - whole, update - whole
     times_k = np.where(k == 0, 0.0, k)
     by_gradient = np.where(k == 0, 0.0, times_k * (gradient - m))
     aligned = fan_in + update + m - by_gradient
@@ -170,6 +179,7 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
         "growth": logs.fit(own - x),
         "inherited": logs.fit(logs.at(Quantity.INHERITED, first) - x),
         "output": logs.fit(logs.at(Quantity.OUTPUT, start)),
+        "shrinking": logs.fit(shrinking),
     }
     rounding = _rounding(logs, parts)
     flat = _flat_spectra(logs, first, fan_in, fan_out)
@@ -191,6 +201,8 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
             moved=bool(first[number]),
             has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
             not_finite=part.name in logs.not_finite,
+            shrinking=fits["shrinking"][number],
+            clipped=clips[number].widths,
         )
     return result
 

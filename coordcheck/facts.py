@@ -28,6 +28,11 @@ class Facts:
         else:
             self._known[key] = float(scale)
 
+    def drop(self, name: str, step: int, quantity: Quantity) -> None:
+        """Know it no longer."""
+        self._waiting.pop((name, step, quantity), None)
+        self._known.pop((name, step, quantity), None)
+
     def get(self, name: str, step: int, quantity: Quantity, default: float = 0.0) -> float:
         return self.all().get((name, step, quantity), default)
 

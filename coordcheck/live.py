@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from coordcheck import gradients
+from coordcheck.backwards import AfterBackward
 from coordcheck.calls import leaves
 from coordcheck.changes import gradients_of, initial_values
 from coordcheck.degrees import degrees
@@ -19,6 +22,10 @@ from coordcheck.records import Quantity, Row, RunRecord
 from coordcheck.retracing import Retracer
 from coordcheck.shards import local_part
 from coordcheck.tracing import Tracer
+from coordcheck.wrappers import loss_scale
+
+TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
+UNCHANGED = 1e-5  # relative difference of two norms of one gradient
 
 
 class LiveEffects:
@@ -38,6 +45,9 @@ class LiveEffects:
         self._beginning = threading.RLock()
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
+        self._arrived: dict[str, gradients.Arrived] = {}  # the last gradients, as backward left them
+        self._turned: set[str] = set()  # parameters whose gradients became others than these times a factor
+        self._listening: AfterBackward | None = None
         self._inputs = InitialInputs(fixed=False)
         self._moved: dict[int, list[Tensor | bool]] = {}  # flags of the steps whose input may be another than at t=0
         self._more = True
@@ -62,10 +72,12 @@ class LiveEffects:
             return
         if self._effects is not None and step > self._step:
             self._effects.note_updates(step)
+            self._effects.mend_rounded(step, self._unrounded)
             self._more = step < MAX_UPDATES and self._effects.waiting(step)
-        self._step, self._noted = step, set()
+        self._step, self._noted, self._arrived = step, set(), {}
         if self._effects is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Retracer(self._model, self._effects.tracer)
+            self._listen_no_longer()
         else:
             tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
             if any(not _plain(parameter) for parameter in tracer.parameters.values()):
@@ -73,6 +85,8 @@ class LiveEffects:
                 return
             if step == 0:
                 self._initial = initial_values(tracer.parameters)
+                self._listen_no_longer()  # to the parameters of a call that no update followed
+                self._listening = AfterBackward(tracer.parameters.values(), self._read, self._not_read)
             self._tracer = tracer
         self._tracing = True
         self._compare(args, kwargs)
@@ -95,8 +109,13 @@ class LiveEffects:
                 if not self._more:  # nothing is called with the parameters' values again, but their shapes are told
                     self._initial.update({n: torch.empty_like(p, device="meta") for n, p in self._initial.items()})
 
-    def updates(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to make its update, and the gradients of its parameters are there."""
+    def updates(self, optimizer: Optimizer, *, made: bool = False) -> None:
+        """An optimizer is about to make its update, and the gradients of its parameters are there.
+
+        Args:
+            optimizer: which.
+            made: that was before, and it has made its update: what was called since was called by a closure.
+        """
         self.end()
         tracer = self._tracer
         if not isinstance(tracer, Tracer):
@@ -109,13 +128,62 @@ class LiveEffects:
         if self._more:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own = {n: p for n, p in tracer.parameters.items() if id(p) in held and n not in self._noted}
-            gradients = gradients_of(own)
-            self._noted |= set(gradients)
-            self._effects.note_gradients(self._step, tracer, gradients)
+            given, scale = gradients_of(own), loss_scale(optimizer)
+            factors = {name: self._since_backward(name, gradient, scale) for name, gradient in given.items()}
+            if (
+                self._turned & own.keys()
+            ):  # others may only look as if it were by a factor, such as those of few numbers
+                self._turned |= {n for n, by in factors.items() if self._follows(n) and not _is_one(by)}
+            if made:
+                lost = self._lost(own, given)
+                given, factors = {**given, **lost}, {**factors, **dict.fromkeys(lost, 1.0)}
+            self._noted |= set(given)
+            self._arrived = {name: a for name, a in self._arrived.items() if name not in own or name in given}
+            self._effects.note_gradients(self._step, tracer, given, factors=factors, loss_scale=scale)
+
+    def _lost(self, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What stands for gradients that came and went inside of a step that calls a closure."""
+        lost = {n: a for n, a in self._arrived.items() if n in own and gradients.gone(a, given.get(n))}
+        return {name: gradients.stand_in(arrived, own[name].detach()) for name, arrived in lost.items()}
+
+    def _read(self) -> None:
+        """A backward pass is over: its gradients are there, and nobody has clipped or scaled them."""
+        if isinstance(self._tracer, Tracer):
+            left = {n: p for n, p in self._tracer.parameters.items() if n not in self._noted}
+            self._arrived.update({name: gradients.arrived(g) for name, g in gradients_of(left).items()})
+
+    def _not_read(self, error: Exception) -> None:
+        self._arrived = {}  # and what the optimizer is given counts
+
+    def _since_backward(self, name: str, gradient: Tensor, scale: float) -> float | Tensor:
+        """What to multiply a gradient by that an optimizer is given, to have its scale as backward left it."""
+        if name not in self._arrived:  # it was put there by hand
+            return 1.0
+        arrived = self._arrived[name] = self._arrived[name].unscaled(scale)
+        if self._follows(name) and gradients.turned(arrived, gradient):
+            self._turned.add(name)
+        return gradients.factor(arrived, gradient)
+
+    def _follows(self, name: str) -> bool:
+        """Whether the size of a parameter's update is that of its gradient, as under SGD."""
+        return self._degrees.get(name, 0.0) > 0.5
+
+    def _unrounded(self, name: str) -> float | None:
+        """The size of a parameter's update beside its gradient, where the one is the other times a factor."""
+        if name not in self._arrived or name in self._turned or not self._follows(name):
+            return None
+        now = dict(self._model.named_parameters())[name]
+        return gradients.unrounded(self._arrived[name], self._initial[name], now)
+
+    def _listen_no_longer(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
 
     def write(self, record: RunRecord) -> None:
         """Add what was noted to the record, and let go of the model's copies."""
         self.end()
+        self._listen_no_longer()
         effects, self._effects, self._initial, self._tracer = self._effects, None, {}, None
         self._inputs.clear()
         if effects is None or self._step < 1:
@@ -124,11 +192,13 @@ class LiveEffects:
             return
         moved = {step for step, flags in self._moved.items() if any_of(flags)}
         before = len(record.rows)
-        effects.write(record, self._degrees)
-        unknown = sorted({use.parameter for use in record.uses if use.parameter} - self._degrees.keys())
-        if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            record.notes.append(f"how the update of {unknown[0]}{more} depends on the gradient's size was not measured")
+        effects.write(record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
+        unknown = {use.parameter for use in record.uses if use.parameter} - self._degrees.keys()
+        for names, why in ((unknown, ""), (self._turned, ": it was changed before the step, not by a factor alone")):
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                what = f"how the update of {min(names)}{more} depends on the gradient's size was not measured"
+                record.notes.append(what + why)
         vectors = {site.order for site in record.sites if len(site.shape) < 2}
         record.rows[before:] = [row for row in record.rows[before:] if _kept(row, moved, vectors)]
 
@@ -140,6 +210,10 @@ def _kept(row: Row, moved: set[int], vectors: set[int]) -> bool:
     # at outputs it is still multiplied, and infinite where the update was skipped; beside a vector's own gradient, this
     # would look like rounding
     return row.quantity is not Quantity.GRADIENT or (row.site not in vectors and not row.status.not_finite)
+
+
+def _is_one(factor: float | Tensor) -> bool:
+    return abs(float(factor) - 1) < UNCHANGED
 
 
 def _plain(parameter: Tensor) -> bool:

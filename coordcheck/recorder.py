@@ -348,7 +348,8 @@ class Recorder:
             self._finish()
         if self._settled or skipped(optimizer):
             return
-        self._before_update(optimizer, args, kwargs)  # what was called inside the update, by a closure
+        if self._live is not None:  # what was called inside the update, by a closure
+            self._live.updates(optimizer, made=True)
         self._close()
         if self._sites.is_open:  # not called since the last update: another optimizer of the same one
             return

@@ -238,6 +238,18 @@ class ParameterInfo(NamedTuple):
     """False when it received a gradient though its module was never called (hooks cannot see its work)."""
 
 
+BETWEEN = 0.25, 0.75  # degrees of an update in the gradient that are neither that of Adam, 0, nor that of SGD, 1
+
+
+def is_between(degree: float) -> bool:
+    """Whether an update is of a degree for which there is no target.
+
+    >>> is_between(0.5), is_between(0.02), is_between(1.0)
+    (True, False, False)
+    """
+    return BETWEEN[0] < degree < BETWEEN[1]
+
+
 class Use(NamedTuple):
     """How the forward pass used a parameter, or computed attention, on the probe at t=0."""
 

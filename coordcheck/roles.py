@@ -42,6 +42,8 @@ class Part(NamedTuple):
     fan_outs: Mapping[int, int]
     sizes: Mapping[int, int]
     """How many coordinates it has."""
+    rates: Mapping[int, float]
+    """Its learning rate."""
 
 
 def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
@@ -78,7 +80,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
             else role_of(grows[name], outs[name], elementwise, name in followed)
         )
         role = override_of(use.parameter, overrides) or role
-        multipliers, fan_ins, fan_outs, sizes = _by_width(uses[name])
+        multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name])
         found.append(
             Part(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
@@ -92,6 +94,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 fan_ins=fan_ins,
                 fan_outs=fan_outs,
                 sizes=sizes,
+                rates=rates,
             )
         )
     return found
@@ -99,14 +102,19 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
 
 def _by_width(
     at: Mapping[int, tuple[Use, RunRecord]],
-) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int]]:
-    """Multiplier, fan-in, fan-out and number of coordinates."""
+) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int], Mapping[int, float]]:
+    """Multiplier, fan-in, fan-out, number of coordinates and learning rate."""
     return (
         {width: use.multiplier for width, (use, _) in at.items()},
         {width: use.fan_in for width, (use, _) in at.items()},
         {width: use.fan_out for width, (use, _) in at.items()},
         {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
+        {width: rate for width, (use, record) in at.items() if (rate := _rate(use, record)) is not None},
     )
+
+
+def _rate(use: Use, record: RunRecord) -> float | None:
+    return next((info.learning_rate for info in record.parameters if info.name == use.parameter), None)
 
 
 def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:

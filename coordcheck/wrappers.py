@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -121,3 +123,19 @@ def unwrapped_optimizers(given: Any) -> list[Optimizer]:
 def skipped(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler told a fused optimizer to leave the parameters as they are."""
     return bool(getattr(optimizer, "found_inf", False))
+
+
+def loss_scale(optimizer: Optimizer) -> float:
+    """What a gradient scaler multiplied the loss by whose gradients the optimizer is given now; 1 without a scaler.
+
+    A scaler halves its scale where gradients overflow, which they may do at some widths alone.
+    """
+    fused = getattr(optimizer, "grad_scale", None)
+    if fused is not None:
+        return float(fused)
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            return float(frame.f_locals["self"].get_scale())
+        frame = frame.f_back  # type: ignore[assignment]  # None above the outermost
+    return 1.0

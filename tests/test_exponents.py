@@ -35,6 +35,7 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "fan_ins": {width: round(width**fan_in) for width in WIDTHS},
         "fan_outs": {width: round(width**fan_out) for width in WIDTHS},
         "sizes": {width: round(width ** (fan_in + fan_out)) for width in WIDTHS},
+        "rates": dict.fromkeys(WIDTHS, 1.0),
     }
     return Part(**fields | changed)
 

@@ -21,7 +21,7 @@ ORDER = [
     *("frames", "calls", "batches", "inputs", "windows", "randomness", "surroundings", "modes", "hooks", "wrappers"),
     *("sites", "state", "probing", "parameters", "ranks", "reduction"),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
-    *("facts", "changes", "effects", "degrees", "live", "recorder"),
+    *("facts", "changes", "gradients", "effects", "degrees", "backwards", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
     *("losses", "trials", "payloads", "diagnosing", "progress", "training", "sweep"),
     *(
@@ -30,6 +30,7 @@ ORDER = [
         "optima",
         "verdicts",
         "roles",
+        "clipping",
         "exponents",
         "diagnosis",
         "blame",
