@@ -64,8 +64,9 @@ project = "coordcheck"
 html_title = "coordcheck: the gallery"
 html_theme = "furo"
 html_show_copyright = html_show_sphinx = html_copy_source = False
-extensions = ["sphinx_gallery.gen_gallery"]
-exclude_patterns = ["_build"]
+extensions = ["sphinx_gallery.gen_gallery", "myst_parser"]
+myst_heading_anchors = 3  # headings can be linked to
+exclude_patterns = ["_build", "README.md", "tables"]  # the page of the repository, and what its lessons write
 suppress_warnings = ["config.cache"]  # the scraper is a function, which needs no cache
 sphinx_gallery_conf = {
     "examples_dirs": str(CHAPTERS),

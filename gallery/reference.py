@@ -94,7 +94,7 @@ def _options(command: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     for action in command._actions:
         if action.help in (None, argparse.SUPPRESS) or action.dest == "help":
             continue
-        value = "" if action.nargs == 0 else action.metavar or "|".join(map(str, action.choices or ())) or "VALUE"
+        value = "" if action.nargs == 0 else action.metavar or "/".join(map(str, action.choices or ())) or "VALUE"
         several = " ..." if action.nargs in ("+", "*") else ""
         typed = ", ".join(action.option_strings) + (f" {value}" if action.option_strings and value else "")
         told = str(action.help) % {"default": action.default, "prog": command.prog}

@@ -69,6 +69,7 @@ def small_gallery(tmp_path: Path) -> Path:
     for name in ("lesson.py", "make.py", "conf.py", "index.rst"):
         shutil.copy2(GALLERY / name, tmp_path)
     (tmp_path / "plot_limits_of_nothing.py").write_text(TRUE_LESSON, encoding="utf-8")
+    shutil.copytree(GALLERY / "guide", tmp_path / "guide")
     return tmp_path
 
 
@@ -220,6 +221,7 @@ def test_the_text_is_real_and_split(monkeypatch):
 def test_the_site_is_built_and_a_false_lesson_stops_it(small_gallery, true):
     pytest.importorskip("sphinx_gallery", reason="the site needs coordcheck[docs]")
     pytest.importorskip("furo", reason="the site needs coordcheck[docs]")
+    pytest.importorskip("myst_parser", reason="the site needs coordcheck[docs]")
     if not true:
         source = TRUE_LESSON.replace("1 + 1 == 2", "1 + 1 == 3")
         (small_gallery / "plot_limits_of_nothing.py").write_text(source, encoding="utf-8")
@@ -231,3 +233,5 @@ def test_the_site_is_built_and_a_false_lesson_stops_it(small_gallery, true):
         page = next(site.glob("lessons/*/plot_limits_of_nothing.html")).read_text(encoding="utf-8")
         assert "sphx_glr_plot_limits_of_nothing_001.png" in page
         assert "What to see: a line." in page
+        for written in (GALLERY / "guide").glob("*.md"):
+            assert (site / "guide" / f"{written.stem}.html").is_file(), written.name
