@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 import coordcheck
 from coordcheck.changes import initial_values
@@ -278,6 +278,8 @@ class Saving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = [torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.addmm.default]
+        from torch.utils.checkpoint import create_selective_checkpoint_contexts  # since torch 2.5
+
         contexts = partial(create_selective_checkpoint_contexts, kept)
 
         def inside(x: Tensor) -> Tensor:
