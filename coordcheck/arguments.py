@@ -8,9 +8,10 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from difflib import get_close_matches
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.folds import Fold
@@ -48,7 +49,9 @@ def distinct_widths(widths: object) -> list[int]:
     [64, 128]
     """
     found: list[int] = []
-    for width in widths if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]:
+    for width in (
+        _bounded("widths", widths) if isinstance(widths, Iterable) and not isinstance(widths, str) else [widths]
+    ):
         number = _integer(
             int(width) if isinstance(width, str) and width.strip().isdecimal() and len(width) < 20 else width
         )
@@ -103,9 +106,11 @@ def seed_numbers(seeds: object) -> list[int]:
         CoordCheckError: a count below 1, no seeds, or one that is not an integer from 0.
     """
     count = _integer(seeds)
+    if count is not None and count > MOST_RUNS:
+        raise CoordCheckError(f"seeds={count} is more than a check may have runs ({MOST_RUNS}). Pass seeds=3, say.")
     numbers = list(range(count)) if count is not None else None
     if numbers is None and isinstance(seeds, Iterable) and not isinstance(seeds, str):
-        given = [_integer(seed) for seed in seeds]
+        given = [_integer(seed) for seed in _bounded("seeds", seeds)]
         if all(seed is not None and seed >= 0 for seed in given):
             numbers = [seed for seed in dict.fromkeys(given) if seed is not None]
     if not numbers:
@@ -113,16 +118,65 @@ def seed_numbers(seeds: object) -> list[int]:
     return numbers
 
 
+MOST_RUNS = 100_000  # of one check; what is typed by mistake must not fill the memory before anything is said
+MOST = {"steps": 1_000_000, "jobs": 1024}
+
+
+def _bounded(name: str, values: Iterable[Any]) -> list[Any]:
+    """The values of an iterable, which may be endless."""
+    found = list(islice(values, MOST_RUNS + 1))
+    if len(found) > MOST_RUNS:
+        raise CoordCheckError(f"{name} has more values than a check may have runs ({MOST_RUNS}). Give fewer.")
+    return found
+
+
+def bounded_grid(**counts: int) -> None:
+    """Refuse a grid with more runs than anybody could mean.
+
+    Raises:
+        CoordCheckError: the product of the counts is above `MOST_RUNS`.
+
+    >>> bounded_grid(labels=2, widths=4, seeds=3)
+    """
+    if math.prod(counts.values()) > MOST_RUNS:
+        told = " × ".join(f"{count} {name}" for name, count in counts.items())
+        raise CoordCheckError(f"{told} are {math.prod(counts.values())} runs, more than {MOST_RUNS}. Give fewer.")
+
+
 def whole_number(name: str, value: object, minimum: int) -> int:
     """An integer argument.
 
     Raises:
-        CoordCheckError: anything else, or one below `minimum`.
+        CoordCheckError: anything else, one below `minimum`, or one that is absurdly large.
     """
-    number = _integer(value)
+    number, most = _integer(value), MOST.get(name)
     if number is None or number < minimum:
         raise CoordCheckError(f"{name} must be an integer of {minimum} or more, got {value!r}.")
+    if most is not None and number > most:
+        raise CoordCheckError(f"{name} must be an integer from {minimum} to {most}, got {value!r}.")
     return number
+
+
+class Means(NamedTuple):
+    """How runs are executed."""
+
+    executor: Executor | None
+    jobs: int
+    timeout: float | None
+
+
+def means(executor: Any, jobs: object, timeout: Any) -> Means:
+    """How to execute runs: here, in processes of our own, or through the caller's executor.
+
+    Raises:
+        CoordCheckError: no executor of processes, no number of jobs or seconds, or an executor's runs with a limit of
+            time, which only the owner of its processes could hold.
+    """
+    process_executor(executor)
+    if timeout is not None and executor is not None:
+        raise CoordCheckError("timeout= ends processes of our own; an executor's are its own. Pass jobs=N instead.")
+    limit = None if timeout is None else positive("timeout", timeout)
+    return Means(executor, whole_number("jobs", jobs, 1), limit)
 
 
 def _integer(value: Any) -> int | None:

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from coordcheck.arguments import (
+    Means,
+    bounded_grid,
     distinct_widths,
     expectation,
     fold_names,
     folder_path,
     labelled,
+    means,
     optional_callable,
     positive,
-    process_executor,
     role_overrides,
     seed_numbers,
     whole_number,
@@ -57,6 +59,7 @@ def check(
     device: str | None = None,
     executor: Executor | None = None,
     jobs: int = 1,
+    timeout: float | None = None,
     save_to: str | PathLike[str] | None = None,
     axis: str = "width",
     probe: Any = "auto",
@@ -84,7 +87,8 @@ def check(
         tolerance: slopes within this of the expected exponent are that exponent.
         device: where to train; None leaves the model where `build` put it.
         executor: any PEP 3148 executor of processes.
-        jobs: how many runs side by side, on a pool of our own, when no executor is given.
+        jobs: how many runs side by side, in processes of our own, when no executor is given.
+        timeout: seconds that a run may take; then its process is killed. Every run is in one, also with one job.
         save_to: folder for run files; finished runs found there are not run again.
         axis: the name of what `widths` counts, for text and figures (depth, heads, ...). Along another axis than the
             width nothing is diagnosed.
@@ -106,7 +110,7 @@ def check(
     plan = _Plan(batch, loss, steps, device, probe=probed)
     tolerance, folds = positive("tolerance", tolerance), fold_names(fold)
     criteria = Criteria(expectation(expect), tolerance, axis, role_overrides(roles), folds)
-    return _checked(labelled(build), plan, criteria, widths, seeds, executor, jobs, save_to)
+    return _checked(labelled(build), plan, criteria, widths, seeds, means(executor, jobs, timeout), save_to)
 
 
 def diagnose(
@@ -121,6 +125,7 @@ def diagnose(
     device: str | None = None,
     executor: Executor | None = None,
     jobs: int = 1,
+    timeout: float | None = None,
     save_to: str | PathLike[str] | None = None,
     probe: Any = "auto",
     roles: Mapping[str, str] | None = None,
@@ -141,6 +146,7 @@ def diagnose(
         device: as for `check`.
         executor: as for `check`.
         jobs: as for `check`.
+        timeout: as for `check`.
         save_to: as for `check`.
         probe: the tiny batch itself; "auto" takes it from `batch`.
         roles: as for `check`.
@@ -158,7 +164,7 @@ def diagnose(
         raise CoordCheckError('probe must be a batch, or "auto" for a few examples of batch=.')
     plan = _Plan(batch, loss, 0, device, probe=probe, figure=False)
     criteria = Criteria(expectation(expect), positive("tolerance", tolerance), "width", role_overrides(roles))
-    return _checked(labelled(build), plan, criteria, widths, seeds, executor, jobs, save_to)
+    return _checked(labelled(build), plan, criteria, widths, seeds, means(executor, jobs, timeout), save_to)
 
 
 def _checked(
@@ -167,28 +173,26 @@ def _checked(
     criteria: Criteria,
     widths: Any,
     seeds: Any,
-    executor: Executor | None,
-    jobs: int,
+    how: Means,
     save_to: Any,
 ) -> Report:
     """Run a plan on a grid, and report."""
-    jobs = whole_number("jobs", jobs, 1)
     for label, build in builds.items():
         if isinstance(build, torch.nn.Module):
             raise CoordCheckError(f"build of {label!r} is a model; pass a function of the width that makes one.")
     optional_callable(
         "loss", plan.loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn"
     )
-    process_executor(executor)
     folder = None
     if save_to is not None:
         folder_path("save_to", save_to)
         folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
     numbers, given = seed_numbers(seeds), distinct_widths(widths)
+    bounded_grid(labels=len(builds), widths=len(given), seeds=len(numbers))
     grid = [(seed, label, width) for seed in numbers for label in builds for width in given]
     with preserved_state():
         with user_code("batch, loss or build"):
-            plan.prepare(worker_threads(executor, jobs), given, numbers, builds=builds)
+            plan.prepare(worker_threads(how.executor, how.jobs), given, numbers, builds=builds)
             runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
         watch = _WidthWatch() if criteria.axis == "width" else None
         try:
@@ -198,7 +202,7 @@ def _checked(
                     settings = {run.key.label: run.settings for run in runs}
                     folder.save_experiment(criteria.to_json(), settings, [run.key for run in runs])
 
-            records = sweep(runs, executor=executor, jobs=jobs, folder=folder, watch=watch, begin=begin)
+            records = sweep(runs, **how._asdict(), folder=folder, watch=watch, begin=begin)
         except SweepInterrupted as stop:
             done: Any = stop.report
             raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None

@@ -87,7 +87,7 @@ def _import_for(command: str) -> None:
             importlib.import_module("coordcheck.report")
 
 
-_ARGUMENTS = "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|save_to|axis|probe|fold"
+_ARGUMENTS = "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|timeout|save_to|axis|probe|fold"
 
 
 def in_flags(message: str) -> str:
@@ -170,7 +170,9 @@ def _experiment(options: Any) -> dict[str, Any]:
     for path in (options.figure, options.html):  # before the training rather than after it
         if path is not None and not os.access(next(p for p in path.absolute().parents if p.exists()), os.W_OK):
             raise CoordCheckError(f"cannot write {path}: its folder may not be written to.")
-    given: dict[str, Any] = {name: getattr(options, name) for name in ("expect", "tolerance", "device", "jobs")}
+    given: dict[str, Any] = {
+        name: getattr(options, name) for name in ("expect", "tolerance", "device", "jobs", "timeout")
+    }
     probe, grid = options.probe or "auto", _grid(options)
     if _folder(options) is None and _is_part(grid):
         listed = ", ".join(map(str, grid["widths"]))

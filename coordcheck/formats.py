@@ -84,6 +84,8 @@ def _annotations(report: Report) -> Iterator[_Annotation]:
                 yield _Annotation("error", label, text)
     for record in report.missing:
         open_ones.append(_Annotation("warning", record.key.label, f"{record.key} {record.outcome.value}"))
+    for record in report.unsaved:
+        open_ones.append(_Annotation("warning", record.key.label, f"{record.key} not saved: {record.unsaved}"))
     yield from open_ones
 
 
@@ -160,12 +162,14 @@ def junit(report: Report) -> str:
         ElementTree.SubElement(properties, "property", name="coordcheck.headline", value=told)
         for row in report.verdicts[report.verdicts["label"] == label].itertuples():
             _case(suite, row)
-        for record in (record for record in report.missing if record.key.label == label):
+        lost = [(record, record.outcome.value, record.reason) for record in report.missing]
+        lost += [(record, "not saved", record.unsaved) for record in report.unsaved]
+        for record, what, why in (one for one in lost if one[0].key.label == label):
             case = ElementTree.SubElement(
                 suite, "testcase", classname=printable(label), name=printable(str(record.key))
             )
-            error = ElementTree.SubElement(case, "error", message=record.outcome.value)
-            error.text = "\n".join(printable(line) for line in record.reason.splitlines())
+            error = ElementTree.SubElement(case, "error", message=what)
+            error.text = "\n".join(printable(line) for line in why.splitlines())
         if label in report.too_few_widths:
             case = ElementTree.SubElement(suite, "testcase", classname=printable(label), name="widths")
             ElementTree.SubElement(case, "error", message=printable(report.too_few_widths[label]))

@@ -197,6 +197,7 @@ def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     add("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
     add("--device", help="where to train (default: where build puts the model)")
     add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    add("--timeout", type=float, metavar="SECONDS", help="that a run may take; then it is killed, and the others go on")
     add("--save-to", type=Path, metavar="DIR", help="write run files; the same command resumes")
     add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")

@@ -134,6 +134,8 @@ class Outcome(str, Enum):
     FAILED = "failed"
     OUT_OF_MEMORY = "out of memory"
     CRASHED = "crashed"
+    """Its process ended, twice."""
+    TIMED_OUT = "timed out"
     REFUSED = "refused"
     """What `build`, the batch or the loss gave cannot be checked."""
     NOT_RUN = "not run"
@@ -308,6 +310,8 @@ class RunRecord:
     seconds: float = 0.0
     found: bool = field(default=False, compare=False)
     """Whether a check found it in its folder instead of running it."""
+    unsaved: str = field(default="", compare=False)
+    """Why it could not be saved, where it should have been."""
 
     @property
     def finished(self) -> bool:

@@ -181,6 +181,11 @@ class Report:
         """The runs that did not finish, each with its reason."""
         return [record for record in self.records if not record.finished]
 
+    @property
+    def unsaved(self) -> list[RunRecord]:
+        """The runs that should have been saved and could not be, on a full disk say, each with the reason."""
+        return [record for record in self.records if record.unsaved]
+
     @cached_property
     def too_few_widths(self) -> dict[str, str]:
         """The labels that can have no verdict at all, each with the reason."""
@@ -213,6 +218,11 @@ class Report:
         if found:
             notes.append(f"{found} of {_runs(len(self.records))} were found in the folder, and not run again")
             notes += self._not_compared()
+        if self.unsaved:
+            notes.append(
+                f"{len(self.unsaved)} of {_runs(len(self.records))} could not be saved: {self.unsaved[0].unsaved} "
+                "The same check trains them again."
+            )
         for record in self.records:
             label = record.key.label
             notes.extend(f"{label}: {note}" for note in record.notes)
@@ -275,10 +285,10 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 invariant, 1 violated, 2 too few widths, 3 runs missing or undecided."""
+        """0 invariant, 1 violated, 2 too few widths, 3 runs missing, undecided, or not saved."""
         if any(verdict.violated for verdict in self.status.values()) or self.verdicts["culprit"].any():
             return NotWidthInvariant.exit_code
-        if self.missing:
+        if self.missing or self.unsaved:
             return IncompleteCheck.exit_code
         if self.too_few_widths:
             return CoordCheckError.exit_code

@@ -146,7 +146,7 @@ def design_text(found: Sequence[Design]) -> str:
 def status(report: Report) -> str:
     """The whole check in one word, or two: "ok", "violated", "undecided", "incomplete", "too few widths"."""
     if report.exit_code == 3:
-        return "incomplete" if report.missing else "undecided"
+        return "incomplete" if report.missing or report.unsaved else "undecided"
     return {0: "ok", 1: "violated", 2: "too few widths"}[report.exit_code]
 
 
@@ -159,7 +159,8 @@ def failure(report: Report) -> str:
     word = {"too few widths": "with too few widths"}.get(status(report), status(report))
     lines = [f"{len(bad)} of {len(report.labels)} models {word}: {', '.join(bad)}"] if len(report.labels) > 1 else []
     if word == "incomplete":
-        lines.append(f"{len(report.missing)} of {len(report.records)} runs did not finish")
+        for records, what in ((report.missing, "did not finish"), (report.unsaved, "could not be saved")):
+            lines += [f"{len(records)} of {len(report.records)} runs {what}"] if records else []
     return "\n".join([*lines, str(report), *([rule(report)] if report.exit_code != 2 else [])])
 
 
@@ -169,7 +170,8 @@ def _guilty(report: Report, label: str) -> bool:
         return headline(report, label).failed
     if report.exit_code == 2:
         return label in report.too_few_widths
-    return not report.status[label].harmless or any(record.key.label == label for record in report.missing)
+    lost = any(record.key.label == label for record in [*report.missing, *report.unsaved])
+    return not report.status[label].harmless or lost
 
 
 def rule(report: Report) -> str:

@@ -15,12 +15,13 @@ import pandas as pd
 from torch import Tensor
 
 from coordcheck.arguments import (
+    bounded_grid,
     distinct_widths,
     folder_path,
     labelled,
+    means,
     optional_callable,
     positive,
-    process_executor,
     seed_numbers,
     whole_number,
 )
@@ -59,6 +60,7 @@ def transfer_sweep(
     device: str | None = None,
     executor: Executor | None = None,
     jobs: int = 1,
+    timeout: float | None = None,
     save_to: str | PathLike[str] | None = None,
 ) -> Transfer:
     """Train `build(width, lr)` at every width, learning rate and seed, and find the learning rate of least loss.
@@ -80,6 +82,7 @@ def transfer_sweep(
         device: as for `check`.
         executor: as for `check`.
         jobs: as for `check`.
+        timeout: as for `check`.
         save_to: folder for run files; finished runs found there are not run again. The label of a run's file holds
             its learning rate.
 
@@ -93,17 +96,17 @@ def transfer_sweep(
     Source: the experiment is figure 1 of Yang et al. 2022, arXiv:2203.03466.
     """
     builds: dict[str, Any] = dict(labelled(build))
-    rates, steps, jobs = _rates(lrs), whole_number("steps", steps, 1), whole_number("jobs", jobs, 1)
+    rates, steps, how = _rates(lrs), whole_number("steps", steps, 1), means(executor, jobs, timeout)
     optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
-    process_executor(executor)
     folder = None
     if save_to is not None:
         folder_path("save_to", save_to)
         folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
     given, numbers = distinct_widths(widths), seed_numbers(seeds)
+    bounded_grid(labels=len(builds), widths=len(given), seeds=len(numbers), lrs=len(rates))
     with preserved_state(), user_code("build, batches or loss"):
         made, held_out = cached_batches(batches, steps), _held_out(evaluate)
-        threads = worker_threads(executor, jobs)
+        threads = worker_threads(how.executor, how.jobs)
         settings = {
             "passes": f"training, evaluated on {fingerprint(held_out.values) if held_out else 'the next batch'}",
             **run_settings(
@@ -120,7 +123,7 @@ def transfer_sweep(
             run = Run(key, _AtRate(builds[label], lr), made, as_loss(loss), steps, device, threads, at)
             runs.append(replace(run, figure=False, curve=Curve(held_out), state=state))
         try:
-            records = sweep(runs, executor=executor, jobs=jobs, folder=folder)
+            records = sweep(runs, **how._asdict(), folder=folder)
         except SweepInterrupted as stop:
             done: Any = stop.report
             raise SweepInterrupted(str(stop), _transfer(done, names) if done else None) from None

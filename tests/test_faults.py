@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,17 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
+from coordcheck.agreement import largest_difference
+from coordcheck.claims import Claims
 from coordcheck.cli import main
 from coordcheck.errors import CoordCheckError, IncompleteCheck
+from coordcheck.formats import github, junit
 from coordcheck.interrupts import Stopped, deferred, look, stoppable
 from coordcheck.isolation import Exited, kept_alive, user_code
+from coordcheck.keeper import FolderKeeper
 from coordcheck.models import mlp
+from coordcheck.records import Outcome, RunRecord, Status
+from coordcheck.runfiles import RunFolder
 
 WIDTHS = (16, 32, 64, 128)
 BAD = 32  # the width at which something happens
@@ -187,14 +195,17 @@ def test_no_verb_takes_an_exit_for_an_answer():
 SCRIPT = """
 import atexit, os, sys, threading, time, warnings, subprocess
 import torch
+from coordcheck.keeper import FolderKeeper
 from coordcheck.models import mlp
+from coordcheck.records import Outcome, RunRecord, Status
+from coordcheck.runfiles import RunFolder
 
 batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
 
 def good(width):
     return mlp("µP")(width)
 """
-OPTIONS = ["--batch", "code.py:batch", "--loss", "torch.nn.functional:cross_entropy", "--seeds", "1", "--steps", "1"]
+OPTIONS = ["--batch", "users.py:batch", "--loss", "torch.nn.functional:cross_entropy", "--seeds", "1", "--steps", "1"]
 TINY = [*OPTIONS, "--widths", "16", "32", "64", "--tolerance", "100", "--probe", "none"]
 
 
@@ -203,10 +214,10 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     """Adds lines to a user's file in the current folder, which is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    file = tmp_path / "code.py"
-    sys.modules.pop("code", None)
+    file = tmp_path / "users.py"
+    sys.modules.pop("users", None)
     yield lambda lines: file.write_text(SCRIPT + lines, encoding="utf-8") and None
-    sys.modules.pop("code", None)
+    sys.modules.pop("users", None)
 
 
 EXITS = {
@@ -231,7 +242,7 @@ EXITS = {
 def test_the_command_line_exits_0_for_a_judged_report_alone(script, capsys, where: str):
     lines, code = EXITS[where]
     script(lines)
-    found = main(["run", "code.py:build", *TINY])
+    found = main(["run", "users.py:build", *TINY])
     printed = capsys.readouterr()
     judged = "OK" in printed.out
     assert found == (code if code is not None else found)
@@ -268,7 +279,7 @@ def test_what_user_code_leaves_behind_neither_delays_nor_changes_the_end(script)
         "build = mlp('SP', lr=1e-2)\n"
     )
     options = [*OPTIONS, "--widths", "16", "64", "256", "--format", "json", "--probe", "none"]
-    done = program("run", "code.py:build", *options, python=["-W", "error"])
+    done = program("run", "users.py:build", *options, python=["-W", "error"])
     assert done.returncode == json.loads(done.stdout)["exit_code"] != 0
     assert b"threads that were started by the code under check still ran: left behind" in done.stderr
 
@@ -345,3 +356,325 @@ def test_a_run_that_has_ended_keeps_its_file_whenever_the_signal_comes(tmp_path:
         check(swallowing, save_to=tmp_path)
     assert "2 of 4 runs are done" in str(stop.value)
     assert sorted(path.stem for path in tmp_path.rglob("*-0.json")) == ["16-0", "32-0"]
+
+
+# ---- workers that hang, die or print
+
+TROUBLE = """
+def build(width):
+    print("noise"); os.write(1, b"raw noise"); subprocess.run(["echo", "noise of a child"])
+    print("more", file=sys.__stdout__); warnings.warn("a warning")
+    if width == 128:
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    if width == 32 and not os.path.exists("once"):
+        open("once", "w").close()
+        os._exit(0)
+    if width == 16:
+        time.sleep(600)
+    return good(width)
+"""
+
+
+@pytest.mark.fault(5)
+@pytest.mark.fault(9)
+def test_workers_that_hang_die_or_print_cost_their_own_run_alone(script, tmp_path: Path):
+    script(TROUBLE)
+    options = [*OPTIONS, "--widths", "16 32 128 256", "--jobs", "2", "--timeout", "15", "--probe", "none"]
+    options += ["--format", "json", "--tolerance", "100", "--save-to", "runs"]
+    done = program("run", "users.py:build", *options)
+    found = json.loads(done.stdout)  # nothing else stands there
+    assert {run["width"]: run["outcome"] for run in found["runs"]} == {
+        16: "timed out",
+        32: "finished",  # at the second attempt, alone in a new worker
+        128: "finished",
+        256: "finished",
+    }
+    assert done.returncode == 3
+    assert any("it took longer than 15 s, and its process was killed" in note for note in found["notes"])
+    assert b"noise of a child" in done.stderr
+    assert len(coordcheck.load(tmp_path / "runs").missing) == 1
+
+
+@pytest.mark.fault(8)
+def test_after_kill_9_the_workers_go_and_nothing_that_is_finished_is_lost(script, tmp_path: Path):
+    script(
+        "def build(width):\n    open(f'{width}.{os.getpid()}', 'w').close()\n"
+        "    return good(width) if width > 32 else time.sleep(600)\n"
+    )
+    options = [*OPTIONS, "--widths", "16", "32", "64", "--jobs", "2", "--save-to", "runs", "--probe", "none"]
+    command = [sys.executable, "-m", "coordcheck", "run", "users.py:build", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as running:
+        try:
+            wait_for(lambda: list(tmp_path.glob("16.*")) and list(tmp_path.glob("runs/**/64-0.json")))
+        finally:
+            running.kill()
+        running.communicate(timeout=30)  # the workers no longer hold its standard error
+    workers = [int(path.suffix[1:]) for path in tmp_path.glob("16.*")] + [
+        int(path.suffix[1:]) for path in tmp_path.glob("32.*")
+    ]
+    assert len(workers) >= 2
+    wait_for(lambda: not any(map(alive, workers)), seconds=20)
+    kept = (tmp_path / "runs/runs/build/64-0.json").read_bytes()
+    script("def build(width):\n    return good(width)\n")
+    (record,) = (record for record in coordcheck.load(tmp_path / "runs").records if record.finished)
+    assert record.key.width == 64
+    assert kept == (tmp_path / "runs/runs/build/64-0.json").read_bytes()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be noticed by its parent does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"timeout": 0}, "timeout must be above 0"),
+        ({"timeout": "1 h"}, "timeout must be a finite number"),
+        ({"jobs": 10**9}, "jobs must be an integer from 1 to 1024"),
+        ({"steps": 10**12}, "steps must be an integer from 0 to 1000000"),
+        ({"seeds": 10**9}, r"seeds=1000000000 is more than a check may have runs \(100000\)"),
+        ({"seeds": range(10**9)}, "seeds has more values than a check may have runs"),
+        ({"widths": range(1, 10**9)}, "widths has more values than a check may have runs"),
+        ({"seeds": 90_000}, "1 labels × 4 widths × 90000 seeds are 360000 runs, more than 100000"),
+    ],
+)
+def test_what_nobody_could_mean_is_refused_at_once(options: dict[str, Any], match: str):
+    with pytest.raises(CoordCheckError, match=match):
+        check(mlp("µP"), **options)
+
+
+def test_a_limit_of_time_is_held_by_processes_of_our_own():
+    class Remote:
+        def submit(self, *arguments: Any) -> Any: ...
+
+    with pytest.raises(CoordCheckError, match=r"an executor's are its own. Pass jobs=N instead"):
+        check(mlp("µP"), timeout=5, executor=Remote())
+
+
+# ---- two writers
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from coordcheck.claims import Claims
+Path(sys.argv[1]).mkdir(exist_ok=True)
+with Claims(Path(sys.argv[1])).claimed({"net": {"batch": sys.argv[2], "steps": "1"}}):
+    print("at work", flush=True)
+    time.sleep(600 if sys.argv[3] == "long" else 1)
+"""
+
+
+def holder(folder: Path, batch: str, how: str = "long") -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", HOLD, str(folder), batch, how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@contextmanager
+def killed(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A block at whose end the process does not go on, also when the test fails."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+@pytest.mark.fault(17)
+@pytest.mark.fault(18)
+def test_another_process_with_other_settings_is_refused_while_it_is_at_work(tmp_path: Path):
+    mine = {"net": {"batch": "mine", "steps": "1"}}
+    with holder(tmp_path, "theirs") as other, killed(other):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"at work\n"
+        told = rf"is being written by process {other.pid} on .* other settings for 'net': batch was theirs, is mine"
+        with pytest.raises(CoordCheckError, match=told), Claims(tmp_path).claimed(mine):
+            raise AssertionError("not reached")
+        with Claims(tmp_path).claimed({"net": {"batch": "theirs", "steps": "1"}, "more": {"batch": "mine"}}):
+            pass  # the same settings, and another label
+        other.kill()
+        other.wait()
+    with Claims(tmp_path).claimed(mine):  # a crash has released it
+        assert len(list((tmp_path / ".writers").glob("*.json"))) == 1
+    assert not list((tmp_path / ".writers").glob("*.json"))
+
+
+@pytest.mark.fault(17)
+def test_of_two_that_start_at_once_in_a_new_folder_one_is_refused(tmp_path: Path):
+    both = [holder(tmp_path / "runs", batch, "short") for batch in ("one", "other")]
+    told = [process.communicate(timeout=60) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    refused = next(err for process, (_, err) in zip(both, told, strict=True) if process.returncode)
+    assert b"with other settings for 'net'" in refused
+
+
+@pytest.mark.fault(18)
+def test_a_file_system_without_locks_is_told_once_and_used_all_the_same(tmp_path: Path, monkeypatch):
+    def refuse(*arguments: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    report = check(mlp("µP"), save_to=tmp_path)
+    assert report.exit_code == 0
+    (note,) = (note for note in report.notes if "has no locks" in note)
+    assert note.endswith("into this folder (No locks available)")
+
+
+def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("coordcheck.claims.PATIENCE", 0.1)
+    with Claims(tmp_path).locked(), pytest.raises(CoordCheckError, match=r"is locked for 0.1 s by another process"):
+        check(mlp("µP"), save_to=tmp_path)
+
+
+@pytest.mark.fault(20)
+def test_a_run_that_another_process_has_made_stays_and_other_values_are_told(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    keeper, theirs = FolderKeeper(folder, Claims(tmp_path)), check(mlp("µP")).records[0]
+    keeper.save(theirs)
+    kept = folder.run_path(theirs.key).read_bytes()
+    same = check(mlp("µP")).records[0]
+    keeper.save(same)
+    other = check(mlp("µP", lr=0.1)).records[0]
+    keeper.save(other)
+    keeper.save(RunRecord(theirs.key, outcome=Outcome.FAILED))
+    assert folder.run_path(theirs.key).read_bytes() == kept
+    assert same.notes == []
+    (note,) = other.notes
+    assert re.match(
+        r"width 16, seed 0 was made by another process as well: values differ by up to .*deterministic", note
+    )
+
+
+@pytest.mark.fault(20)
+def test_a_failed_or_damaged_file_is_replaced_by_a_finished_run(tmp_path: Path):
+    folder, record = RunFolder(tmp_path), check(mlp("µP")).records[0]
+    keeper, path = FolderKeeper(folder, Claims(tmp_path)), folder.run_path(record.key)
+    keeper.save(RunRecord(record.key, outcome=Outcome.FAILED))
+    keeper.save(record)
+    assert folder.find(record.key) == record
+    path.write_bytes(path.read_bytes()[:-9])
+    keeper.save(record)
+    assert folder.find(record.key) == record
+
+
+@pytest.mark.fault(57)
+def test_two_records_of_a_run_are_compared_value_by_value():
+    one, same = (check(mlp("µP")).records[0] for _ in range(2))
+    assert largest_difference(one, same).relative == 0
+    assert str(largest_difference(one, same)) == f"all {len(one.rows) + 2} values are identical"
+    same.rows[3] = same.rows[3]._replace(value=same.rows[3].value * 1.5)
+    found = largest_difference(one, same)
+    assert found.relative == pytest.approx(1 / 3)
+    assert re.match(r"values differ by up to 0.33, relative, in \w+ of [\w.]+ at t=\d", str(found))
+    same.rows[3] = same.rows[3]._replace(value=None, status=Status.NAN)
+    assert "as one is no number" in str(largest_difference(one, same))
+
+
+# ---- disks that are full
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path], bool]) -> list[Path]:
+    """Writing to these paths fails with ENOSPC; what is returned lists every attempt."""
+    tried: list[Path] = []
+    rename = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        tried.append(Path(target))
+        if fails(Path(target)):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    return tried
+
+
+@pytest.mark.fault(10)
+def test_a_passing_check_whose_runs_could_not_be_saved_does_not_exit_0(script, tmp_path: Path, monkeypatch, capsys):
+    script("build = good\n")
+    assert main(["run", "users.py:build", *TINY]) == 0
+    capsys.readouterr()
+    tried = full_disk(monkeypatch, lambda path: path.name == "32-0.json")
+    assert main(["run", "users.py:build", *TINY, "--save-to", "runs"]) == 3
+    printed = capsys.readouterr().out
+    assert "build: OK" in printed  # the table is there
+    assert "1 of 3 runs could not be saved: cannot write" in " ".join(printed.split())
+    assert [path.name for path in tried].count("32-0.json") == 2  # once more at the end
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "users.py:build", *TINY, "--save-to", "runs"]) == 0
+    assert "2 of 3 runs were found in the folder" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.fault(10)
+def test_a_disk_with_room_again_at_the_end_is_no_fault(tmp_path: Path, monkeypatch):
+    failures = iter([True])
+    full_disk(monkeypatch, lambda path: path.name == "32-0.json" and next(failures, False))
+    report = check(mlp("µP"), save_to=tmp_path)
+    assert report.exit_code == 0
+    assert len(list(tmp_path.rglob("*-0.json"))) == len(WIDTHS)
+
+
+@pytest.mark.fault(10)
+def test_what_could_not_be_saved_is_an_error_in_every_form(tmp_path: Path, monkeypatch):
+    full_disk(monkeypatch, lambda path: path.name == "32-0.json")
+    report = check(mlp("µP"), save_to=tmp_path)
+    with pytest.raises(IncompleteCheck, match="1 of 4 runs could not be saved"):
+        report.raise_for_status()
+    assert 'message="not saved"' in junit(report)
+    assert "::warning title=coordcheck%3A net::net, width 32, seed 0 not saved: cannot write" in github(report)
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize(("target", "code"), [("users.py:build", 3), ("users.py:bad", 1)])
+def test_a_figure_that_could_not_be_written_leaves_the_old_one_and_the_verdict(
+    script, tmp_path: Path, monkeypatch, capsys, target: str, code: int
+):
+    script("build = good\nbad = mlp('SP', lr=0.1)\n")
+    for name in ("check.svg", "check.html"):
+        (tmp_path / name).write_text("old", encoding="utf-8")
+    full_disk(monkeypatch, lambda path: path.name == "check.svg")
+    options = [*OPTIONS, "--widths", "16", "128", "512", "--figure", "check.svg", "--html", "check.html"]
+    tolerance = ["--tolerance", "100"] if code == 3 else []
+    assert main(["run", target, *options, *tolerance]) == code
+    printed = capsys.readouterr()
+    assert "check.svg was not written: cannot write check.svg: No space left on device" in printed.err
+    assert "wrote check.html" in printed.out
+    assert (tmp_path / "check.svg").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.fault(12)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_run(tmp_path: Path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    built: list[int] = []
+
+    def build(width: int) -> Any:
+        built.append(width)
+        return mlp("µP")(width)
+
+    with pytest.raises(CoordCheckError, match=r"cannot write .* Give a folder that can be written"):
+        check(build, save_to=tmp_path / "file" / "runs")
+    assert built == []
+    check(build, save_to=tmp_path / "new" / "runs")  # one that is missing is made
+
+
+def test_a_report_that_could_not_be_printed_is_no_success(script, tmp_path: Path):
+    script("build = good\n")
+    check(mlp("µP"), save_to="kept")
+    with open("/dev/full", "wb") as full:
+        done = program("show", "kept", "--tolerance", "100", stdout=full, stderr=subprocess.PIPE, capture_output=False)
+    assert done.returncode == 3
+    assert b"the report could not be written: [Errno 28]" in done.stderr
+    report = coordcheck.load("kept", tolerance=1e-6)
+    command = f"{sys.executable} -m coordcheck show kept --tolerance 1e-6 | true; exit ${{PIPESTATUS[0]}}"
+    early = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
+    assert (early.returncode, early.stderr) == (report.exit_code, b"")  # a reader that has left changes no verdict
+    assert report.exit_code != 0

@@ -16,14 +16,14 @@ PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
     *("escaping", "redaction", "errors", "letters", "extras", "isolation", "interrupts", "output"),
-    *("records", "repeats", "folds", "arguments", "runfiles", "owners", "codes", "contents", "fingerprints"),
-    *("scales", "shards"),
+    *("records", "repeats", "folds", "arguments", "runfiles", "claims", "agreement"),
+    *("owners", "codes", "contents", "fingerprints", "scales", "shards"),
     *("frames", "calls", "batches", "inputs", "windows", "randomness", "surroundings", "modes", "hooks", "wrappers"),
     *("sites", "state", "probing", "parameters", "ranks", "reduction"),
     *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
     *("facts", "changes", "gradients", "effects", "degrees", "backwards", "live", "recorder"),
     *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
-    *("losses", "trials", "payloads", "diagnosing", "progress", "training", "sweep"),
+    *("losses", "trials", "payloads", "diagnosing", "progress", "training", "workers", "keeper", "sweep"),
     *(
         "measurements",
         "slopes",

@@ -23,7 +23,9 @@ import coordcheck
 from coordcheck.errors import CoordCheckError, RunFileError, SweepInterrupted
 from coordcheck.models import mlp
 from coordcheck.payloads import unpacked
-from coordcheck.sweep import differences, execute_pickled, worker_threads
+from coordcheck.records import differences
+from coordcheck.sweep import worker_threads
+from coordcheck.workers import execute_pickled
 
 WIDTHS = (16, 32, 64)
 
