@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from coordcheck.codes import Mentions, absolute, mentions
 from coordcheck.contents import CACHED, Reader
-from coordcheck.owners import is_pythons, is_users, owns, version_of
+from coordcheck.owners import is_pythons, is_users, owns, record_of, version_of
 from coordcheck.records import NOT_COMPARED
 
 MAX_CODE = 2000  # functions and classes that are followed
@@ -102,9 +102,22 @@ def read(value: Any) -> Reading:
 
 
 def _named(function: Any) -> str:
-    target = function.func if isinstance(function, partial) else function
-    name = getattr(target, "__qualname__", type(target).__qualname__)
-    return f"{getattr(target, '__module__', '?')}.{name}"
+    target = _target(function)
+    name = _attribute(target, "__qualname__") or type(target).__qualname__
+    return f"{_attribute(target, '__module__') or '?'}.{name}"
+
+
+def _target(function: Any) -> Any:
+    """What is called in the end; told by the type, since an object may say of itself what it likes."""
+    return function.func if issubclass(type(function), partial) else function
+
+
+def _attribute(target: Any, name: str) -> str:
+    try:
+        found = getattr(target, name, "")
+    except (Exception, SystemExit):  # of the user's own __getattr__
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 class _Place(NamedTuple):
@@ -128,7 +141,7 @@ class _Walk:
 
     def read(self, value: Any) -> Reading:
         self._place = _Place(_named(value) if callable(value) else "the value")
-        pieces = [self._reader.whole(value)]
+        pieces = [self._reader.whole(value), self._installed(value)]
         while self._code or self._data:
             if self._data:
                 self._read_data(*self._data.pop(0))
@@ -139,6 +152,15 @@ class _Walk:
                 break
         self._reading.text = _short(*pieces)
         return self._reading
+
+    def _installed(self, value: Any) -> bytes:
+        """The code of the package that a function is installed with: the user's own may be, in one version for long."""
+        module = _attribute(_target(value), "__module__") if callable(value) else ""
+        top = module.partition(".")[0]
+        if not top or top in _TOLD_ELSEWHERE or is_pythons(top) or is_users(module):
+            return b""
+        self._package(top)
+        return record_of(top).encode()
 
     def _followed_safely(self, code: Any) -> list[bytes]:
         try:

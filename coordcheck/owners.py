@@ -12,7 +12,7 @@ import re
 import sys
 import sysconfig
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from types import ModuleType
 
 # wherever they lie, also where they were built from a clone of their sources
@@ -61,6 +61,16 @@ def version_of(top: str) -> str:
         return version(top)
     except PackageNotFoundError:
         return ""
+
+
+def record_of(top: str) -> str:
+    """What the record of an installed package says of its Python files, their hashes included; empty without one."""
+    try:
+        record = distribution(top).read_text("RECORD") or ""
+    except PackageNotFoundError:
+        return ""
+    lines = (line for line in record.splitlines() if line.startswith((f"{top}/", f"{top}.py,")))
+    return "\n".join(sorted(line for line in lines if ".py," in line))
 
 
 def is_pythons(top: str) -> bool:

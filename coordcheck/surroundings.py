@@ -115,7 +115,9 @@ def numeric() -> dict[str, Global]:
         "flash attention": Global(sdp.flash_sdp_enabled, sdp.enable_flash_sdp, True),
         "memory-efficient attention": Global(sdp.mem_efficient_sdp_enabled, sdp.enable_mem_efficient_sdp, True),
         "attention by its formula": Global(sdp.math_sdp_enabled, sdp.enable_math_sdp, True),
-        "attention of cuDNN": Global(sdp.cudnn_sdp_enabled, sdp.enable_cudnn_sdp, True),
+        "attention of cuDNN": Global(
+            sdp.cudnn_sdp_enabled, sdp.enable_cudnn_sdp, not torch.__version__.startswith("2.4.")
+        ),
         "fast path of attention": Global(
             torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, True
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,12 +11,13 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 import coordcheck
-from coordcheck.owners import owns
+from coordcheck.fingerprints import settings_of
+from coordcheck.owners import is_users, owns
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 REPOSITORY = Path(coordcheck.__file__).parent.parent
@@ -217,10 +220,52 @@ def test_whose_a_module_is(tmp_path: Path, name: str, place: str, beside: tuple[
     assert owns(name, module(name, tmp_path / place)) is users
 
 
+class Finder(importlib.abc.MetaPathFinder):
+    """How an editable install may be found: by a hook that maps names to places in the user's repository."""
+
+    def __init__(self, name: str, place: Path) -> None:
+        self._name, self._place = name, place
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != self._name:
+            return None
+        where = [str(self._place)]
+        init = self._place / "__init__.py"
+        return importlib.util.spec_from_file_location(fullname, init, submodule_search_locations=where)
+
+
+@pytest.mark.parametrize("how", ["hook", "path"])
+def test_an_editable_install_of_the_users_package_is_read_as_theirs(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told = []
+    for scale in (1.0, 1.0, 2.0):
+        source = tmp_path / str(len(told)) / "repository" / "src"
+        (source / "edited").mkdir(parents=True)
+        (source / "edited.egg-info").mkdir()
+        (source / "edited" / "__init__.py").touch()
+        (source / "edited" / "net.py").write_text(f"SCALE = [{scale}]\n", encoding="utf-8")
+        (source / "edited" / "train.py").write_text(EDITED, encoding="utf-8")
+        finder = Finder("edited", source / "edited")
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path] if how == "hook" else [*sys.meta_path])
+        monkeypatch.setattr(sys, "path", [*sys.path] if how == "hook" else [str(source), *sys.path])
+        told.append(settings_of(build=importlib.import_module("edited.train").build))
+        for name in ("edited", "edited.net", "edited.train"):
+            del sys.modules[name]
+        monkeypatch.undo()
+    assert told[0] == told[1]
+    assert {name for name in told[0] if told[0][name] != told[2][name]} == {"reads edited.net.SCALE"}
+
+
+EDITED = """
+from . import net
+def build(width):
+    return net.SCALE[0] * width
+"""
+
+
 @pytest.mark.parametrize("name", ["json", "os", "sys", "coordcheck.models.mlp", "numpy", "no_such_module", None, 3])
 def test_what_is_installed_or_not_loaded_is_not_the_users(name: object):
-    from coordcheck.owners import is_users
-
     assert not is_users(name)
 
 

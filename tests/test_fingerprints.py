@@ -377,6 +377,23 @@ def test_the_version_of_an_installed_package_is_part_of_the_key(code: Code):
     assert found["reads package numpy"] == np.__version__
 
 
+def test_a_factory_that_is_installed_is_known_by_what_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`pip install .` after each edit, with the same version."""
+    site, about = tmp_path / "site-packages", "installed_for_test-1.0.dist-info"
+    (site / about).mkdir(parents=True)
+    (site / about / "METADATA").write_text("Name: installed_for_test\nVersion: 1.0\n", encoding="utf-8")
+    (site / "installed_for_test.py").write_text("def build(width): return width\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(site)
+    build = __import__("installed_for_test").build
+    told = []
+    for content in ("1", "1", "2"):
+        (site / about / "RECORD").write_text(f"installed_for_test.py,sha256={content},9\n", encoding="utf-8")
+        told.append(settings_of(build=build))
+    assert told[0] == told[1]
+    assert {name for name in told[0] if told[0][name] != told[2][name]} == {"build"}
+    assert told[0]["reads package installed_for_test"] == "1.0"
+
+
 def test_a_file_that_was_edited_after_its_import_does_not_speak_for_what_runs(code: Code, tmp_path: Path):
     source = "def build(width):\n    return width * 1.0\n"
     build = code({"train.py": source})
@@ -514,6 +531,13 @@ class Classless:
     __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
 
 
+class ClasslessFunction(Classless):
+    def __call__(self) -> None: ...
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(1)
+
+
 def nested(depth: int) -> list[Any]:
     value: list[Any] = [1.0, object()]
     for _ in range(depth):
@@ -564,6 +588,7 @@ QUANTIZED = torch.ones(3), 0.1, 0, torch.qint8
 def test_a_fingerprint_never_raises_and_is_the_same_again(number: int):
     value = AWKWARD[number]()
     assert fingerprint(value) == fingerprint(value)
+    assert describe_callable(value) == describe_callable(value)
 
 
 def test_a_dict_that_another_thread_changes_meanwhile_has_a_fingerprint():

@@ -97,6 +97,29 @@ def test_modules_that_name_each_other_arrive_as_they_are_here_and_need_no_file(f
     assert told == "['by another module', 15.0, 7, True, True, 'later than its import', 'later', 3.0, True]"
 
 
+def test_a_module_that_is_run_by_name_is_sent_with_what_it_imports_beside_it(folder: Path):
+    (folder / "parts" / "run.py").write_text(textwrap.dedent(RUN), encoding="utf-8")
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-B", "-m", "parts.run", "elsewhere/payload"]
+    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    assert run(RECEIVE, elsewhere, "payload") == "(7, 'later')"
+
+
+RUN = """
+    import pathlib, sys
+    from . import deep
+    import late
+    from coordcheck.payloads import packed
+    def build():
+        from .later import WORD
+        return deep.CFG["x"], WORD
+    if __name__ == "__main__":
+        deep.CFG["x"] = 7
+        pathlib.Path(sys.argv[1]).write_bytes(packed(build))
+"""
+
+
 def test_what_cannot_be_sent_is_named_and_the_modules_are_imported_there(folder: Path):
     run(SEND, folder, "payload", "locked")
     told = run("import sys; sys.path.insert(0, '.')" + RECEIVE, folder, "payload")
