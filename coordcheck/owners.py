@@ -117,7 +117,8 @@ def _lies_with_user(name: str, place: str) -> bool:
 def _library_folders() -> frozenset[str]:
     """The folders of Python's own library and of the running interpreter's packages, whatever they are called."""
     paths = [sysconfig.get_path(which) for which in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return frozenset(os.path.realpath(path) for path in (*paths, os.path.dirname(os.__file__)) if path)
+    linked = os.path.dirname(os.path.realpath(os.__file__))  # an interpreter's library may be a folder of links
+    return frozenset({linked, *(os.path.realpath(path) for path in (*paths, os.path.dirname(os.__file__)) if path)})
 
 
 @lru_cache(maxsize=4096)

@@ -183,6 +183,7 @@ def test_the_users_code_alone_is_read_and_sent_to_workers(kind: Callable, what: 
     if what == "check":
         assert seen.code in (0, 1, 3), seen.output  # judged, whatever it is
         assert "build:" in seen.output
+        assert "anew" not in seen.output  # the user's modules were sent by value
     else:
         assert seen.code == 0, seen.output
 
