@@ -1,8 +1,9 @@
-"""Every Python block of the README runs, in order, in an empty folder; its commands are those of the command line."""
+"""Every Python block of the README and of the guide runs, in order, in an empty folder; their commands exist."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -15,6 +16,7 @@ import torch
 import yaml
 from zoo import library
 
+from coordcheck.diagnosis import Cause
 from coordcheck.options import parser
 
 pytest_plugins = ["pytester"]
@@ -22,8 +24,13 @@ pytest_plugins = ["pytester"]
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+GUIDE = {
+    path.stem: path.read_text(encoding="utf-8") for path in (Path(__file__).parents[1] / "gallery/guide").glob("*.md")
+}
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 PRINTED = {
@@ -94,8 +101,38 @@ def test_the_printed_report_is_what_the_block_prints(tmp_path, monkeypatch, caps
     assert [line.split()[:3] for line in shown[2:5]] == [line.split()[:3] for line in printed[2:5]]
 
 
+@pytest.mark.parametrize("page", [page for page, text in GUIDE.items() if blocks("python", text)])
+def test_the_blocks_of_a_page_of_the_guide_run_in_order(tmp_path, monkeypatch, page):
+    monkeypatch.chdir(tmp_path)
+    run(blocks("python", GUIDE[page]))
+
+
+def test_every_cause_and_note_with_a_factor_has_its_lines():
+    page = GUIDE["remedies"]
+    examples = "\n".join(blocks("python", page))
+    for cause in Cause:
+        assert f'("{cause.value}", ' in examples, f"no example of {cause.value}"
+    for note in ("multiply weight_decay by m^1", "is eps as large as the gradient?"):
+        assert note in examples
+    assert examples.count("== {}") >= len(Cause) - 1  # init and lr are mended together
+
+
+def test_the_pages_that_are_made_are_not_stale(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "gallery")
+    made = runpy.run_path(str(Path(__file__).parents[1] / "gallery/reference.py"))["pages"]()
+    for name, text in made.items():
+        assert GUIDE[name.removesuffix(".md")] == text, f"{name} is stale: python gallery/reference.py"
+
+
 @pytest.mark.parametrize(
-    "command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("coordcheck ")]
+    "command",
+    [
+        line
+        for text in (README, *GUIDE.values())
+        for block in blocks("sh", text)
+        for line in block.splitlines()
+        if line.startswith("coordcheck ")
+    ],
 )
 def test_the_commands_parse(command):
     assert parser().parse_args(shlex.split(command, comments=True)[1:]).command
