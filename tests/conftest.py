@@ -19,6 +19,8 @@ from coordcheck.models import mlp
 from coordcheck.records import Kind, Quantity, Row, RunKey, RunRecord, Site, status_of
 
 WIDTHS = (64, 128, 256)
+# its modules make an optimizer of every kind when they are imported; test_faultbench.py says why it is skipped
+collect_ignore = [] if hasattr(torch.optim, "Muon") else ["faultbench"]
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +90,18 @@ class Called(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.function(self, *args)
+
+
+def default_device() -> torch.device:
+    """The default device; torch 2.4.0 cannot tell once it was set to None."""
+    try:
+        return torch.get_default_device()
+    except AttributeError:
+        return torch.device("cpu")
+
+
+def muon(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    """`torch.optim.Muon`; where torch has none yet the test is skipped."""
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"Muon came with torch 2.9, and this is {torch.__version__}")
+    return torch.optim.Muon(parameters, **options)

@@ -7,6 +7,10 @@ from functools import cache
 
 import pytest
 import torch
+
+if not hasattr(torch.optim, "Muon"):
+    pytest.skip(f"the bench needs Muon, of torch 2.9, and this is {torch.__version__}", allow_module_level=True)
+
 from faultbench.faults import REGISTRY, Build, Fault, controls, faults, parameter_names, split
 from faultbench.scoring import PATHS, alarm, culprits, diagnosis, same
 

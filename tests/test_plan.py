@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import pair_batch
+from conftest import default_device, pair_batch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -738,7 +738,7 @@ def global_state() -> dict[str, Any]:
         "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
         "python": random.getstate(),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
+        "device": default_device(),
         "made on": torch.zeros(1).device,
         "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import pair_batch
+from conftest import muon, pair_batch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
@@ -872,14 +872,15 @@ def together(order: int, muon_every: int = 1) -> Any:
         model = net()
         matrices = [p for p in model.parameters() if p.dim() == 2]
         rest = [p for p in model.parameters() if p.dim() != 2]
-        optimizers = [torch.optim.Muon(matrices, lr=0.1), torch.optim.AdamW(rest, lr=0.1)][::order]
+        of_matrices, of_others = muon(matrices, lr=0.1), torch.optim.AdamW(rest, lr=0.1)
+        optimizers = [of_matrices, of_others][::order]
         with recording(model, optimizers):
             for iteration in range(5):
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 loss_of(noted(note, model(X))).backward()
                 for optimizer in optimizers:
-                    if iteration % muon_every == 0 or not isinstance(optimizer, torch.optim.Muon):
+                    if iteration % muon_every == 0 or optimizer is of_others:
                         optimizer.step()
         return model
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WIDTHS, pair_batch
+from conftest import WIDTHS, default_device, pair_batch
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -92,7 +92,7 @@ def global_state() -> dict[str, Any]:
         "numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
         "python": random.getstate(),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
+        "device": default_device(),
         "grad": torch.is_grad_enabled(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
