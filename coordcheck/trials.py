@@ -122,6 +122,11 @@ def prepared(run: Run) -> Prepared:
     if run.device is not None:
         trial.model.to(run.device)
     device = next((p.device for p in trial.model.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        raise CoordCheckError(
+            f"the model of {run.key.label!r} is on the meta device, where tensors have shapes and no values. Build it "
+            'without torch.device("meta"), or call model.to_empty(device="cpu") and initialise its parameters.'
+        )
     return Prepared(trial.model, optimizers, as_loss(trial.loss) if trial.loss else run.loss, batches, device)
 
 

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from coordcheck.keeper import FolderKeeper
 from coordcheck.models import mlp
 from coordcheck.records import Outcome, RunRecord, Status
 from coordcheck.runfiles import RunFolder
+from coordcheck.surroundings import numeric_state
 
 WIDTHS = (16, 32, 64, 128)
 BAD = 32  # the width at which something happens
@@ -156,6 +159,118 @@ def test_a_diagnosis_that_is_left_costs_itself_alone():
     assert not any("the diagnosis failed" in note for note in larger.notes)
 
 
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks"),
+    *("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_load_state_dict_post_hooks", "_state_dict_hooks"),
+)
+
+
+def hooks_on(*objects: Any) -> int:
+    """How many hooks there are on modules, parameters and optimizers."""
+    return sum(len(getattr(one, name, None) or ()) for one in objects for name in HOOKS)
+
+
+@contextmanager
+def nothing_left(build: Callable[[int], Any]) -> Iterator[Callable[[int], Any]]:
+    """A build whose models have no more hooks at the end than it put there, with every global as it was."""
+    made: list[tuple[list[Any], int]] = []
+
+    def watched(width: int) -> Any:
+        model, optimizer = build(width)
+        objects = [optimizer, *model.modules(), *model.parameters()]
+        made.append((objects, hooks_on(*objects)))
+        return model, optimizer
+
+    modules = vars(torch.nn.modules.module)
+    everywhere = {name: len(value) for name, value in modules.items() if name.startswith("_global_") and value}
+    before, random_state, filters = numeric_state(), torch.get_rng_state(), list(warnings.filters)
+    yield watched
+    assert made
+    assert [hooks_on(*objects) for objects, _ in made] == [count for _, count in made]
+    assert everywhere == {n: len(value) for n, value in modules.items() if n.startswith("_global_") and value}
+    assert numeric_state() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert warnings.filters == filters
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.fault(21)
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("probe", ["auto", None], ids=["diagnosed", "not diagnosed"])
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_no_fault_leaves_a_hook_or_a_global_behind(place: Callable[..., Any], probe: Any):
+    for leave in (LEAVING["sys.exit"], LEAVING["an error"], interrupted):
+        options = place(leave)
+        with nothing_left(options["build"]) as build, suppress(KeyboardInterrupt):
+            check(**{**options, "build": build, "probe": probe, "widths": (16, 32, 64)})
+
+
+def test_a_hook_or_a_global_that_is_left_behind_would_be_seen():
+    models = []
+
+    def build(width: int) -> Any:
+        models.append(mlp("µP")(width))
+        return models[-1]
+
+    def checked(watched: Any, leave: Callable[[], Any]) -> None:
+        check(watched, widths=(16, 32, 64))
+        leave()
+
+    with pytest.raises(AssertionError), nothing_left(build) as watched:
+        checked(watched, lambda: models[0][0].register_forward_hook(lambda *arguments: None))
+    with pytest.raises(AssertionError), nothing_left(build) as watched:
+        checked(watched, lambda: torch.rand(1))
+    with nothing_left(build) as watched:
+        checked(watched, lambda: None)
+
+
+@pytest.mark.fault(39)
+def test_a_hook_of_the_users_own_that_raises_is_told_as_such_and_ours_raise_nothing():
+    def in_a_hook(width: int) -> Any:
+        model, optimizer = mlp("µP")(width)
+
+        def hook_of_mine(module: nn.Module, inputs: Any, output: Any) -> None:
+            raise LookupError("in my hook")
+
+        if width == BAD:
+            next(model.children()).register_forward_hook(hook_of_mine)
+        return model, optimizer
+
+    reason = check(in_a_hook).missing[0].reason
+    assert reason.endswith("LookupError: in my hook")
+    assert "in hook_of_mine" in reason
+
+
+@pytest.mark.fault(39)
+def test_a_hook_of_the_users_own_that_changes_an_output_is_seen():
+    def doubled(width: int) -> Any:
+        model, optimizer = mlp("µP")(width)
+        model.readout.register_forward_hook(lambda module, inputs, output: 2 * output)
+        return model, optimizer
+
+    def initial(build: Any) -> list[float]:
+        rows = check(build, steps=0).measurements
+        return rows.loc[(rows["layer"] == "readout") & (rows["quantity"] == "activation"), "value"].tolist()
+
+    assert initial(doubled) == pytest.approx([2 * value for value in initial(mlp("µP"))])
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize("probe", ["auto", None])
+def test_a_model_on_the_meta_device_is_refused(probe: Any):
+    def on_meta(width: int) -> Any:
+        with torch.device("meta"):
+            return mlp("µP")(width)
+
+    with pytest.raises(CoordCheckError, match=r"is on the meta device.*model.to_empty\(device=\"cpu\"\)"):
+        check(on_meta, probe=probe)
+
+
 def broken_loader() -> Iterator[Any]:
     sys.exit(0)
     yield
@@ -206,6 +321,7 @@ def good(width):
     return mlp("µP")(width)
 """
 OPTIONS = ["--batch", "users.py:batch", "--loss", "torch.nn.functional:cross_entropy", "--seeds", "1", "--steps", "1"]
+PARALLEL = ["--save-to", "runs", "--jobs", "2"]
 TINY = [*OPTIONS, "--widths", "16", "32", "64", "--tolerance", "100", "--probe", "none"]
 
 
@@ -396,29 +512,28 @@ def test_workers_that_hang_die_or_print_cost_their_own_run_alone(script, tmp_pat
 
 
 @pytest.mark.fault(8)
-def test_after_kill_9_the_workers_go_and_nothing_that_is_finished_is_lost(script, tmp_path: Path):
+def test_after_kill_9_the_workers_go_and_nothing_that_is_finished_is_lost(script, tmp_path: Path, monkeypatch):
     script(
         "def build(width):\n    open(f'{width}.{os.getpid()}', 'w').close()\n"
-        "    return good(width) if width > 32 else time.sleep(600)\n"
+        "    if width < 64:\n        time.sleep(600)\n    return good(width)\n"
     )
-    options = [*OPTIONS, "--widths", "16", "32", "64", "--jobs", "2", "--save-to", "runs", "--probe", "none"]
-    command = [sys.executable, "-m", "coordcheck", "run", "users.py:build", *options]
+    options = [*OPTIONS, "--widths", "16", "32", "64", "--tolerance", "100", "--probe", "none"]
+    command = [sys.executable, "-m", "coordcheck", "run", "users.py:build", *options, *PARALLEL]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as running:
         try:
-            wait_for(lambda: list(tmp_path.glob("16.*")) and list(tmp_path.glob("runs/**/64-0.json")))
+            wait_for(lambda: all(list(tmp_path.glob(one)) for one in ("16.*", "32.*", "runs/**/64-0.json")))
         finally:
             running.kill()
         running.communicate(timeout=30)  # the workers no longer hold its standard error
-    workers = [int(path.suffix[1:]) for path in tmp_path.glob("16.*")] + [
-        int(path.suffix[1:]) for path in tmp_path.glob("32.*")
-    ]
-    assert len(workers) >= 2
+    workers = [int(path.suffix[1:]) for width in (16, 32) for path in tmp_path.glob(f"{width}.*")]
     wait_for(lambda: not any(map(alive, workers)), seconds=20)
     kept = (tmp_path / "runs/runs/build/64-0.json").read_bytes()
-    script("def build(width):\n    return good(width)\n")
-    (record,) = (record for record in coordcheck.load(tmp_path / "runs").records if record.finished)
-    assert record.key.width == 64
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert main(["run", "users.py:build", *options, "--save-to", "runs"]) == 0
     assert kept == (tmp_path / "runs/runs/build/64-0.json").read_bytes()
+    assert main(["run", "users.py:build", *options, "--save-to", "whole"]) == 0
+    resumed, whole = (coordcheck.load(tmp_path / name).records for name in ("runs", "whole"))
+    assert [replace(record, seconds=0.0) for record in resumed] == [replace(record, seconds=0.0) for record in whole]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> None:
