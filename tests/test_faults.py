@@ -310,10 +310,7 @@ def test_no_verb_takes_an_exit_for_an_answer():
 SCRIPT = """
 import atexit, os, sys, threading, time, warnings, subprocess
 import torch
-from coordcheck.keeper import FolderKeeper
 from coordcheck.models import mlp
-from coordcheck.records import Outcome, RunRecord, Status
-from coordcheck.runfiles import RunFolder
 
 batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
 
