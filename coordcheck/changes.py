@@ -91,9 +91,15 @@ def spectral_norm(matrix: Tensor) -> Tensor:
     matrix = matrix.float()
     vector = _start(matrix.shape[1], matrix.device)
     for _ in range(POWER_STEPS):
-        vector = matrix.T @ (matrix @ vector)
-        vector = vector / torch.linalg.vector_norm(vector).clamp(min=SMALLEST)  # a matrix of zeros stays one
-    return torch.linalg.vector_norm(matrix @ vector)
+        for side in (matrix, matrix.T):  # each by itself: the squares of a small update vanish
+            vector = side @ (vector / _length(vector).clamp(min=SMALLEST))  # a matrix of zeros stays one
+    return _length(matrix @ (vector / _length(vector).clamp(min=SMALLEST)))
+
+
+def _length(vector: Tensor) -> Tensor:
+    """|vector|, of squares that neither overflow nor vanish."""
+    largest = vector.abs().amax()
+    return torch.linalg.vector_norm(vector / largest.clamp(min=SMALLEST)) * largest
 
 
 @lru_cache(maxsize=256)

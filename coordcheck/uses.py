@@ -217,7 +217,7 @@ def fused_scales(given: Mapping[str, Any], scale: float) -> tuple[float | Tensor
     few = _first_examples(given)
     logits, seen, query = _logits(few, FEWEST_ROWS)
     count = seen.expand_as(logits).sum() if seen.dim() > 2 else seen.sum() * (logits.numel() // seen.numel())
-    of_logits = torch.linalg.vector_norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
+    of_logits = scales.norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
     return of_logits, scales.rms_of(query), scales.rms_of(few["key"])
 
 

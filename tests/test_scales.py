@@ -85,7 +85,7 @@ def test_a_large_tensor_loses_no_accuracy():
     values = torch.full((2**14, 256), 0.1)
     exact = float(values[0, 0])
     assert [float(scale) for scale in scales.rms_and_mean_abs(values.numpy())] == pytest.approx(
-        [exact, exact], rel=1e-5
+        [exact, exact], rel=2.0**-12
     )
 
 
@@ -249,9 +249,77 @@ def test_an_array_in_memory_is_sampled_as_a_tensor_is(shape):
     assert torch.equal(values, normal(*shape))
 
 
-def test_many_equal_squares_are_summed_exactly():
-    values = torch.full((2**24,), 0.1)
-    assert scales.norm(values) == pytest.approx(0.1 * 2**12, rel=1e-4)
+SUMS_TO = 2.0**-12  # relative, whatever the order of summation: `scales.PIECE` roundings
+RMS_TO = 2.0**-13
+
+
+def one_after_the_other(numbers: np.ndarray) -> float:
+    """The sum that the slowest processor's BLAS could give: one lane, every partial sum rounded to float32."""
+    return float(np.add.accumulate(numbers, dtype=np.float32)[-1])
+
+
+@pytest.fixture(params=["this machine's BLAS", "one lane"])
+def _any_blas(request, monkeypatch):
+    if request.param == "one lane":
+        naive = (lambda x, y: one_after_the_other(x * y), lambda x: one_after_the_other(np.abs(x)))
+        monkeypatch.setitem(scales._BLAS, "f", (*naive, scales._BLAS["f"][2]))
+
+
+MANY = {
+    "equal": torch.full((2**20,), 0.1),
+    "normal": normal(2**20),
+    "a large one first": torch.cat([torch.tensor([1e4]), torch.full((2**20,), 0.1)]),
+    "a large one last": torch.cat([torch.full((2**20,), 0.1), torch.tensor([1e4])]),
+    "few": torch.full((5000,), 0.1),
+}
+
+
+@pytest.mark.usefixtures("_any_blas")
+@pytest.mark.parametrize("kind", MANY)
+def test_a_sum_does_not_depend_on_the_machine(kind):
+    values = MANY[kind]
+    exact, size = values.double(), float(values.double().abs().mean())
+    expected = pytest.approx(float(exact.square().mean().sqrt()), rel=RMS_TO)
+    assert scales.norm(values) / math.sqrt(values.numel()) == expected
+    assert scales.rms_of_difference(values.numpy().copy(), np.zeros(len(values), np.float32)) == expected
+    assert scales.rms_and_mean_abs(values.numpy()) == (expected, pytest.approx(size, rel=SUMS_TO))
+
+
+def test_a_sum_in_longer_pieces_would_depend_on_it(monkeypatch):
+    """The test above can fail."""
+    values = torch.full((2**20,), 0.1)
+    monkeypatch.setitem(scales._BLAS, "f", (lambda x, y: one_after_the_other(x * y), *scales._BLAS["f"][1:]))
+    monkeypatch.setattr(scales, "PIECE", 2**20)
+    assert abs(float(scales.norm(values)) / (0.1 * 2**10) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("value", [1e-44, 1e-30, 1e-20, 1.0, 1e20, 1e30, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_squares_neither_overflow_nor_vanish(value, dtype):
+    values = torch.tensor([3.0, -4.0, 0.0] * 5000, dtype=torch.float64).mul(value / 4).to(dtype)
+    exact = values.double()
+    rms, size = float(exact.square().mean().sqrt()), float(exact.abs().mean())
+    assert scales.rms_of(values) == pytest.approx(rms, rel=1e-4)
+    if dtype is not torch.bfloat16:
+        assert scales.rms_and_mean_abs(values.numpy()) == pytest.approx((rms, size), rel=1e-4)
+        assert scales.rms_of_difference(values.numpy(), 0 * values.numpy()) == pytest.approx(rms, rel=1e-4)
+
+
+def test_float64_squares_neither_overflow_nor_vanish():
+    for value in (1e-200, 1e200):
+        assert scales.rms_of(torch.full((5000,), value, dtype=torch.float64)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan])
+def test_what_has_no_logarithm_stays_what_it_is(value):
+    values = torch.full((5000,), abs(value))
+    assert scales.norm(values) == pytest.approx(abs(value), nan_ok=True)
+    assert scales.rms_and_mean_abs(values.numpy()) == pytest.approx((abs(value), abs(value)), nan_ok=True)
+    among = torch.ones(5000)
+    among[4321] = value
+    expected = 1.0 if value == 0 else abs(value)
+    assert scales.rms_of(among) == pytest.approx(expected, rel=1e-3, nan_ok=True)
+    assert scales.rms_and_mean_abs(among.numpy()) == pytest.approx((expected, expected), rel=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
