@@ -389,6 +389,7 @@ def test_a_batch_or_loss_that_cannot_be_used_is_refused(what: str):
     assert message in refusal(with_model(Keywords) if what == "no loss in the output" else build, **options)
 
 
+@pytest.mark.fault(54)
 def test_a_loss_that_does_not_reach_what_is_trained_is_refused():
     def make(width: int) -> Any:
         model, _ = parts(width)

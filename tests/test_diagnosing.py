@@ -396,6 +396,7 @@ def test_shared_keys_are_narrow_however_they_are_transposed(transposed: str):
     assert roles(report)["keys.weight"] == "narrow"
 
 
+@pytest.mark.fault(40)
 def test_a_tied_weight_is_told_once_per_function():
     def forward(s: Any, x: Tensor) -> Tensor:
         h = F.relu(s.hidden(F.embedding(x, s.table).mean(1)))
@@ -515,6 +516,7 @@ def test_a_parameter_left_out_of_the_optimizer_is_frozen():
     assert report.exit_code == 1
 
 
+@pytest.mark.fault(50)
 def test_a_group_with_learning_rate_zero_is_frozen():
     def build(width: int) -> Made:
         model, optimizer = mup()(width)
@@ -524,6 +526,7 @@ def test_a_group_with_learning_rate_zero_is_frozen():
     assert culprits(diagnosed(build)) == {"hidden.weight": "frozen"}
 
 
+@pytest.mark.fault(55)
 def test_learning_rate_zero_everywhere_blames_nothing():
     def build(width: int) -> Made:
         model = Net(width)
@@ -562,6 +565,7 @@ def test_a_warm_up_from_zero_is_judged_at_its_first_movement():
     assert any("nothing moved before t=2" in note for note in report.notes)
 
 
+@pytest.mark.fault(50)
 def test_a_readout_that_starts_at_zero_is_ok_by_design():
     report = diagnosed(mup())
     assert row(report, "readout.weight").verdict == "ok"
@@ -902,6 +906,7 @@ def test_tiny_updates_are_measured_in_double_precision():
     assert not any("rounding" in note for note in report.notes)
 
 
+@pytest.mark.fault(55)
 def test_a_model_that_insists_on_its_precision_is_told_to_be_blurred():
     def forward(s: Any, x: Tensor) -> Tensor:
         if s.first.weight.dtype is torch.float64:
@@ -921,6 +926,8 @@ def test_a_model_that_insists_on_its_precision_is_told_to_be_blurred():
 # Everything is left as it was
 
 
+@pytest.mark.fault(22)
+@pytest.mark.fault(23)
 def test_hooks_modes_and_random_states_are_left_as_they_were():
     made = []
 
@@ -941,6 +948,7 @@ def test_hooks_modes_and_random_states_are_left_as_they_were():
     assert not torch.overrides._get_current_function_mode_stack()
 
 
+@pytest.mark.fault(22)
 def test_they_are_also_after_a_model_that_raises():
     made = []
 

@@ -420,6 +420,7 @@ def test_a_module_called_again_is_the_module_itself():
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 
 
+@pytest.mark.fault(25)
 def test_dropouts_mask_is_that_of_the_forward():
     class Dropped(nn.Module):
         def __init__(self) -> None:

@@ -259,6 +259,7 @@ def test_a_run_depends_on_its_seed_alone():
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.fault(25)
 def test_the_model_stays_in_the_mode_it_was_built_in(training):
     modes = []
 
@@ -505,6 +506,8 @@ def foreign_optimizer(width: int) -> Any:
         (Built(), lambda model, batch: batch[0].clone().requires_grad_().sum(), "none received a gradient"),
     ],
 )
+@pytest.mark.fault(53)
+@pytest.mark.fault(54)
 def test_what_no_run_could_work_with_is_refused(build, loss, message):
     with pytest.raises(CoordCheckError, match=message):
         run(build, loss=loss)
@@ -616,6 +619,7 @@ def test_parameters_in_a_list_are_visible_through_the_module_that_uses_them():
 
 
 @pytest.mark.parametrize(("p", "training", "told"), [(0.1, True, True), (0.0, True, False), (0.1, False, False)])
+@pytest.mark.fault(25)
 def test_dropout_is_told_when_it_acts(p, training, told):
     def make(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(64, width), nn.Dropout(p), nn.Linear(width, 10)).train(training)
