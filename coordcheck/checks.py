@@ -194,7 +194,7 @@ def _checked(
         with user_code("batch, loss or build"):
             plan.prepare(worker_threads(how.executor, how.jobs), given, numbers, builds=builds)
             runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
-        watch = _WidthWatch() if criteria.axis == "width" else None
+        watch = WidthWatch() if criteria.axis == "width" else None
         try:
 
             def begin() -> None:
@@ -318,7 +318,7 @@ def assert_control_fails(control: Build, batch: Any = None, **options: Any) -> N
         )
 
 
-class _WidthWatch:
+class WidthWatch:
     """Refuses a factory that ignores its width, as soon as two widths of one label have been built."""
 
     def __init__(self) -> None:

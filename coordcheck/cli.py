@@ -298,9 +298,14 @@ def _finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = Non
 
 def _saved_part(report: Any, folder: Path, output: Any) -> int:
     """Say how far the whole is: too few widths for a verdict are no bad input where other jobs run the others."""
+    from coordcheck.checks import WidthWatch
     from coordcheck.report import load
 
     whole, own = load(folder), {record.key for record in report.records}
+    if report.criteria.axis == "width":
+        watch = WidthWatch()
+        for record in whole.records:  # a part of one width cannot tell by itself
+            watch(record)
     done = {record.key for record in whole.records if record.finished}
     for record in report.missing:
         tell(f"{record.key}: {record.outcome.value}: {record.reason}")

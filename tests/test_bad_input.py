@@ -193,6 +193,7 @@ def narrow(width: int) -> Any:
     return mlp("SP")(16)
 
 
+@pytest.mark.fault(51)
 def test_a_factory_that_ignores_the_width_is_refused():
     assert refusal({"SP": narrow}) == (
         "build of 'SP' made models with equal parameter shapes at widths 16 and 32: does the factory use its width "
@@ -517,3 +518,43 @@ def test_a_learning_rate_that_is_no_number_is_a_verdict_and_is_saved(rate: float
 
     assert check(make, save_to=tmp_path).exit_code == 1
     assert coordcheck.load(tmp_path).exit_code == 1
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("widths", [(64,), 64])
+def test_one_width_shows_its_scales_and_has_no_verdict(widths):
+    report = check(widths=widths)
+    assert (report.exit_code, report.status["build"].value) == (2, "undecided")
+    assert "a verdict needs at least 3 distinct widths with finished runs; 'build' has 1 (64)" in str(report)
+    assert re.search(r"readout +64 +[\d.]+", str(report))
+
+
+@pytest.mark.fault(49)
+def test_two_widths_have_no_slope_and_no_verdict():
+    report = check(widths=(64, 32))
+    assert (report.exit_code, report.widths) == (2, [32, 64])
+    assert report.slopes["slope"].isna().all()
+
+
+@pytest.mark.fault(48)
+def test_widths_given_twice_are_checked_once_and_that_is_told(caplog):
+    assert distinct_widths([64, "32", 64, 128, 32]) == [32, 64, 128]
+    assert [record.getMessage() for record in caplog.records] == ["widths given twice are checked once: 32, 64"]
+    caplog.clear()
+    assert distinct_widths([128, 32]) == [32, 128]
+    assert caplog.records == []
+
+
+@pytest.mark.fault(52)
+def test_a_width_that_the_heads_do_not_divide_fails_alone():
+    def make(width: int) -> Any:
+        if width % 16:
+            raise ValueError(f"embed_dim {width} must be divisible by num_heads 16")
+        return mlp("SP")(width)
+
+    report = check(make, widths=(16, 32, 40, 64))
+    assert [(record.key.width, record.outcome.value) for record in report.missing] == [(40, "failed")]
+    assert "make: 1 run failed (width 40): ValueError: embed_dim 40 must be divisible by num_heads 16" in report.notes
+    assert report.exit_code in (1, 3)
+    assert set(report.status) == {"make"}
+    assert report.widths == [16, 32, 64]

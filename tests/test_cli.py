@@ -187,6 +187,14 @@ def test_a_part_that_fails_or_is_lost_is_missed(user_folder, capsys):
     assert "2 of the 2 runs of this part are saved, and 2 of the 4 runs that shared is to hold so far." in told
 
 
+@pytest.mark.fault(51)
+def test_parts_of_a_factory_that_ignores_the_width_are_refused_together(user_folder, capsys):
+    (user_folder / "train.py").write_text(USER_FILE + "def build_mup(w): return mlp()(64)\n", encoding="utf-8")
+    assert part("64", "0,") == 0
+    assert part("128", "0,") == 2
+    assert "equal parameter shapes at widths 64 and 128" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("typed", "seeds"),
     [(["2"], {0, 1}), (["0,3"], {0, 3}), (["0", "3"], {0, 3}), (["0, 3"], {0, 3}), (["3,"], {3})],
