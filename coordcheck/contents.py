@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import os
+import random
 import sys
 import threading
 import types
@@ -42,6 +43,7 @@ _SILENT = (
     *(weakref.WeakValueDictionary, weakref.WeakSet, types.GetSetDescriptorType, types.MemberDescriptorType),
 )
 CACHED = type(functools.lru_cache(abs))
+_SINKS = frozenset({"logging", "rich", "tqdm", "wandb", "mlflow", "tensorboard", "tensorboardX", "trackio", "loguru"})
 _METHODS = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _OF_MODULES = frozenset(vars(nn.Module()))
 
@@ -112,7 +114,7 @@ class Reader:
         return _hash(kind.__name__.encode(), text.encode("utf-8", "surrogatepass"))
 
     def _parts(self, value: Any, kind: type) -> Iterable[bytes]:
-        if issubclass(kind, _SILENT) or any(value is one for one in (sys.stdin, sys.stdout, sys.stderr)):
+        if _is_silent(value, kind):
             return ()
         for kinds, parts in self._readers:
             if issubclass(kind, kinds):
@@ -289,6 +291,15 @@ class Reader:
         yield from self._each(make, args, state, list(items or ()), list(pairs or ()))
         if is_users(kind.__module__):
             yield self.digest(kind)
+
+
+def _is_silent(value: Any, kind: type) -> bool:
+    """Whether a value changes no number, whatever its state; global random states are seeded before each run."""
+    if issubclass(kind, _SILENT) or str(kind.__module__).partition(".")[0] in _SINKS:
+        return True
+    # those of numpy and random are where `from random import random` comes from
+    states = random.__dict__["_inst"], np.random.mtrand.__dict__["_rand"], torch.default_generator
+    return any(value is one for one in (sys.stdin, sys.stdout, sys.stderr, os.environ, *states))
 
 
 def _is_cached(kind: type, name: object) -> bool:

@@ -431,6 +431,16 @@ HEALTHY = {
         "def build(width): return isinstance(C(), B)"
     ),
     "weak cache": "import weakref\nCACHE = weakref.WeakKeyDictionary()\ndef build(width): return CACHE.get(build)",
+    "functions of global random states": (
+        "import torch\nfrom random import random, randint\nfrom numpy.random import rand\n"
+        "def build(width): return random() + randint(0, 9) + rand() + torch.rand(())"
+    ),
+    "where it is printed": (
+        "import rich.console, tqdm, sys\nCONSOLE, BAR, OUT = rich.console.Console(), tqdm.tqdm(total=3), sys.stdout\n"
+        "def build(width):\n    CONSOLE.print(width)\n    BAR.update()\n    OUT.write('x')\n    return width"
+    ),
+    "other variables": "from os import environ\n"
+    "def build(width):\n    environ['X_OF_TEST'] = '1'\n    return environ.get('Y')",
     "import inside": "def build(width):\n    import config\n    return config.X",
 }
 
@@ -441,6 +451,7 @@ def test_what_a_build_itself_keeps_does_not_change_its_key(code: Code, kind: str
     before = settings_of(build=build)
     build(3)
     build(4)
+    os.environ.pop("X_OF_TEST", None)
     assert settings_of(build=build) == before
 
 

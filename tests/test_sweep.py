@@ -629,14 +629,30 @@ def configured(width: int) -> Any:
     return mlp("SP", lr=scales["lr"])(width)
 
 
-def test_a_value_that_build_reads_is_told_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    check(configured, save_to=tmp_path)
-    assert all(record.found for record in check(configured, save_to=tmp_path).records)
+def configured_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    return scales["lr"] * F.cross_entropy(model(batch[0]), batch[1])
+
+
+def configured_batch(seed: int) -> Any:
+    x, y = pair_batch(seed)
+    return scales["lr"] * x, y
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(
+    "options",
+    [{"build": configured}, {"loss": configured_loss}, {"batch": configured_batch}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_value_that_users_code_reads_is_told_when_it_changed(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    check(**options, save_to=tmp_path)
+    assert all(record.found for record in check(**options, save_to=tmp_path).records)
     monkeypatch.setitem(scales, "lr", 0.02)
-    with pytest.raises(
-        CoordCheckError, match=r"reads test_sweep.scales was dict \w+, is dict \w+. Give another folder"
-    ):
-        check(configured, save_to=tmp_path)
+    expected = r"reads test_sweep.scales was dict \w+, is dict \w+\. Give another folder"
+    with pytest.raises(CoordCheckError, match=expected):
+        check(**options, save_to=tmp_path)
 
 
 def test_runs_that_were_found_tell_what_could_not_be_compared(tmp_path: Path):
