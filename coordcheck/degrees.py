@@ -13,6 +13,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from inspect import signature
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -202,6 +203,14 @@ def _randomness_kept(device: torch.device) -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
+def _state_at_birth(optimizer: Optimizer, own: Mapping[str, Any]) -> defaultdict[Any, Any]:
+    """The state of an optimizer that has not stepped: Adagrad's is made by its constructor, in torch 2.4 only there."""
+    if type(optimizer) is not torch.optim.Adagrad:
+        return defaultdict(dict)
+    names = signature(torch.optim.Adagrad).parameters
+    return torch.optim.Adagrad(**{name: value for name, value in own.items() if name in names}).state
+
+
 def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
     """A copy of an optimizer that holds some blocks, and nothing of its history, hooks or schedulers.
 
@@ -216,7 +225,7 @@ def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor]
     made = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(p): object() for g in optimizer.param_groups for p in g["params"]}
     own = {**copy.deepcopy(own, memo), "params": [*blocks]}
-    groups, state = [own], defaultdict[Any, Any](dict)
+    groups, state = [own], _state_at_birth(optimizer, own)
     memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own, id(optimizer.state): state}
     kept = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}
     hooks = {name: OrderedDict[int, Any]() for name in _HOOKS}

@@ -652,10 +652,10 @@ def test_parameters_that_stay_real_are_said():
 def test_a_model_of_ten_billion_parameters_takes_no_time_and_no_memory():
     planned(mlp())  # the first optimizer imports much of torch
     resource = pytest.importorskip("resource")
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     found = plan(mlp("µP", depth=40), widths=(4096, 8192, 16384))
     assert found.builds["parameters"].iloc[-1] > 10e9
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
     assert places(found) == ["meta"] * 3
 
