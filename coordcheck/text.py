@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordcheck.audits import LIMITS
+from coordcheck.diagnosis import Cause
 from coordcheck.escaping import legible, printable
 from coordcheck.measurements import judged
 from coordcheck.records import Quantity
@@ -63,6 +64,9 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
         open_questions = parameters[parameters["verdict"] == Verdict.UNDECIDED.value]
         if len(open_questions) and not culprits:
             parts.append(_open_table(open_questions))
+    words = _words(report)
+    if words:
+        parts.append(Text(f"what these words mean: coordcheck explain {' '.join(words)}", style="dim"))
     notes = report.notes
     parts += [Text(f"note: {legible(note, NOTE_LENGTH)}") for note in notes[:most_notes]]
     if len(notes) > most_notes:
@@ -70,6 +74,23 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
     if report.findings and any(status.passes for status in report.status.values()):
         parts.append(Text(LIMITS, style="dim"))
     return Group(*parts)
+
+
+def _words(report: Report) -> list[str]:
+    """The words that stand in the tables of culprits and layers, and that a reader need not know."""
+    blamed = report.culprits
+    if blamed.empty:
+        return []
+    found = {
+        "inherited": report.layers["cause"].astype(str).str.startswith("inherited").any(),
+        "provisional": provisional(blamed),
+        "multiplier": (blamed["cause"] == Cause.MULTIPLIER.value).any(),
+        "attention-scale": (blamed["cause"] == Cause.ATTENTION_SCALE.value).any(),
+        "forward-scale": (blamed["cause"] == Cause.FORWARD_SCALE.value).any(),
+        "gradient-fan-in": (blamed["cause"] == Cause.GRADIENT_FAN_IN.value).any(),
+        "@": blamed["layer"].str.contains("@", regex=False).any(),
+    }
+    return [word for word, there in found.items() if there]
 
 
 def _headline(line: Headline) -> Text:

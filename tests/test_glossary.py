@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from enum import Enum
@@ -14,7 +15,7 @@ from conftest import pair_batch
 from test_golden import as_golden
 
 import coordcheck
-from coordcheck import CoordCheckError
+from coordcheck import CoordCheckError, text
 from coordcheck.cli import main
 from coordcheck.diagnosis import PARAMETRIZATIONS, Cause
 from coordcheck.glossary import ALSO, FRAMES, TERMS, explain, found, listing
@@ -159,3 +160,17 @@ def test_explaining_needs_no_library():
         "from coordcheck.glossary import explain, listing; explain(['gain']); listing()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_report_points_to_the_words_it_uses(report):
+    (line,) = [line for line in str(report).splitlines() if line.startswith("what these words mean: ")]
+    assert line == "what these words mean: coordcheck explain provisional"
+    assert "what these words mean" not in str(report.select(["µP"]))
+
+
+@pytest.mark.parametrize(
+    "word", ["inherited", "provisional", "multiplier", "attention-scale", "forward-scale", "gradient-fan-in", "@"]
+)
+def test_the_words_that_a_report_points_to_are_there(word):
+    assert f'"{word}": ' in inspect.getsource(text._words)
+    assert found(word)

@@ -152,6 +152,16 @@ def test_the_test_passes_with_the_plugin(pytester):
     result.stdout.fnmatch_lines(["coordcheck: 1 check, width-invariant"])
 
 
+def test_the_marker_of_the_readme_is_one_that_decides(pytester):
+    (marker,) = re.findall(r"`(@pytest\.mark\.coordcheck\(widths=[^`]*)`", README)
+    widths = re.search(r"\(widths=\((.*?)\)\)", marker)[1]
+    assert re.search(rf"^\| {widths} \| 3 \| 40 of 40 \|$", README, flags=re.M), "its row of the table below"
+    test = next(block for block in blocks("python") if block.startswith("# test_"))
+    pytester.makepyfile(test_scale="import pytest\n" + test.replace("def test_width", f"{marker}\ndef test_width"))
+    options = [] if _installed() else ["-p", "coordcheck.pytest_plugin"]
+    pytester.runpytest_inprocess("-p", "no:cacheprovider", *options).assert_outcomes(passed=1)
+
+
 def _installed() -> bool:
     """Whether pytest finds the plugin by itself."""
     return any(point.value == "coordcheck.pytest_plugin" for point in entry_points(group="pytest11"))

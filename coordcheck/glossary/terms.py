@@ -235,6 +235,7 @@ TERMS: tuple[Term, ...] = (
         ("failed", "Something in it raised; the reason is the end of its traceback."),
         ("out of memory", "It did not fit: check narrower widths, or a smaller batch."),
         ("crashed", "Its process ended."),
+        ("timed out", "It took longer than --timeout, and its process was ended."),
         ("refused", "What build, batch or loss gave cannot be checked; the reason says what is accepted."),
         ("not run", "Planned in the folder, and not there yet: the check was interrupted or is at work."),
     ),
