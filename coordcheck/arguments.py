@@ -195,9 +195,13 @@ def finite(name: str, value: Any) -> float:
     Raises:
         CoordCheckError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CoordCheckError(f"{name} must be a finite number, got {value!r}.")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise CoordCheckError(f"{name} must be a finite number, got {value!r:.60}.")
+    return number
 
 
 def positive(name: str, value: Any) -> float:

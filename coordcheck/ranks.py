@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.records import RunKey, RunRecord
+from coordcheck.schemas import read_run
 from coordcheck.shards import spread_over
 
 PATIENCE = 60.0  # seconds for which the end of the block waits for other ranks that recorded this run
@@ -152,7 +153,7 @@ class Exchange:
         pieces = range(int(self._store.get(f"{rank}/pieces")))
         data = json.loads(zlib.decompress(b"".join(self._store.get(f"{rank}/{piece}") for piece in pieces)))
         sizes = {(site, step): size for site, step, size in data["sizes"]}
-        return Part(rank, RunRecord.from_json(data["record"]), sizes)
+        return Part(rank, read_run(data["record"]), sizes)
 
 
 def listed(ranks: Iterable[int]) -> str:

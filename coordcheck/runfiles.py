@@ -15,34 +15,36 @@ import json
 import os
 import platform
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from uuid import uuid4
 
 from coordcheck import __version__
+from coordcheck.documents import LIMITS, SCHEMA, read_document, refuse
 from coordcheck.errors import CoordCheckError, RunFileError
 from coordcheck.records import RunKey, RunRecord, same_label
+from coordcheck.schemas import read_experiment, read_run
 
-SCHEMA = 1
-SIZE_LIMIT = 256 * 2**20  # bytes; a run of 5000 layers is about 10 MB
-_HEAD = b'{"format":"coordcheck '
-_TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"}\n\Z')
-_TAIL_BYTES = len(',"sha256":""}\n') + 64
+FILES = 100_000  # run files of a folder
 
 
 def write_document(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write one file atomically: `kind` is "run" or "experiment".
 
     Raises:
-        CoordCheckError: the folder cannot be written (the system's reason is given).
+        CoordCheckError: the folder cannot be written (the system's reason is given), or the content is too large.
     """
     body = {"format": f"coordcheck {kind}", "schema": SCHEMA, "content": content}
     text = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    if len(text) > LIMITS[kind] - 1000:
+        raise CoordCheckError(
+            f"cannot write {path}: its {len(text)} bytes are more than a file of this kind may have ({LIMITS[kind]}). "
+            "Record fewer steps, or fewer layers."
+        )
     checksum = hashlib.sha256(text).hexdigest()
     replace_file(path, text + f',"sha256":"{checksum}"}}\n'.encode())
 
@@ -67,53 +69,6 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):  # there only when the write failed, or was interrupted
             temporary.unlink()
-
-
-def read_document(path: Path, kind: str) -> dict[str, Any]:
-    """The content of one file, after its checksum has been verified.
-
-    Raises:
-        RunFileError: not a regular file, too large, damaged, truncated, not written by coordcheck,
-            of another kind, or written by a newer version.
-    """
-    data = _read_bytes(path)
-    if not data.startswith(_HEAD):
-        _refuse(path, "is not a coordcheck file")
-    tail = _TAIL.search(data, max(0, len(data) - _TAIL_BYTES))
-    if tail is None:
-        _refuse(path, "is truncated: its checksum is missing")
-    if hashlib.sha256(data[: tail.start()]).hexdigest() != tail[1].decode():
-        _refuse(path, "is damaged: its checksum does not match its content")
-    try:
-        document = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        _refuse(path, f"is not strict JSON: {error}")
-    schema = document.get("schema")
-    if not isinstance(schema, int) or isinstance(schema, bool) or not 1 <= schema <= SCHEMA:
-        _refuse(path, f"has schema {schema}; this version reads up to {SCHEMA}. Upgrade coordcheck")
-    if document.get("format") != f"coordcheck {kind}" or not isinstance(document.get("content"), dict):
-        _refuse(path, f"is not a coordcheck {kind} file")
-    return dict(document["content"])
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            _refuse(path, "is not a regular file")
-        if status.st_size > SIZE_LIMIT:
-            _refuse(path, f"has {status.st_size} bytes, more than any run file ({SIZE_LIMIT})")
-        return path.read_bytes()
-    except OSError as error:
-        raise RunFileError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _refuse(path: Path, why: str) -> NoReturn:
-    raise RunFileError(f"{path} {why}. Remove it or restore it from a copy; the other run files are not affected.")
 
 
 def slug(label: str) -> str:
@@ -188,17 +143,18 @@ class RunFolder:
     def experiment(self) -> dict[str, Any]:
         """What `save_experiment` wrote, or an empty mapping when the runs came from elsewhere."""
         path = self.path / "experiment.json"
-        return read_document(path, "experiment") if path.exists() else {}
+        # also a link to nowhere is one that cannot be read, and not one that is not there
+        return read_document(path, "experiment", read_experiment) if os.path.lexists(path) else {}
 
     def records_of(self, label: str) -> Iterator[RunRecord]:
         """The runs of one label that are in the folder."""
-        for path in sorted((self.path / "runs" / slug(label)).glob("*.json")):
+        for path in _files_in(self.path / "runs" / slug(label)):
             yield _read_run(path)
 
     def find(self, key: RunKey) -> RunRecord | None:
         """The saved run of this key, if there is one."""
         path = self.run_path(key)
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         record = _read_run(path)
         record.key, record.found = key, True  # the label as it is spelled now: the two mu signs are one label
@@ -213,7 +169,12 @@ class RunFolder:
         """
         if not self.path.is_dir():
             raise CoordCheckError(f"there is no folder {self}. Give the folder that save_to= wrote.")
-        paths = sorted((self.path / "runs").glob("*/*.json"))
+        paths = [path for folder in _entries(self.path / "runs") for path in _files_in(folder)]
+        if len(paths) > FILES:
+            raise CoordCheckError(
+                f"{self._given / 'runs'} holds {len(paths)} run files, more than can be judged together ({FILES}). "
+                "Divide them over several folders."
+            )
         if not paths:
             raise CoordCheckError(f"no run files in {self._given / 'runs'}. Give the folder that save_to= wrote.")
         spelled: dict[str, str] = {}  # labels that are the same after NFKC are one, as first spelled
@@ -226,15 +187,32 @@ class RunFolder:
         yield from sorted(records, key=lambda record: (record.key.label, record.key.width, record.key.seed))
 
 
-def _read_run(path: Path) -> RunRecord:
-    content = read_document(path, "run")
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; nothing where there is no such folder. Hidden files are none of ours.
+
+    Raises:
+        RunFileError: it cannot be listed.
+    """
     try:
-        record = RunRecord.from_json(content)
-    except RunFileError as error:
-        raise RunFileError(f"{path} {error}") from error
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if not entry.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        why = getattr(error, "strerror", None) or error
+        raise RunFileError(f"cannot list {folder}: {why}. Make it readable, or remove it.") from error
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The run files of one label's folder."""
+    return [path for path in _entries(folder) if path.suffix == ".json"]
+
+
+def _read_run(path: Path) -> RunRecord:
+    record = read_document(path, "run", read_run)
     key = record.key
     if (path.parent.name, path.name) != (slug(key.label), f"{key.width}-{key.seed}.json"):
-        _refuse(path, f"holds the run of {key}, which its name does not say")
+        refuse(path, f"holds the run of {key}, which its name does not say")
     return record
 
 

@@ -15,8 +15,9 @@ import coordcheck
 PACKAGE = Path(coordcheck.__file__).parent
 # left to right: a module imports only from those before it
 ORDER = [
-    *("escaping", "redaction", "errors", "letters", "extras", "isolation", "interrupts", "output"),
-    *("records", "repeats", "folds", "arguments", "runfiles", "claims", "agreement"),
+    *("escaping", "redaction", "errors", "reading", "documents"),
+    *("letters", "extras", "isolation", "interrupts", "output"),
+    *("records", "repeats", "folds", "arguments", "schemas", "runfiles", "claims", "agreement"),
     *("owners", "codes", "contents", "fingerprints", "scales", "shards"),
     *("frames", "calls", "batches", "inputs", "windows", "randomness", "surroundings", "modes", "hooks", "wrappers"),
     *("sites", "state", "probing", "parameters", "ranks", "reduction"),

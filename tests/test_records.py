@@ -13,7 +13,7 @@ from conftest import power_law_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordcheck.errors import RunFileError
+from coordcheck.reading import Wrong
 from coordcheck.records import (
     Kind,
     Outcome,
@@ -28,11 +28,12 @@ from coordcheck.records import (
     same_label,
     status_of,
 )
+from coordcheck.schemas import RUN, read_run
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
 counts = st.integers(0, 2**40)
-shapes = st.lists(counts, max_size=4).map(tuple)
+shapes = st.lists(st.integers(0, 2**15), max_size=4).map(tuple)
 texts = st.text(max_size=20)
 unmeasured = st.sampled_from([status for status in Status if status not in (Status.OK, Status.ZERO)])
 
@@ -40,7 +41,8 @@ unmeasured = st.sampled_from([status for status in Status if status not in (Stat
 @st.composite
 def records(draw: st.DrawFn) -> RunRecord:
     """Any record that a run could leave behind."""
-    sites = draw(st.lists(st.builds(Site, texts, counts, st.sampled_from(Kind), shapes, texts), max_size=4))
+    site = st.builds(Site, texts, counts, st.sampled_from(Kind), shapes, texts)
+    sites = draw(st.lists(site, max_size=4, unique_by=lambda site: site.layer))
     measured = scales.map(lambda value: (value, status_of(value)))
     outcome = st.one_of(measured, unmeasured.map(lambda status: (None, status)))
     rows = st.builds(
@@ -64,7 +66,7 @@ def records(draw: st.DrawFn) -> RunRecord:
         reason=draw(texts),
         losses=draw(st.lists(optional, max_size=5)),
         sites=sites,
-        rows=draw(st.lists(rows, max_size=6)) if sites else [],
+        rows=draw(st.lists(rows, max_size=6, unique_by=lambda row: row[:3])) if sites else [],
         parameters=draw(
             st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans()), max_size=3)
         ),
@@ -93,7 +95,7 @@ def data() -> dict:
 @settings(max_examples=100, deadline=None)
 @given(records())
 def test_json_and_back_is_the_same_record(record: RunRecord):
-    back = RunRecord.from_json(json.loads(as_text(record)))
+    back = read_run(json.loads(as_text(record)))
     assert back == record
     assert as_text(back) == as_text(record)  # equal to the last bit, -0.0 included
 
@@ -107,8 +109,8 @@ def test_enums_are_written_as_the_words_a_user_sees(data: dict):
 @pytest.mark.parametrize("field", RunRecord(RunKey("SP", 8, 0)).to_json())
 def test_a_missing_field_is_refused(data: dict, field: str):
     del data[field]
-    with pytest.raises(RunFileError, match=f"not a run record: KeyError: '{field}'"):
-        RunRecord.from_json(data)
+    with pytest.raises(Wrong, match=f"lacks '{field}'"):
+        read_run(data)
 
 
 SITE = ["fc", 0, "module", [4, 8], "float32"]
@@ -157,22 +159,60 @@ WRONG = [
 ]
 
 
+CONTRADICTIONS = [
+    ({"sites": [SITE, SITE]}, "sites: 'fc' is there twice"),
+    ({"rows": [ROW, ROW]}, r"rows\[1\]: its site has a value of this quantity at this step already"),
+    ({"rows": [[0, 3, "activation", 1.0, "ok"]]}, "rows: go to step 3, and the settings say 2"),
+    ({"losses": [1.0] * 4}, "losses: go to step 3, and the settings say 2"),
+    ({"rows": [[1, 0, "activation", 1.0, "ok"]]}, "rows: name the site 1, and 1 are listed"),
+    ({"uses": [[*USE[:9], [1], ""]]}, "uses: name the site 1, and 1 are listed"),
+    ({"width": 2**53 + 1}, f"width: expected an integer from 1 to {2**53}, got {2**53 + 1}"),
+    ({"seed": 2**63}, f"seed: expected an integer from 0 to {2**63 - 1}"),
+    ({"label": "x" * (2**20 + 1)}, "label: expected a text of at most 1048576 characters, got 'xxx"),
+    ({"settings": {"steps": "2", "batch": "x" * 2**17}}, "settings.batch: expected a text of at most 65536"),
+    ({"sites": [["fc", 0, "module", [2**62, 4], "float32"]]}, r"sites\[0\]\[3\]: expected the shape of a tensor"),
+    ({"notes": ["x"] * 10_001}, "notes: expected at most 10000 items"),
+    ({"probe": "batch"}, "has 'probe', which this version does not know: a later one may"),
+]
+
+
+@pytest.mark.parametrize(("changes", "why"), CONTRADICTIONS, ids=lambda value: str(value)[:40])
+def test_what_no_run_leaves_behind_is_refused(data: dict, changes: dict, why: str):
+    with pytest.raises(Wrong, match=why):
+        read_run({**data, **changes})
+
+
+def test_rows_of_a_diagnosis_may_be_of_later_steps(data: dict):
+    data |= {"settings": {"steps": "0"}, "losses": [1.0], "rows": [[0, 2, "own_update", 1.0, "ok"]]}
+    assert read_run(data).rows[0].step == 2
+
+
+def test_the_place_of_what_is_wrong_is_told(data: dict):
+    data["rows"][3][3] = -1.0
+    with pytest.raises(Wrong, match=r"^rows\[3\]: expected a finite number of 0 or more, got -1\.0$"):
+        read_run(data)
+
+
+def test_a_record_names_every_field_that_it_writes():
+    assert list(RUN) == list(RunRecord(RunKey("SP", 8, 0)).to_json())
+
+
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda value: repr(value)[:40])
 def test_a_field_of_another_type_is_refused(data: dict, field: str, value: object):
     data[field] = value
-    with pytest.raises(RunFileError, match="not a run record"):
-        RunRecord.from_json(data)
+    with pytest.raises(Wrong, match=rf"^{field}(\[\d+\])*(\.\w+)?: \w+"):
+        read_run(data)
 
 
 def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):
     data |= {"sites": [SITE], "rows": [ROW], "parameters": [PARAMETER], "uses": [USE]}
-    assert RunRecord.from_json(data).to_json() == data
+    assert read_run(data).to_json() == data
 
 
 @pytest.mark.parametrize("whole", [[], "record", 3, None], ids=repr)
 def test_data_that_is_no_mapping_is_refused(whole: object):
-    with pytest.raises(RunFileError, match="not a run record"):
-        RunRecord.from_json(whole)
+    with pytest.raises(Wrong, match="expected a mapping, got"):
+        read_run(whole)
 
 
 json_values = st.recursive(
@@ -197,8 +237,8 @@ def test_a_changed_value_is_refused_or_kept_never_turned_into_another(record: Ru
     for key in path:
         parent = parent[key]
     parent[last] = draw.draw(json_values)
-    with contextlib.suppress(RunFileError):
-        assert RunRecord.from_json(changed).to_json() == changed
+    with contextlib.suppress(Wrong):
+        assert read_run(changed).to_json() == changed
 
 
 @pytest.mark.parametrize(
