@@ -95,8 +95,9 @@ class Logs:
 
     def __init__(self, table: pd.DataFrame, parts: Sequence[Part]) -> None:
         rows = table[table["layer"].isin([part.name for part in parts])]
-        self.widths = np.array(sorted(rows["width"].unique()))
-        self.seeds = sorted(rows["seed"].unique())
+        # where nothing was measured of any part: every scale at its widths is NaN
+        self.widths = np.array(sorted({*rows["width"].unique()} or {width for part in parts for width in part.sizes}))
+        self.seeds = sorted(rows["seed"].unique()) or [0]
         self.steps = sorted(rows["step"].unique())
         self._index = {part.name: number for number, part in enumerate(parts)}
         place = (

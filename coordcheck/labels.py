@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coordcheck.arguments import suggestion
+from coordcheck.arguments import folder_path, suggestion
 from coordcheck.errors import CoordCheckError
 from coordcheck.records import RunKey, RunRecord, same_label
 
@@ -83,7 +83,10 @@ def folder_paths(folder: object) -> list[Path]:
     given = [folder] if isinstance(folder, (str, os.PathLike)) else folder
     if not isinstance(given, Iterable):
         raise CoordCheckError(f"give the path of a folder of run files, or several, got {folder!r}.")
-    paths = [Path(one) for one in given]
+    paths = list[Path]()
+    for one in given:
+        folder_path("a folder of run files", one)
+        paths.append(Path(one))
     if not paths:
         raise CoordCheckError("give a folder of run files: the one that save_to= wrote.")
     real = [os.path.realpath(path) for path in paths]

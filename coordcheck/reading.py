@@ -124,8 +124,9 @@ def items(read: Reader[T], most: int) -> Reader[list[T]]:
 
     def read_all(value: object) -> list[T]:
         found: list[T] = []
+        given = listed(value)
         try:
-            for item in listed(value):
+            for item in given:
                 if len(found) == most:
                     raise Wrong(f"expected at most {most} items")
                 found.append(read(item))

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -167,7 +168,7 @@ class RunFolder:
             CoordCheckError: there is no such folder, or no run in it.
             RunFileError: a file cannot be trusted.
         """
-        if not self.path.is_dir():
+        if not _is_folder(self.path):
             raise CoordCheckError(f"there is no folder {self}. Give the folder that save_to= wrote.")
         paths = [path for folder in _entries(self.path / "runs") for path in _files_in(folder)]
         if len(paths) > FILES:
@@ -187,6 +188,22 @@ class RunFolder:
         yield from sorted(records, key=lambda record: (record.key.label, record.key.width, record.key.seed))
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder; what cannot be looked at is told, and not taken for one that is not there.
+
+    Raises:
+        RunFileError: its own folder may not be read, or it is a link to itself.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in its name
+        return False
+    except OSError as error:
+        raise RunFileError(
+            f"cannot read {path}: {error.strerror}. Make it readable, or give another folder."
+        ) from error
+
+
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, in order; nothing where there is no such folder. Hidden files are none of ours.
 
@@ -196,11 +213,10 @@ def _entries(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        why = getattr(error, "strerror", None) or error
-        raise RunFileError(f"cannot list {folder}: {why}. Make it readable, or remove it.") from error
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) and not os.path.islink(folder):
+            return []
+        raise RunFileError(f"cannot list {folder}: {error.strerror}. Make it readable, or remove it.") from error
 
 
 def _files_in(folder: Path) -> list[Path]:

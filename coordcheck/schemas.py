@@ -47,7 +47,7 @@ from coordcheck.records import (
 
 WIDEST = 2**53  # a width, which fits and figures take for a float
 STEPS = 2**31 - 1
-MOST_ROWS, MOST_SITES = 2**20, 2**17
+MOST_ROWS, MOST_SITES, MOST_STEPS = 2**20, 2**17, 2**18
 """Of one run: 5000 layers over 64 steps have a million rows."""
 MOST_NOTES, MOST_SETTINGS, SETTING = 10_000, 1000, 2**16
 MOST_PLANNED = 100_000
@@ -131,7 +131,7 @@ RUN: dict[str, Reader[Any]] = {
     "settings": mapping(_setting, MOST_SETTINGS),
     "outcome": one_of(Outcome),
     "reason": text,
-    "losses": items(optional(number), MOST_ROWS),
+    "losses": items(optional(number), MOST_STEPS),
     "sites": items(_site, MOST_SITES),
     "rows": _rows,
     "parameters": items(_parameter, MOST_SITES),
