@@ -146,9 +146,30 @@ def _run(options: Any) -> int:
 
     arguments = _experiment(options)
     fold = _pairs(options.fold, "PATH=HOW, such as blocks=last")
+    arguments |= {"steps": options.steps, "axis": options.axis, "fold": fold}
     with silent(options.quiet):
-        report = check(**arguments, steps=options.steps, axis=options.axis, fold=fold)
-    return _finish(report, options, arguments)
+        report = check(**arguments)
+        repeated = _repeated(report, arguments) if options.verify_repeat else ""
+    code = _finish(report, options, arguments)
+    if repeated:
+        (options.output.say if options.format == "text" else tell)(repeated)
+    return code
+
+
+def _repeated(report: Any, arguments: Mapping[str, Any]) -> str:
+    """Train the first run of the least width once more, and say whether it gives the same numbers."""
+    from coordcheck.agreement import largest_difference
+    from coordcheck.checks import check
+
+    first = next((r for r in report.records if r.finished and r.key.width == min(report.widths)), None)
+    if first is None:
+        return "no run finished that could be repeated"
+    again = {"build": {first.key.label: arguments["build"][first.key.label]}, "save_to": None}
+    try:
+        (record,) = check(**{**arguments, **again, "widths": (first.key.width,), "seeds": (first.key.seed,)}).records
+    except CoordCheckError as error:  # the report is there, and must not be lost
+        return f"repeated {first.key}: {error}"
+    return f"repeated {first.key}: {largest_difference(first, record)}"
 
 
 def _diagnose(options: Any) -> int:

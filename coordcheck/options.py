@@ -87,6 +87,7 @@ def _plan_command(commands: Any) -> None:
     parser.add_argument("--format", choices=FORMATS, default="text", help="json, or text for all others")
     _experiment_options(_Hidden(parser))  # so that the command of a run can be planned as it is
     parser.add_argument("--fold", action="append", help=argparse.SUPPRESS)
+    parser.add_argument("--verify-repeat", action="store_true", help=argparse.SUPPRESS)
 
 
 class _Hidden:
@@ -117,6 +118,7 @@ def _run_command(commands: Any) -> None:
         metavar="PATH=HOW",
         help="repeated blocks as one layer along another axis, such as blocks=last (or first, mean)",
     )
+    parser.add_argument("--verify-repeat", action="store_true", help="train one run twice, and say how far it differs")
     _experiment_options(parser)
 
 

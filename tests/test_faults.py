@@ -790,3 +790,24 @@ def test_a_report_that_could_not_be_printed_is_no_success(script, tmp_path: Path
     early = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=False)
     assert (early.returncode, early.stderr) == (report.exit_code, b"")  # a reader that has left changes no verdict
     assert report.exit_code != 0
+
+
+@pytest.mark.fault(57)
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_run_is_repeated_on_demand_and_told_to_differ_or_not(script, capsys, form: str):
+    script(
+        "build = good\nseen = []\n"
+        "def drifting(width):\n    seen.append(width)\n    model, optimizer = good(width)\n"
+        "    with torch.no_grad():\n        model.readout.weight.add_(1e-3 * len(seen))\n    return model, optimizer\n"
+    )
+    options = ["--verify-repeat", "--format", form]
+    assert main(["run", "users.py:build", *TINY, *options]) == 0
+    printed = capsys.readouterr()
+    told = printed.out if form == "text" else printed.err
+    assert re.search(r"repeated build, width 16, seed 0: all \d+ values are identical", told)
+    assert main(["run", "users.py:drifting", *TINY, *options]) == 0
+    printed = capsys.readouterr()
+    told = printed.out if form == "text" else printed.err
+    assert re.search(r"repeated drifting, width 16, seed 0: values differ by up to [\d.e-]+, relative, in", told)
+    if form == "json":
+        json.loads(printed.out)

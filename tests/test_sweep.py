@@ -256,6 +256,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("what", CHANGED)
 def test_resuming_with_another_setting_is_refused_with_what_differs(tmp_path: Path, what: str):
     before, after, match = CHANGED[what]
@@ -375,6 +376,7 @@ def test_running_out_of_memory_is_an_outcome_of_its_own(error: BaseException):
     assert outcomes(check()) == {16: "finished", 32: "out of memory", 64: "finished"}
 
 
+@pytest.mark.fault(4)
 def test_a_tensor_too_large_for_the_machine_is_out_of_memory():
     report = check(lambda width: mlp("SP")(width) if width < 64 else torch.empty(10**15))
     assert outcomes(report) == {16: "finished", 32: "finished", 64: "out of memory"}
