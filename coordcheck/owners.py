@@ -121,31 +121,37 @@ def _library_folders() -> frozenset[str]:
     return frozenset({linked, *(os.path.realpath(path) for path in (*paths, os.path.dirname(os.__file__)) if path)})
 
 
-@lru_cache(maxsize=4096)
 def _is_listed(top: str, folder: str) -> bool:
     """Whether a distribution that is installed into a folder (`pip install --target`) brought this package along."""
-    try:
-        distributions = [name for name in os.listdir(folder) if name.endswith(".dist-info")]
-    except OSError:
-        return False
-    if any(_same_name(name.partition("-")[0], top) for name in distributions):
-        return True
-    return bool(distributions) and top in _listed(folder)
-
-
-def _same_name(distribution: str, package: str) -> bool:
-    return re.sub(r"[-_.]+", "_", distribution).lower() == package.lower()
+    distributions = _distributions(folder)
+    return bool(distributions) and (_plainly(top) in distributions or _is_recorded(top, folder))
 
 
 @lru_cache(maxsize=64)
-def _listed(folder: str) -> frozenset[str]:
-    """The packages and modules that the records of a folder's distributions list."""
-    found = set()
+def _distributions(folder: str) -> frozenset[str]:
+    """The names of the distributions that are installed into a folder."""
+    try:
+        entries = os.listdir(folder)
+    except OSError:
+        return frozenset()
+    return frozenset(_plainly(name.partition("-")[0]) for name in entries if name.endswith(".dist-info"))
+
+
+def _plainly(name: str) -> str:
+    """The form in which names of distributions and packages are compared."""
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+def _is_recorded(top: str, folder: str) -> bool:
+    """Whether the record of one of a folder's distributions lists this package or module."""
+    starts = [f"{top}{end}".encode() for end in ("/", ".")]
     for name in os.listdir(folder):
         if name.endswith(".dist-info"):
             try:
-                with open(os.path.join(folder, name, "RECORD"), encoding="utf-8", errors="replace") as file:
-                    found |= {line.partition(",")[0].partition("/")[0].partition(".")[0] for line in file}
+                with open(os.path.join(folder, name, "RECORD"), "rb") as file:
+                    lines = b"\n" + file.read()
             except OSError:  # not written by pip
                 continue
-    return frozenset(found)
+            if any(b"\n" + start in lines for start in starts):
+                return True
+    return False

@@ -22,7 +22,7 @@ from coordcheck.owners import is_users, owns
 PACKAGES = Path(sysconfig.get_path("purelib"))
 REPOSITORY = Path(coordcheck.__file__).parent.parent
 VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
-FLOOR = 0.1  # seconds: below it a busy machine decides; what is guarded against took minutes
+FLOOR = 0.05  # seconds: below it a busy machine decides; what is guarded against took minutes
 TRAIN = """
 import numpy as np
 import torch
