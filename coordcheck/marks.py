@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,10 +61,9 @@ def marks(report: Report) -> pd.DataFrame:
     allowed = fixed & below & ~(change & deep)
     words = cells["verdict"].map(Verdict)
     violated = (above | below) & ~allowed & words.map(lambda word: word.violated).astype(bool)
-    right = words.map(lambda word: word.violated or word.passes).astype(bool)
-    aimed = (expected.abs() >= tolerance) & ~above & ~below
     passing = words.map(lambda word: word.passes).astype(bool)
-    design = right & ~violated & cells["slope"].notna() & (aimed | allowed | (below & passing))
+    aimed = (expected.abs() >= tolerance) & ~above & ~below
+    design = ~violated & cells["slope"].notna() & (aimed | allowed | (below & passing))
     cells["mark"] = np.select([violated, design], [Mark.VIOLATED.value, Mark.DESIGN.value], default="")
     cells["exponent"] = expected.where(aimed, np.round(2 * cells["slope"]) / 2)
     return cells.loc[cells["mark"] != "", [*KEYS, "order", "mark", "exponent"]].reset_index(drop=True)
@@ -78,13 +78,40 @@ def by_design(report: Report, label: str) -> list[Design]:
     found = found[(found["label"] == label) & (found["mark"] == Mark.DESIGN.value)]
     found = found[(found["quantity"] == Quantity.ACTIVATION.value) & (found["step"] == 0)]
     told = {row.layer: (row.order, row.exponent) for row in found.itertuples()}
-    right = report.layers[
-        (report.layers["label"] == label)
-        & (report.layers["verdict"].map(lambda word: Verdict(word).passes).astype(bool))
-    ]
+    passing = report.layers["verdict"].map(lambda word: Verdict(word).passes).astype(bool)
+    right = report.layers[(report.layers["label"] == label) & passing]
     slopes = report.slopes[(report.slopes["label"] == label) & (report.slopes["step"] == 0)]
     zero = slopes[(slopes["quantity"] == Quantity.ACTIVATION.value) & (slopes["status"] == Status.ZERO.value)]
     zero = zero[zero["layer"].isin(right["layer"])]
     told |= {row.layer: (row.order, -math.inf) for row in zero.itertuples()}
     flow = sorted(told.items(), key=lambda item: item[1][0])
     return [Design(str(layer), exponent) for layer, (_, exponent) in flow]
+
+
+def decisive(report: Report) -> list[int]:
+    """The steps that decided a violated layer's verdict, the most frequent first."""
+    layers = report.layers
+    steps = layers.loc[layers["verdict"].map(lambda word: Verdict(word).violated).astype(bool), "step"]
+    return [int(step) for step in steps[steps >= 0].value_counts().index]
+
+
+def spread(known: Sequence[int], most: int, first: Sequence[int] = ()) -> list[int]:
+    """At most so many of many steps: the first, the last, the first update, those given, and then even in octaves.
+
+    Args:
+        known: the steps, ascending; at least one.
+        most: how many are kept at most; 3 or more.
+        first: those that matter more than others, the most important first.
+
+    >>> spread(range(129), 6)
+    [0, 1, 3, 11, 38, 128]
+    >>> spread(range(129), 6, first=[23])
+    [0, 1, 3, 11, 23, 128]
+    """
+    if len(known) <= most:
+        return list(known)
+    later = [step for step in known if step > 0]
+    goals = np.geomspace(later[0], later[-1], most - (known[0] == 0))
+    even = [min(later, key=lambda step: abs(math.log2(step / goal))) for goal in goals]
+    wanted = [known[0], known[-1], later[0], *(step for step in first if step in known), *even]
+    return sorted(list(dict.fromkeys(wanted))[:most])

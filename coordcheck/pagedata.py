@@ -10,6 +10,7 @@ import math
 from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
+from coordcheck.marks import decisive, spread
 from coordcheck.measurements import judged
 from coordcheck.records import Quantity, Role, Status, printable
 from coordcheck.summaries import cause_text, change, evidence, remedy_text
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 CURVES = {Quantity.ACTIVATION: "RMS of the output h_t", Quantity.CHANGE: "RMS of the change h_t − h_0"}
 """The scales that are shown per layer, with their titles."""
+MOST_STEPS = 12  # of a layer's table
 LAYER = "layer"
 GROWS, SHRINKS = "▲", "▼"
 SYMBOLS = {
@@ -109,10 +111,13 @@ def layer_details(report: Report, label: str) -> tuple[dict[str, list[int]], dic
 
     Scales are means over the seeds, step by step and within a step width by width: null where nothing was measured,
     a word where a seed's value was none. Slopes are [slope, half of its 95 % interval] by step, or why there is none.
+    Of more than `MOST_STEPS` steps those are told that tell most, so that the page stays small and its tables readable.
     """
     table = judged(report.measurements)
     table = table[(table["label"] == label) & table["quantity"].isin(CURVES)]
     widths, steps = (sorted(map(int, table[name].unique())) for name in ("width", "step"))
+    steps = spread(steps, MOST_STEPS, decisive(report)) if steps else steps
+    table = table[table["step"].isin(steps)]
     slot = {key: place for place, key in enumerate(product(steps, widths))}
     details: dict[str, list[Any]] = {
         layer: [[[None] * len(slot), [None] * len(steps)] for _ in CURVES] for layer in table["layer"].unique()
@@ -126,6 +131,7 @@ def layer_details(report: Report, label: str) -> tuple[dict[str, list[int]], dic
         shown = value if isinstance(value, str) else rounded(value)
         details[layer][number[quantity]][0][slot[step, width]] = shown
     slopes = report.slopes[(report.slopes["label"] == label) & report.slopes["quantity"].isin(CURVES)]
+    slopes = slopes[slopes["step"].isin(steps)]
     for row in slopes.itertuples():
         fit: Any = row
         found = fit.status if math.isnan(fit.slope) else [exponent(fit.slope), exponent((fit.high - fit.low) / 2)]

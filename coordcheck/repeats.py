@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 PARTS = re.compile(r"(?<![^.\[])\d+(?![^.\]])")
@@ -51,11 +52,15 @@ def together(names: Sequence[str], numbers: re.Pattern[str] = PARTS) -> list[tup
 
 
 def _braced(numbers: Sequence[str]) -> str:
-    """Numbers as one text: `3`, or `{0..5,7}`; a run of three or more is a range."""
+    """Numbers as one text: `3`, or `{0..5,7}`; three or more in a row are a range, and so are many that are even."""
     if len(numbers) == 1:
         return numbers[0]
+    ordered = sorted(map(int, numbers))
+    steps = {after - before for before, after in pairwise(ordered)}
+    if len(steps) == 1 and len(ordered) > 3 and steps != {1}:
+        return f"{{{ordered[0]}..{ordered[-1]}..{steps.pop()}}}"
     runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
+    for number in ordered:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:

@@ -29,7 +29,7 @@ from coordcheck.records import NOT_COMPARED, Outcome, Quantity, RunKey, RunRecor
 from coordcheck.roles import outside, parts
 from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.slopes import MIN_WIDTHS, fit_slopes
-from coordcheck.verdicts import OF_SITES, TOLERANCE, Expectation, Verdict, judge, label_status, mostly_unseen
+from coordcheck.verdicts import TOLERANCE, Expectation, Verdict, judge, label_status, mostly_unseen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -330,47 +330,39 @@ class Report:
         kind: str = "divergence",
         *,
         quantity: str | Quantity | None = None,
+        steps: Sequence[int] | int | None = None,
+        layers: Sequence[str] | str | None = None,
+        figsize: Sequence[float] | None = None,
         path: str | PathLike[str] | None = None,
     ) -> Figure:
-        """Draw the check.
+        """Draw the check. What you set in matplotlib's rcParams (fonts, sizes, a style) holds; none of it is changed.
 
         Args:
-            kind: "divergence" (scale against width, a row per label, a column per step), "slopes" (a map of
+            kind: "divergence" (scale and change against width, a row per label, a column per step), "slopes" (a map of
                 the slopes, layers by steps) or "exponents" (parameter by parameter, what the diagnosis measured).
-            quantity: of the first two: "activation" (the default for "divergence"), "mean_abs" or "change" (for
-                "slopes").
+            quantity: of the first two: "activation", "mean_abs" or "change". Without one, the first shows what verdicts
+                are read from, the scale at t = 0 and the change after it, and the second the change.
+            steps: which steps of the first two; at most six that tell most, unless given.
+            layers: a name or a glob, or several: only these layers, or parameters.
+            figsize: width and height in inches; as large as it takes, unless given.
             path: also save it there, as the suffix says (.png, .svg, .pdf); the file is replaced in one step.
 
         Raises:
-            CoordCheckError: another kind or quantity, or a path that cannot be written.
+            CoordCheckError: another kind or quantity; steps or layers that are not there, a size that leaves no room
+                for the panels, or a path that cannot be written.
         """
         from coordcheck import figures
 
         drawers = {
-            "divergence": (figures.draw_divergence, Quantity.ACTIVATION),
-            "slopes": (figures.draw_slope_map, Quantity.CHANGE),
+            "divergence": figures.draw_divergence,
+            "slopes": figures.draw_slope_map,
+            "exponents": figures.draw_exponents,
         }
-        if kind == "exponents":
-            return self._saved(figures.draw_exponents(self), path)
         if kind not in drawers:
-            kinds = ", ".join(map(repr, [*drawers, "exponents"]))
-            raise CoordCheckError(f"there is no figure {kind!r}; known are {kinds}.")
-        draw, usual = drawers[kind]
-        known = OF_SITES
-        if quantity is not None and quantity not in known:
-            raise CoordCheckError(f"there is no quantity {quantity!r}; known are {', '.join(map(repr, known))}.")
-        chosen = usual if quantity is None else Quantity(quantity)
-        if chosen.value not in set(self.measurements["quantity"]):
-            raise CoordCheckError(
-                f"{chosen.value} was not measured, so there is nothing to draw (it needs steps >= 1)."
-            )
-        return self._saved(draw(self, chosen), path)
-
-    def _saved(self, figure: Figure, path: str | PathLike[str] | None) -> Figure:
+            raise CoordCheckError(f"there is no figure {kind!r}; known are {', '.join(map(repr, drawers))}.")
+        figure = drawers[kind](self, figures.view_of(quantity, steps, layers, figsize))
         if path is not None:
-            from coordcheck.figures import save_figure
-
-            save_figure(figure, path)
+            figures.save_figure(figure, path)
         return figure
 
     def save_html(self, path: str | PathLike[str]) -> None:

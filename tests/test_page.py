@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
@@ -16,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 import torch.nn.functional as F
 from conftest import pair_batch, power_law_records
@@ -423,12 +425,33 @@ def test_ids_are_unique_and_found(html: str):
     assert set(used) <= set(ids)
 
 
-def test_figures_that_nobody_could_read_are_left_out_with_a_reason():
-    reasons = [drawing.reason for drawing in drawings(Report(power_law_records({"x" * 2000: FLAT, "y": FLAT})))]
-    assert reasons[1] == "with names as long as these it is too wide to read."
-    many = Report(power_law_records({f"a.{n}": FLAT for n in range(301)}, seeds=1, steps=1))
-    assert drawings(many)[1].reason.startswith("301 rows are too many")
-    assert drawings(hostile_labels())[0].reason == f"{len(HOSTILE)} labels are too many for one figure."
+def test_a_figure_that_nobody_could_read_is_not_even_drawn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Report, "figure", lambda *_, **__: pytest.fail("it was drawn"))
+    for found in drawings(hostile_labels()):
+        assert (found.svg, found.reason) == (None, f"{len(HOSTILE)} labels are too many for one figure.")
+
+
+def test_many_layers_and_long_names_are_drawn_in_few_lines_and_rows():
+    for names in (["x" * 2000, "y"], [f"a.{n}" for n in range(301)]):
+        found = drawings(Report(power_law_records(dict.fromkeys(names, FLAT), seeds=1, steps=1)))
+        assert all(drawing.svg is not None and drawing.width < 1000 for drawing in found[:2])
+
+
+def test_a_page_of_many_steps_and_layers_is_small_and_made_in_seconds():
+    layers = {f"blocks.{n // 4}.{'abcd'[n % 4]}": GROWING if n == 17 else FLAT for n in range(60)}
+    report = Report(power_law_records(layers, steps=64, seeds=2))
+    report.marks  # noqa: B018  # judged before
+    start = time.process_time()
+    page = render_page(report)
+    assert time.process_time() - start < 10  # it was 24 s, for a figure that was dropped
+    assert len(page) < 2_000_000
+    assert page.count("<svg ") == 2
+    assert embedded(page)["grids"][0]["steps"] == [0, 1, 2, 3, 4, 5, 10, 14, 20, 30, 44, 64]
+
+
+def test_the_figures_of_a_page_do_not_depend_on_the_style_of_its_author(report: Report, html: str):
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "black", "text.color": "white", "svg.fonttype": "path"}):
+        assert render_page(report) == html
 
 
 def test_the_page_is_written_in_one_step(report: Report, html: str, tmp_path: Path):

@@ -15,18 +15,17 @@ from coordcheck.repeats import ANY, PARTS, starred, together
 def expanded(name: str) -> list[str]:
     """What a name with braces stands for, as a shell expands it."""
     parts = re.split(r"\{([^}]*)\}", name)
-    choices = [
-        [part]
-        if place % 2 == 0
-        else [
-            str(number)
-            for run in part.split(",")
-            for first, _, last in [run.partition("..")]
-            for number in range(int(first), int(last or first) + 1)
-        ]
-        for place, part in enumerate(parts)
-    ]
+    choices = [[part] if place % 2 == 0 else listed(part) for place, part in enumerate(parts)]
     return ["".join(choice) for choice in product(*choices)]
+
+
+def listed(braced: str) -> list[str]:
+    """The numbers of `0..5,7` or `0..22..2`."""
+    found: list[str] = []
+    for run in braced.split(","):
+        first, last, step = [*run.split(".."), "", ""][:3]
+        found += map(str, range(int(first), int(last or first) + 1, int(step or 1)))
+    return found
 
 
 def test_a_name_alone_is_itself():
@@ -39,6 +38,7 @@ def test_a_name_alone_is_itself():
         (range(2), "b.{0,1}.up"),
         (range(3), "b.{0..2}.up"),
         ([0, 2, 4], "b.{0,2,4}.up"),
+        (range(0, 24, 2), "b.{0..22..2}.up"),
         ([9, 10, 11, 40], "b.{9..11,40}.up"),
         (range(80), "b.{0..79}.up"),
     ],

@@ -8,22 +8,23 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.figures.style import NO_DATE, own_style
-from coordcheck.records import pattern
 
 if TYPE_CHECKING:
     from coordcheck.report import Report
 
 KINDS = {
     "divergence": (
-        "Scale against width",
-        "A row per label, a column per step t (t = 0 is initialisation), a line per layer, dark early and light late "
-        "in the data flow; the band is the range over seeds. A flat line keeps its scale at every width. Heavy lines "
-        "are violated, and those that move most are named. The grey wedge shows slopes of √n and n.",
+        "Scale and change against width",
+        "What verdicts are read from, label by label: the scale at t = 0, before training, and the change since then, "
+        "after t updates. A line is a layer, dark early and light late in the data flow; the band is the range over "
+        "seeds. A level line does not depend on the width. It is heavy where it is violated, and dashed where it is "
+        "not level by design; the worst are named. The grey wedge shows slopes of ½ and 1.",
     ),
     "slopes": (
         "Slopes of each layer’s change",
@@ -38,9 +39,7 @@ KINDS = {
     ),
 }
 """The figures of a page, with title and caption."""
-MOST_ROWS = 300  # of a figure: beyond it, nobody can read it, and drawing takes longer than the check
 MOST_LABELS = 16
-MOST_INCHES = 60  # of width
 CSS_PIXELS = 96  # per inch
 DRAWN = frozenset({"svg", "g", "defs", "clipPath", "path", "rect", "use", "image", "text", "tspan"})
 """The elements that are kept: shapes and text. Nothing that links, runs, or styles the page around it."""
@@ -69,12 +68,11 @@ def _drawing(report: Report, kind: str) -> Drawing:
     if why:
         return Drawing(title, caption, None, 0, why)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), mpl.rc_context():
+            mpl.rcdefaults()  # a page is the same whatever style its author has set
             warnings.simplefilter("ignore", UserWarning)  # glyphs that our font lacks: the reader's browser has others
             figure = report.figure(kind)
             width = figure.get_size_inches()[0]
-            if width > MOST_INCHES:
-                return Drawing(title, caption, None, 0, "with names as long as these it is too wide to read.")
             svg = Markup(inline_svg(figure, f"{kind}-"))
     except CoordCheckError as error:
         return Drawing(title, caption, None, 0, str(error))
@@ -82,12 +80,9 @@ def _drawing(report: Report, kind: str) -> Drawing:
 
 
 def _why_not(report: Report, kind: str) -> str:
-    """Why a figure would show nothing that can be read; empty when it does."""
+    """Why a figure would show nothing that can be read; empty when it does. Told before it is drawn."""
     if len(report.labels) > MOST_LABELS:
         return f"{len(report.labels)} labels are too many for one figure."
-    rows = {"slopes": report.layers["layer"].nunique(), "exponents": report.parameters["layer"].map(pattern).nunique()}
-    if rows.get(kind, 0) > MOST_ROWS:
-        return f"{rows[kind]} rows are too many to read in one figure; the table below has them all."
     if kind == "slopes" and report.slopes["slope"].isna().all() and len(report.slopes):
         return "no slope could be fitted."
     return ""

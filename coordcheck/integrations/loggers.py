@@ -23,6 +23,7 @@ from coordcheck.escaping import printable
 from coordcheck.figures import save_figure
 from coordcheck.redaction import redacted
 from coordcheck.runfiles import slug
+from coordcheck.summaries import counts
 from coordcheck.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def _content(report: Report) -> Content:
     for label in report.labels:
         of_label = layers[layers["label"] == label]
         scalars[f"{slug(label)}/violated_layers"] = float(sum(Verdict(v).violated for v in of_label["verdict"]))
-        scalars[f"{slug(label)}/culprits"] = float(parameters["culprit"][parameters["label"] == label].sum())
+        blamed, _, others = counts(parameters[parameters["label"] == label])
+        scalars[f"{slug(label)}/culprits"] = float(blamed + others)
     figures = {}
     for kind in KINDS:
         with suppress(CoordCheckError):  # not every report has what every figure shows
