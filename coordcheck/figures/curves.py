@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from coordcheck.figures import style
+import coordcheck.figures.style as style
 from coordcheck.figures.views import Column
 from coordcheck.marks import Design, Mark
 from coordcheck.verdicts import Verdict

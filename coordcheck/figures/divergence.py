@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import coordcheck.figures.style as style
 from coordcheck.errors import CoordCheckError
 from coordcheck.escaping import legible, printable
-from coordcheck.figures import style
 from coordcheck.figures.curves import (
     LEADER,
     Curves,

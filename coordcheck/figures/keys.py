@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from coordcheck.figures import style
+import coordcheck.figures.style as style
 from coordcheck.figures.curves import HEAVY, LIGHT, Curves
 from coordcheck.figures.views import Column
 from coordcheck.marks import Mark

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coordcheck.figures import style
+import coordcheck.figures.style as style
 
 # inches, at the house's size of text
 LEFT = 0.62  # of a vertical axis: its name and its numbers

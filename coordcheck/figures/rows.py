@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from coordcheck.figures import style
+import coordcheck.figures.style as style
 from coordcheck.repeats import ANY, starred, together
 
 MAX_ROWS = 40  # beyond it, the names of repeated blocks share rows

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import coordcheck.figures.style as style
 from coordcheck.errors import CoordCheckError
 from coordcheck.escaping import legible
-from coordcheck.figures import style
 from coordcheck.figures.rows import Rows, rows_of
 from coordcheck.figures.style import QUANTITY_NAMES, own_style
 from coordcheck.figures.views import View, chosen_steps
