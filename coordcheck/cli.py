@@ -87,7 +87,10 @@ def _import_for(command: str) -> None:
             importlib.import_module("coordcheck.report")
 
 
-_ARGUMENTS = "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|timeout|save_to|axis|probe|fold"
+_ARGUMENTS = (
+    "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|timeout|save_to|axis|probe|fold"
+    "|layers|figsize"
+)
 
 
 def in_flags(message: str) -> str:
@@ -101,6 +104,7 @@ def in_flags(message: str) -> str:
 
     def flag(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"].strip("()\"'")
+        value = value.replace(", ", "x") if name == "figsize" else value
         value = value if value.endswith(",") else value.replace(",", "").removesuffix(" ...")  # (0,) is a list of one
         dotted = re.fullmatch(r"([a-z_.]+)\.(\w+)", value)
         option = "--role" if name == "roles" else f"--{name.replace('_', '-')}"
@@ -188,6 +192,9 @@ def _experiment(options: Any) -> dict[str, Any]:
 
     if options.figure is not None:
         _check_suffix(options.figure)
+    late = [step for step in _view(options)["steps"] or () if step > getattr(options, "steps", step)]
+    if late:
+        raise CoordCheckError(f"--figure-steps has {late[0]}, and {options.steps} updates are made: see --steps.")
     for path in (options.figure, options.html):  # before the training rather than after it
         if path is not None and not os.access(next(p for p in path.absolute().parents if p.exists()), os.W_OK):
             raise CoordCheckError(f"cannot write {path}: its folder may not be written to.")
@@ -275,9 +282,24 @@ def _loaded(options: Any, **criteria: Any) -> Any:
 
 
 def _figure(options: Any) -> int:
-    _loaded(options).figure(options.kind, quantity=options.quantity, path=options.out)
+    _loaded(options).figure(options.kind, quantity=options.quantity, path=options.out, **_view(options))
     options.output.say(f"wrote {options.out}")
     return 0
+
+
+def _view(options: Any) -> dict[str, Any]:
+    """What the figure that was asked for shows.
+
+    Raises:
+        CoordCheckError: steps that are no numbers.
+    """
+    told: list[str] = getattr(options, "figure_steps", None) or []
+    words = [word for given in told for word in given.split(",") if word]
+    if not all(word.isdecimal() for word in words):
+        raise CoordCheckError(f"the steps of a figure are numbers of updates, such as 0,1,4, got {' '.join(told)!r}.")
+    layers = [glob for given in options.layers or [] for glob in given.split(",") if glob]
+    steps = tuple(map(int, words)) if told else None
+    return {"steps": steps, "layers": layers or None, "figsize": options.figsize}
 
 
 def _report(options: Any) -> int:
@@ -304,7 +326,7 @@ def _finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = Non
     else:
         output.show(_with_all_notes(report) if options.notes else report)
     wanted: list[tuple[Path | None, Callable[[Path], object]]] = [
-        (getattr(options, "figure", None), lambda path: report.figure(kind, path=path)),
+        (getattr(options, "figure", None), lambda path: report.figure(kind, path=path, **_view(options))),
         (getattr(options, "html", None), report.save_html),
     ]
     if options.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -147,6 +148,8 @@ def _drawing_commands(commands: Any) -> None:
     kinds = ("divergence", "slopes", "exponents")
     figure.add_argument("--kind", choices=kinds, default="divergence", help="(default: %(default)s)")
     figure.add_argument("--quantity", choices=("activation", "mean_abs", "change"), help="(default: the figure's own)")
+    figure.add_argument("--steps", dest="figure_steps", **_STEPS)
+    _view_options(figure)
 
     told = "write the page of a folder of run files: verdicts, culprits, figures and every layer, in one HTML file"
     page = _command(commands, "report", told, "coordcheck report runs/ check.html")
@@ -203,10 +206,39 @@ def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     add("--save-to", type=Path, metavar="DIR", help="write run files; the same command resumes")
     add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
+    if isinstance(parser, argparse.ArgumentParser):
+        add("--figure-steps", **_STEPS)
+    _view_options(parser)
     add("--html", type=Path, metavar="FILE", help="also write the page")
     add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
     _notes_option(parser)
     _quiet_option(parser)
+
+
+_STEPS: Any = {
+    "nargs": "+",
+    "metavar": "T",
+    "help": "which steps the figure shows: 0,1,4 or 0 1 4 (default: six that tell most)",
+}
+
+
+def _view_options(parser: argparse.ArgumentParser | _Hidden) -> None:
+    """What a figure shows, and how large it is."""
+    told = "only these layers of the figure: names or globs, such as 'blocks.0.*'"
+    parser.add_argument("--layers", nargs="+", metavar="GLOB", help=told)
+    parser.add_argument("--figsize", type=_size, metavar="WxH", help="of the figure, in inches, such as 7x3")
+
+
+def _size(text: str) -> tuple[float, float]:
+    """Width and height, of 7x3, 7,3 or 7×3.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)[x×,](\d+(?:\.\d+)?)", text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be width and height in inches, such as 7x3, got {text!r}")
+    return float(found[1]), float(found[2])
 
 
 def _quiet_option(parser: argparse.ArgumentParser | _Hidden) -> None:

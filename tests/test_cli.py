@@ -16,6 +16,7 @@ import pytest
 from conftest import power_law_records
 
 import coordcheck
+from coordcheck import Report
 from coordcheck.cli import in_flags, main
 from coordcheck.verdicts import Verdict
 
@@ -280,6 +281,66 @@ def test_usage_errors_exit_2(capsys):
         main(["run"])
     assert stop.value.code == 2
     capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def saved_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "runs"
+    slopes = {f"blocks.{n}.fc": {"activation": 0.0, "change": float(n == 1)} for n in range(3)}
+    Report(power_law_records(slopes, steps=9, seeds=1)).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--steps", "0,1", "9"],
+        ["--layers", "blocks.0.fc,blocks.2.*", "--figsize", "7x3"],
+        ["--kind", "slopes", "--steps", "9", "--figsize", "6,3"],
+    ],
+)
+def test_a_figure_shows_what_is_asked_for(saved_runs, tmp_path, options, monkeypatch):
+    seen = []
+    monkeypatch.setattr("coordcheck.figures.save_figure", lambda figure, path: seen.append(figure))
+    assert main(["figure", str(saved_runs), str(tmp_path / "a.svg"), *options]) == 0
+    [figure] = seen
+    if "--figsize" in options:
+        assert tuple(figure.get_size_inches()) == pytest.approx((7, 3) if "7x3" in options else (6, 3))
+    if "0,1" in options:
+        titles = [text.get_text() for text in figure.texts if text.get_text().startswith("t = ")]
+        assert titles == ["t = 0 (init)", "t = 1", "t = 9"]
+    if "--layers" in options:
+        drawn = {line.get_label() for line in figure.axes[0].lines}
+        assert {name for name in drawn if name.startswith("blocks")} == {"blocks.0.fc", "blocks.2.fc"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0,x"], "the steps of a figure are numbers of updates, such as 0,1,4, got '0,x'"),
+        (["--steps", "12"], "--steps has 12, which was not measured for this figure; known steps are 0, 1"),
+        (["--layers", "block"], "--layers names 'block', which matches none of 3 names"),
+        (
+            ["--figsize", "1x1"],
+            "--figsize 1.0x1.0 inches leaves no room for 6 panels beside their texts",
+        ),
+    ],
+)
+def test_what_a_figure_cannot_show_is_bad_input(saved_runs, tmp_path, capsys, options, message):
+    assert main(["figure", str(saved_runs), str(tmp_path / "a.svg"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_size_of_one_number_is_refused(saved_runs, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["figure", str(saved_runs), str(tmp_path / "a.svg"), "--figsize", "7"])
+    assert "must be width and height in inches, such as 7x3, got '7'" in capsys.readouterr().err
+
+
+def test_steps_of_the_figure_that_no_run_makes_are_refused_before_any_training(user_folder, capsys):
+    options = ("--figure", "a.png", "--figure-steps", "0,5", "--steps", "2")
+    assert run("train.py:build_sp", options=options) == 2
+    assert "--figure-steps has 5, and 2 updates are made: see --steps." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["demo", "plan", "run", "diagnose", "show", "figure", "report"])
