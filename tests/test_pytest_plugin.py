@@ -973,7 +973,7 @@ def test_the_entry_point_loads_the_plugin(pytester, subprocesses, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ["PYTHONPATH"]]))
     pytester.makepyfile(test_model=one("coordcheck(None, baseline='gpt')"))
     result = pytester.runpytest_subprocess(*QUICK[len(LOADING) :])
-    result.stdout.fnmatch_lines(["E *: pytest test_model.py::test_model --coordcheck-update"])
+    result.stdout.fnmatch_lines(["E *: * -m pytest test_model.py::test_model --coordcheck-update"])
 
 
 def test_the_test_of_what_is_loaded_can_fail(pytester, subprocesses):
