@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import Any
 
+import torch
+
 from coordcheck.errors import CoordCheckError
 from coordcheck.isolation import summary, user_code
 from coordcheck.output import streams_that_flush
@@ -96,7 +98,7 @@ class Lane:
             self._pool = ProcessPoolExecutor(max_workers=1, initializer=follow_parent, initargs=(os.getpid(),))
         self._begun = time.monotonic()
         with streams_that_flush():
-            self._ready = submitted(self._pool, _now)
+            self._ready = submitted(self._pool, _warm_up)
             self._found = submitted(self._pool, execute_pickled, payload)
 
     @property
@@ -137,8 +139,9 @@ class Lane:
                 pool.shutdown(wait=True, kill_workers=True)
 
 
-def _now() -> None:
-    """What a worker does first, to show that it is there."""
+def _warm_up() -> None:
+    """What a worker does first, to show that it is there: torch imports much with the first optimizer only."""
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0).step()
 
 
 def follow_parent(parent: int) -> None:

@@ -492,7 +492,7 @@ def build(width):
 @pytest.mark.fault(9)
 def test_workers_that_hang_die_or_print_cost_their_own_run_alone(script, tmp_path: Path):
     script(TROUBLE)
-    options = [*OPTIONS, "--widths", "16 32 128 256", "--jobs", "2", "--timeout", "15", "--probe", "none"]
+    options = [*OPTIONS, "--widths", "16 32 128 256", "--jobs", "2", "--timeout", "10", "--probe", "none"]
     options += ["--format", "json", "--tolerance", "100", "--save-to", "runs"]
     done = program("run", "users.py:build", *options)
     found = json.loads(done.stdout)  # nothing else stands there
@@ -503,7 +503,7 @@ def test_workers_that_hang_die_or_print_cost_their_own_run_alone(script, tmp_pat
         256: "finished",
     }
     assert done.returncode == 3
-    assert any("it took longer than 15 s, and its process was killed" in note for note in found["notes"])
+    assert any("it took longer than 10 s, and its process was killed" in note for note in found["notes"])
     assert b"noise of a child" in done.stderr
     assert len(coordcheck.load(tmp_path / "runs").missing) == 1
 
