@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from importlib.metadata import requires
+from pathlib import Path
 
 import pytest
 
 from coordcheck.extras import UnusableExtra, import_extra
 
+ROOT = Path(__file__).parent.parent
 # the packages of every extra, and those that only some users have
 EXTRAS = (
     *("transformers", "accelerate", "lightning", "pytorch_lightning", "mup", "timm", "torchvision", "torchmetrics"),
@@ -23,11 +25,24 @@ EXTRAS = (
         "sphinx",
         "sphinx_gallery",
         "furo",
+        "myst_parser",
         "huggingface_hub",
     ),
     *("ruff", "mypy", "setuptools", "pip", "hatchling", "psutil", "omegaconf"),
 )
-OWN = ("torch", "numpy", "scipy", "pandas", "matplotlib", "rich", "jinja2", "markupsafe", "loky", "cloudpickle")
+OWN = (
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "rich",
+    "jinja2",
+    "markupsafe",
+    "loky",
+    "cloudpickle",
+    "filelock",
+)
 
 # the finder of installed packages, as it is where these are not installed: it does not raise, it finds nothing
 BLOCK = """
@@ -61,14 +76,23 @@ def without(missing: tuple[str, ...], code: str, folder) -> str:
     return done.stdout
 
 
+def packages(start: str, end: str) -> set[str]:
+    """The packages that a part of pyproject.toml names."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return set(re.findall(r'"([a-zA-Z][\w-]*)[\[>",]', text[text.index(start) : text.index(end, text.index(start))]))
+
+
 def test_every_declared_package_is_one_of_the_two_kinds():
     """A package that an extra is given is blocked here, too; one that coordcheck needs is not."""
     # distributions whose module has another name
-    modules = {"pyyaml": "yaml", "pytest-xdist": "xdist", "sphinx-gallery": "sphinx_gallery"}
-    own, extras = set(), set()
-    for line in requires("coordcheck") or ():
-        name = line.partition(";")[0].rstrip().split("[")[0].split(">")[0].split("=")[0].strip()
-        (extras if "extra ==" in line else own).add(modules.get(name, name))
+    modules = {
+        "pyyaml": "yaml",
+        "pytest-xdist": "xdist",
+        "sphinx-gallery": "sphinx_gallery",
+        "myst-parser": "myst_parser",
+    }
+    own = {modules.get(name, name) for name in packages("dependencies = [", "]\n\n")}
+    extras = {modules.get(name, name) for name in packages("[project.optional-dependencies]", "[project.scripts]")}
     no_modules = {"coordcheck", "pandas-stubs", "scipy-stubs"}
     assert own == set(OWN)
     assert extras - no_modules - {"pytest"} <= set(EXTRAS)  # without pytest the plugin has nothing to plug into

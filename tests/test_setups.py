@@ -201,6 +201,49 @@ def test_the_package_is_read_from_a_zip_file(tmp_path, report):
     assert "<svg" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+UNIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+UNIX_NAMES = {
+    "os": {
+        "fork",
+        "forkpty",
+        "getuid",
+        "geteuid",
+        "killpg",
+        "setsid",
+        "sched_getaffinity",
+        "statvfs",
+        "uname",
+        "mkfifo",
+    },
+    "signal": {"SIGHUP", "SIGKILL", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "setitimer", "alarm", "pthread_kill"},
+}
+
+
+def taken_for_granted(source: str) -> set[str]:
+    """What only Unix has, and a source names as if it were everywhere; `getattr` and `hasattr` ask first."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & UNIX_MODULES
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} & UNIX_MODULES
+            found |= {alias.name for alias in node.names} & UNIX_NAMES.get(node.module or "", set())
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found |= {node.attr} & UNIX_NAMES.get(node.value.id, set())
+    return found
+
+
+def test_nothing_that_only_unix_has_is_taken_for_granted():
+    sources = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    found = {str(path.relative_to(PACKAGE)): taken_for_granted(source) for path, source in sources.items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_what_only_unix_has_is_seen():
+    assert taken_for_granted("import fcntl\nfrom os import fork\nsignal.SIGHUP") == {"fcntl", "fork", "SIGHUP"}
+    assert taken_for_granted("getattr(signal, 'SIGHUP', None)\nimport os") == set()
+
+
 @pytest.mark.fault(65)
 def test_clock_host_and_process_are_no_part_of_a_runs_key(tmp_path, monkeypatch):
     def check(**options: Any) -> coordcheck.Report:

@@ -64,6 +64,14 @@ def test_the_oldest_versions_are_those_that_run_where_it_says_so():
     assert {name: Version(version(name)) for name in wanted} == wanted
 
 
+def test_the_guide_names_the_oldest_versions():
+    told = (ROOT / "gallery" / "guide" / "versions.md").read_text(encoding="utf-8")
+    oldest = pins(OLDEST.read_text(encoding="utf-8"))
+    assert {name: f"{name} {oldest[name]}" in told for name in floors() if name not in OWN} == dict.fromkeys(
+        set(floors()) - OWN, True
+    )
+
+
 def workflow() -> dict[str, Any]:
     read: dict[str, Any] = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
     return read
