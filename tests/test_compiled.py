@@ -114,6 +114,7 @@ def same(found: RunRecord, expected: RunRecord) -> bool:
     )
 
 
+@pytest.mark.fault(43)
 @runs_eagerly
 @pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
 @pytest.mark.parametrize("fullgraph", [False, True], ids=["graph breaks", "full graph"])

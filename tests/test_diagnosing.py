@@ -841,6 +841,7 @@ def test_a_loss_that_differentiates_the_model():
     assert not report.missing
 
 
+@pytest.mark.fault(41)
 def test_lazy_modules_are_told():
     def build(width: int) -> Made:
         model = Net(width, lambda s, x: s.readout(F.relu(s.hidden(F.relu(s.lazy(x))))), lazy=nn.LazyLinear(width))

@@ -811,3 +811,27 @@ def test_a_run_is_repeated_on_demand_and_told_to_differ_or_not(script, capsys, f
     assert re.search(r"repeated drifting, width 16, seed 0: values differ by up to [\d.e-]+, relative, in", told)
     if form == "json":
         json.loads(printed.out)
+
+
+@pytest.mark.fault(29)
+def test_calls_that_are_made_at_some_widths_only_are_told_and_not_compared():
+    class Unrolled(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.input, self.cell, self.readout = nn.Linear(64, width), nn.Linear(width, width), nn.Linear(width, 10)
+            self.times = width // 32
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.input(x)
+            for _ in range(self.times):
+                x = self.cell(x)
+            return self.readout(x)
+
+    def build(width: int) -> Any:
+        model = Unrolled(width)
+        return model, torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    report = check(build, widths=(32, 64, 128))
+    verdicts = report.layers.set_index("layer")["verdict"]
+    assert verdicts["cell#2"] == verdicts["cell#3"] == "not compared"
+    assert any("seen only at 64, 128: cell#2" in note for note in report.notes)

@@ -118,6 +118,7 @@ class Named(NamedTuple):
     second: Tensor
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(
     ("after", "layers"),
     [
@@ -162,6 +163,7 @@ def test_an_output_without_dimensions_is_measured_at_every_step():
         assert rows["(model):out[0]", step, "change"].value == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize(
     ("after", "skipped"),
     [
@@ -199,6 +201,7 @@ def test_an_output_without_a_scale_is_a_row_that_says_why(after, status):
     assert row.value == (0.0 if status is Status.ZERO else None)
 
 
+@pytest.mark.fault(26)
 def test_a_reused_module_is_one_layer_per_call():
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -311,6 +314,7 @@ class Skipping(nn.Module):
         return (self.extra(x) if self.on else x) * 1
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("at_first", [True, False])
 def test_a_skipped_module_is_told_as_not_called(at_first):
     model, x = Skipping(at_first), tensor(3, 4)
@@ -623,6 +627,7 @@ def test_a_jagged_output_can_be_saved(tmp_path):
     assert json.loads(json.dumps(found.record.to_json()))["sites"][-1][0] == "(model)"
 
 
+@pytest.mark.fault(42)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: nn.Sequential(nn.Linear(4, 4), m)], ids=["root", "inside"])
 def test_a_script_module_is_refused_and_leaves_no_hooks(wrap):

@@ -154,6 +154,7 @@ def test_a_real_run_file_is_small(real: Path):
 # ---- damage
 
 
+@pytest.mark.fault(13)
 def test_a_file_cut_at_any_byte_is_refused(real: Path, tmp_path: Path):
     data = real.read_bytes()
     cut = tmp_path / "cut.json"
@@ -189,6 +190,7 @@ def mutants(data: bytes, number: int) -> Iterator[bytes]:
         yield bytes(mutant)
 
 
+@pytest.mark.fault(14)
 def test_a_mutated_file_is_refused_or_still_the_same(real: Path, tmp_path: Path):
     folder, key, data = RunFolder(tmp_path), RunKey("SP", 16, 0), real.read_bytes()
     path = folder.run_path(key)
@@ -214,6 +216,7 @@ def test_any_bytes_with_a_right_checksum_are_refused(tmp_path_factory: pytest.Te
         assert read_document(path, "run", read_run).to_json() == json.loads(path.read_bytes())["content"]
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize(
     ("data", "match"),
     [

@@ -108,12 +108,14 @@ def test_float64_is_not_narrowed():
     assert measured(scales.mean_abs, torch.full((4,), 1e200, dtype=torch.float64)) == pytest.approx(1e200, rel=1e-12)
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 @pytest.mark.parametrize("statistic", [scales.rms, scales.mean_abs])
 def test_complex_values_are_measured_by_their_modulus(statistic, dtype):
     assert measured(statistic, torch.full((6,), 3 - 4j, dtype=dtype)) == pytest.approx(5.0, rel=1e-6)
 
 
+@pytest.mark.fault(34)
 @pytest.mark.filterwarnings(BETA)
 @pytest.mark.parametrize("convert", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr], ids=["COO", "CSR"])
 def test_sparse_tensors_count_their_zeros(convert):
@@ -134,6 +136,9 @@ def test_non_contiguous_tensors(view):
     assert measured(scales.mean_abs, tensor) == pytest.approx(float(np.abs(tensor.numpy()).mean()), rel=1e-6)
 
 
+@pytest.mark.fault(32)
+@pytest.mark.fault(34)
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(
     ("tensor", "status"),
     [
