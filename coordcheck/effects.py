@@ -7,7 +7,8 @@ that its operation saw at t=0. Faults upstream or downstream do not change these
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,11 +21,12 @@ from coordcheck.changes import laid_out
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
 from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
-from coordcheck.records import FORWARD, Kind, Quantity, RunRecord, Site, Status, Use, measured_row
+from coordcheck.records import FORWARD, Kind, Quantity, RunRecord, Site, Status, Use, distinct, measured_row
 from coordcheck.replays import Block, FunctionReplay
 from coordcheck.sites import ROOT
 from coordcheck.tracing import Tracer
 from coordcheck.uses import AttentionCall, Node, UseCall, first_tensor
+from coordcheck.wrappers import submodule
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs
@@ -55,6 +57,7 @@ class Effects:
         self.model, self.tracer, self.initial = model, tracer, initial
         self.trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)  # some were made just now
         self.parts = parts_of(Snapshot(model, tracer, initial, self.trained, with_gradient))
+        self._names = frozenset(part.name for part in self.parts)
         self._facts = Facts()
         self._counts: dict[str, float | Tensor] = {}
         self._functions: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -113,15 +116,16 @@ class Effects:
 
     def _note_functions(self) -> None:
         """Modules without parameters: the scale of what they take and of what they give."""
+        reserved = {*self._names, *_named(self.tracer, self._names)}
         for path, call in self.tracer.calls.items():
-            module = self.model if path == ROOT else self.model.get_submodule(path)
+            module = self.model if path == ROOT else submodule(self.model, path)
             if call.output is None or any(True for _ in module.parameters()):
                 continue
             try:
                 taken, given = first_tensor((call.args, call.kwargs)), first_tensor(call.output)
             except ValueError:  # no floating tensor on one side
                 continue
-            name = f"{path}/{FORWARD}"
+            name = distinct(f"{path}/{FORWARD}", reserved)
             self._functions[name] = path, tuple(given.shape)
             self._facts.put(name, 0, Quantity.INPUT, _rms(taken))
             self._facts.put(name, 0, Quantity.OUTPUT, _rms(given))
@@ -233,7 +237,7 @@ class Effects:
         self._note_attentions(step, later)
 
     def _note_attentions(self, step: int, tracer: Trace) -> None:
-        for name, attention in _named(tracer).items():
+        for name, attention in _named(tracer, self._names).items():
             pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
             pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
             for quantity, (tensor, factor) in pairs.items():
@@ -258,7 +262,7 @@ class Effects:
             record: the run's, whose sites so far keep their numbers.
             degrees: of each parameter's update in its gradient, where that was measured.
         """
-        attentions = _named(self.tracer)
+        attentions = _named(self.tracer, self._names)
         first = len(record.sites)
         names = [*(part.name for part in self.parts), *attentions, *self._functions]
         index = {name: first + number for number, name in enumerate(names)}
@@ -323,13 +327,14 @@ def _comparable(part: Part, later: UseCall) -> bool:
     return same_groups and bool(use.leaves[position].shape == later.leaves[position].shape)
 
 
-def _named(tracer: Trace) -> dict[str, AttentionCall]:
+def _named(tracer: Trace, taken: Container[str]) -> dict[str, AttentionCall]:
     """Products of two activations by site name: `module path/operation`, with `#k` from the second in one module on."""
     named: dict[str, AttentionCall] = {}
+    counts = Counter[str]()
     for product in [*tracer.attentions, *(p for p in tracer.products if p not in tracer.attentions)]:
         base = f"{product.layer}/{SHORT.get(product.operation, product.operation)}"
-        count = sum(name.partition("#")[0] == base for name in named)
-        named[base if not count else f"{base}#{count + 1}"] = product
+        counts[base] += 1
+        named[distinct(base if counts[base] == 1 else f"{base}#{counts[base]}", taken)] = product
     return named
 
 

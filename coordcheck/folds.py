@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 
-from coordcheck.records import Kind, Row, RunRecord, Status
+from coordcheck.records import Kind, Row, RunRecord, Status, distinct
 
 FOLDED = (Kind.MODULE, Kind.PASSTHROUGH)
 
@@ -38,12 +38,13 @@ def folded(records: Sequence[RunRecord], folds: Mapping[str, str]) -> list[RunRe
 
 
 def _folded(record: RunRecord, path: str, how: Fold) -> RunRecord:
-    child = re.compile(rf"{re.escape(path)}\.(\d+)(?=[.#]|$)")
+    child = re.compile(rf"{re.escape(path)}\.(\d+)(?=[.#:]|$)")
     groups: dict[str, dict[int, int]] = {}  # new name -> number of the block -> site
+    layers = {site.layer for site in record.sites}
     for index, site in enumerate(record.sites):
         found = child.match(site.layer)
         if found and site.kind in FOLDED:
-            name = f"{path}.{how.value}{site.layer[found.end() :]}"
+            name = distinct(f"{path}.{how.value}{site.layer[found.end() :]}", layers)
             groups.setdefault(name, {})[int(found[1])] = index
     if not groups:
         return record
@@ -71,5 +72,6 @@ def _mean(rows: Sequence[Row]) -> Row:
     values = [row.value for row in rows if row.value is not None]
     if len(values) < len(rows):
         return next(row for row in rows if row.value is None)
-    mean = math.sqrt(math.fsum(value**2 for value in values) / len(values))
+    largest = max(values) or 1.0  # so that no square overflows
+    mean = largest * math.sqrt(math.fsum((value / largest) ** 2 for value in values) / len(values))
     return rows[0]._replace(value=mean, status=Status.OK if mean else Status.ZERO)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from coordcheck.calls import leaves
 from coordcheck.operations import is_known
+from coordcheck.records import distinct
 from coordcheck.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, Slice, blocks, stacked
 from coordcheck.sites import ROOT
 from coordcheck.tracing import Tracer
 from coordcheck.uses import MAX_BLOCKS, AttentionCall, UseCall
+from coordcheck.wrappers import submodule
 
 
 class Trace(Protocol):
@@ -66,10 +68,16 @@ def parts_of(taken: Snapshot) -> list[Part]:
     for (name, operation), use in taken.tracer.uses.items():
         first = not any(part.parameter == name for part in parts)
         replay = FunctionReplay(use, taken.initial)
-        shown = name if first else f"{name}@{operation}"
+        shown = name if first else distinct(f"{name}@{operation}", taken.initial)
         whole = Part(shown, name, use, replay, None, _hidden(use, replay), name in taken.trained)
         fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
-        parts += [whole, *(whole._replace(name=f"{shown}[{i}]", block=block) for i, block in enumerate(fused))]
+        parts += [
+            whole,
+            *(
+                whole._replace(name=distinct(f"{shown}[{i}]", taken.initial), block=block)
+                for i, block in enumerate(fused)
+            ),
+        ]
         parts += _slices(whole, taken)
     seen = {part.parameter for part in parts}
     return parts + [_unseen(name, taken) for name in taken.initial if name in taken.trained - seen]
@@ -93,7 +101,7 @@ def _slices(whole: Part, taken: Snapshot) -> list[Part]:
         return []
     return [
         whole._replace(
-            name=f"{whole.name}[{number}]",
+            name=distinct(f"{whole.name}[{number}]", taken.initial),
             use=use,
             replay=FunctionReplay(use, taken.initial),
             block=Slice(use.operand),
@@ -117,7 +125,7 @@ def _unseen(name: str, taken: Snapshot) -> Part:
         return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
     if call is None or call.output is None:
         return Part(name, name, None, None, None, "it was used outside every module's call")
-    module = taken.model.get_submodule(path)
+    module = submodule(taken.model, path)
     inside = name[len(path) + 1 :] if path else name
     initial = {n: taken.initial[f"{path}.{n}" if path else n] for n, _ in module.named_parameters()}
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -162,6 +162,19 @@ def same_label(label: str) -> str:
     """
     pairs_joined = label.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return unicodedata.normalize("NFKC", pairs_joined)
+
+
+def distinct(name: str, taken: Container[str]) -> str:
+    """A name that is made here, such as `fc#2`, where the user has given that very name to something else.
+
+    >>> distinct("fc#2", {"fc"}), distinct("fc#2", {"fc", "fc#2"})
+    ('fc#2', 'fc#2~2')
+    """
+    found, count = name, 1
+    while found in taken:
+        count += 1
+        found = f"{name}~{count}"
+    return found
 
 
 def pattern(name: str) -> str:

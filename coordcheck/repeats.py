@@ -20,7 +20,7 @@ def starred(name: str, numbers: re.Pattern[str] = ANY) -> str:
     >>> starred("blocks.12.fc1", PARTS)
     'blocks.*.fc1'
     """
-    return numbers.sub("*", name)
+    return numbers.sub("*", name.replace("*", "**"))  # a star of the name's own is no number
 
 
 def together(names: Sequence[str], numbers: re.Pattern[str] = PARTS) -> list[tuple[str, tuple[str, ...]]]:
@@ -55,6 +55,8 @@ def _braced(numbers: Sequence[str]) -> str:
     """Numbers as one text: `3`, or `{0..5,7}`; three or more in a row are a range, and so are many that are even."""
     if len(numbers) == 1:
         return numbers[0]
+    if any(len(number) > 15 or str(int(number)) != number for number in numbers):  # 007 is not 7
+        return f"{{{','.join(numbers)}}}"
     ordered = sorted(map(int, numbers))
     steps = {after - before for before, after in pairwise(ordered)}
     if len(steps) == 1 and len(ordered) > 3 and steps != {1}:

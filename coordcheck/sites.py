@@ -16,7 +16,7 @@ from coordcheck.calls import Call, Reference, leaves, shape_of, version
 from coordcheck.hooks import OUTSIDE, Hook, graph_task, refuse_unhookable
 from coordcheck.hooks import in_backward as in_backward
 from coordcheck.inputs import InitialInputs
-from coordcheck.records import Kind, Row, Site, Status
+from coordcheck.records import Kind, Row, Site, Status, distinct
 from coordcheck.shards import hands_on, is_spread, local_part, owns_shards
 from coordcheck.windows import Window, rows_of_windows
 from coordcheck.wrappers import layers_of
@@ -87,9 +87,11 @@ class SiteRecorder:
         self._closed: list[Window] = []
         self._rows: list[Row] = []
         self._ever_called: set[str] = set()
+        self._paths: set[str] = set()
         self._handles = ExitStack()
 
     def __enter__(self) -> SiteRecorder:
+        self._paths = {name or ROOT for name, _ in layers_of(self._model)}
         with ExitStack() as handles:  # undone when a module refuses its hook
             for name, module in layers_of(self._model):
                 on_forward: Callable[..., None] = partial(self._on_forward, name or ROOT)
@@ -226,7 +228,7 @@ class SiteRecorder:
                 self._compare([local_part(leaf) for leaf in batch])
         self._counts[name] += 1
         count = self._counts[name]
-        layer = name if count == 1 else f"{name}#{count}"
+        layer = name if count == 1 else distinct(f"{name}#{count}", self._paths)
         try:
             if isinstance(output, Tensor):
                 self._record(layer, output)
@@ -238,7 +240,7 @@ class SiteRecorder:
     def _record_leaves(self, layer: str, output: Any) -> None:
         for path, leaf in leaves(output):
             if isinstance(leaf, Tensor):
-                self._record(f"{layer}:out{path}", leaf)
+                self._record(distinct(f"{layer}:out{path}", self._paths), leaf)
             elif leaf is not None:
                 self.skipped[f"an output of type {type(leaf).__name__}"] += 1
 

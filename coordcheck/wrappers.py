@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from coordcheck.errors import CoordCheckError
-from coordcheck.records import RunRecord
+from coordcheck.records import RunRecord, distinct
 
 # a compiled module, a checkpointed one: modules that call the one inside of them, and nothing else
 INSIDE = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -52,8 +52,20 @@ def _layers(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tupl
             yield from _layers(child, path if name == inside else below, seen)
 
 
+def submodule(model: nn.Module, path: str) -> nn.Module:
+    """The module of a path, also where a name in it holds a dot, as `setattr` allows; "" for the model itself.
+
+    Raises:
+        KeyError: there is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return dict(model.named_modules())[path]
+
+
 def name_plainly(record: RunRecord) -> None:
-    """Take wrappers of single layers out of every name in a record.
+    """Take wrappers of single layers out of every name in a record; no two sites have one name.
 
     >>> from coordcheck.records import RunKey
     >>> record = RunRecord(RunKey("SP", 64, 0), outside={"2._orig_mod.0": 2.0})
@@ -61,7 +73,11 @@ def name_plainly(record: RunRecord) -> None:
     >>> record.outside
     {'2.0': 2.0}
     """
-    record.sites = [site._replace(layer=_plain(site.layer)) for site in record.sites]
+    taken: set[str] = set()
+    for place, site in enumerate(record.sites):
+        layer = distinct(_plain(site.layer), taken)
+        taken.add(layer)
+        record.sites[place] = site._replace(layer=layer)
     record.uses = [use._replace(parameter=_plain(use.parameter), layer=_plain(use.layer)) for use in record.uses]
     record.outside = {_plain(path): scalar for path, scalar in record.outside.items()}
 

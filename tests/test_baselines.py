@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import power_law_records
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordcheck import CoordCheckError, Report, RunFileError
@@ -324,6 +324,7 @@ ENTRIES = st.builds(
 NAMES = st.builds(Name, st.sampled_from(["SP", "μP"]), st.sampled_from(["layers", "parameters"]), st.text(max_size=5))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES.filter(lambda n: all(not 0xD800 <= ord(c) < 0xE000 for c in n.name)), ENTRIES))
 def test_every_baseline_reads_back(tmp_path_factory, entries):
     path = tmp_path_factory.mktemp("baselines") / "x.json"
@@ -332,6 +333,7 @@ def test_every_baseline_reads_back(tmp_path_factory, entries):
     assert read_baseline(path) == found
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_byte_is_refused_or_read_as_what_it_says(tmp_path_factory, data):
     """No mutant may raise anything but RunFileError."""

@@ -32,6 +32,17 @@ def test_a_name_alone_is_itself():
     assert together(["blocks.3.up.weight"]) == [("blocks.3.up.weight", ("blocks.3.up.weight",))]
 
 
+def test_a_star_of_the_names_own_is_no_number():
+    assert len({starred(name) for name in ("b.0", "b.*", "b.**")}) == 3
+
+
+@pytest.mark.parametrize("numbers", [("0", "00"), ("9" * 5000, "1"), ("\u0663", "3")])
+def test_numbers_that_are_written_in_other_ways_are_told_as_they_are(numbers: tuple[str, str]):
+    ((name, names),) = together([f"b.{number}" for number in numbers])
+    assert name == f"b.{{{','.join(numbers)}}}"
+    assert len(names) == 2
+
+
 @pytest.mark.parametrize(
     ("numbers", "name"),
     [

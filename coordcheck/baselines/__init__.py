@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coordcheck.records import Role, differences, printable, same_label
+from coordcheck.escaping import legible, printable
+from coordcheck.records import Role, differences, distinct, same_label
 from coordcheck.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Name(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return f"{self.label}: {self.name}"
+        return f"{legible(self.label)}: {legible(self.name)}"
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ class Comparison:
 
 def baseline_of(report: Report) -> Baseline:
     """The exponents of a report, with 3 digits."""
-    entries = {}
+    entries, names = {}, _Names()
     for values in report.layers.itertuples():
         row: Any = values
         reading = _reading(row.slope, (row.high - row.low) / 2)
         readings = {} if reading is None else {_measured(row): reading}
-        entries[_name(row.label, "layers", row.layer)] = Entry(row.verdict, readings)
+        entries[names.of(row.label, "layers", row.layer)] = Entry(row.verdict, readings)
     for label, findings in report.findings.items():
         for finding in findings:
             if finding.part.role is Role.FUNCTION and not finding.culprit:  # as in the report's own table
@@ -125,7 +126,7 @@ def baseline_of(report: Report) -> Baseline:
                 for key, exponent in (("gain", finding.gain), ("response", finding.response))
             }
             known = {key: reading for key, reading in found.items() if reading is not None}
-            entries[_name(label, "parameters", finding.part.name)] = Entry(finding.verdict.value, known)
+            entries[names.of(label, "parameters", finding.part.name)] = Entry(finding.verdict.value, known)
     return Baseline(_settings(report), entries)
 
 
@@ -204,11 +205,14 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
 def _slopes(report: Report) -> dict[Name, dict[str, Reading]]:
     """Every slope of every layer, by quantity and step."""
     found: dict[Name, dict[str, Reading]] = {}
+    names = _Names()
+    for layer in report.layers.itertuples():  # in the order of `baseline_of`
+        names.of(str(layer.label), "layers", str(layer.layer))
     for values in report.slopes.itertuples():
         row: Any = values
         reading = _reading(row.slope, (row.high - row.low) / 2)
         if reading is not None:
-            found.setdefault(_name(row.label, "layers", row.layer), {})[_measured(row)] = reading
+            found.setdefault(names.of(row.label, "layers", row.layer), {})[_measured(row)] = reading
     return found
 
 
@@ -221,8 +225,23 @@ def _plain(text: str) -> str:
     return printable(same_label(text))
 
 
-def _name(label: str, kind: str, name: str) -> Name:
-    return Name(_plain(label), kind, printable(name))
+class _Names:
+    """The names of entries: printable, and two names that look the same then are two all the same."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[str, str, str], Name] = {}
+        self._taken: dict[tuple[str, str], set[str]] = {}
+
+    def of(self, label: str, kind: str, name: str) -> Name:
+        """The entry's name of a layer or parameter, the same for the same one."""
+        key = label, kind, name
+        if key not in self._given:
+            plain = _plain(label)
+            taken = self._taken.setdefault((plain, kind), set())
+            found = Name(plain, kind, distinct(printable(name), taken))
+            taken.add(found.name)
+            self._given[key] = found
+        return self._given[key]
 
 
 def _reading(value: float, half: float) -> Reading | None:
