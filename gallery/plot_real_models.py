@@ -7,9 +7,9 @@ by m, where m is the width over the one that was tuned (Yang et al. 2022,
 `arXiv:2203.03466 <https://arxiv.org/abs/2203.03466>`_, table 8). By hand that is a function of a dozen lines, and the
 check tells the two apart, from random weights and a config alone.
 
-What to see: a line is a layer, a column an update. As the library makes them, both models grow with the width, before
-training by their initialisation, and more with every update; in µP they keep their scale. What falls there is by
-design: the readout starts with a scale of 1/√n, and grows into place.
+What to see: a line is a layer, a column an update. As the library makes them, both models grow with the width: before
+training by their initialisation, at t = 0, and then in how far every update moves them. In µP they keep their scale,
+and what falls at t = 0 is by design: the readout starts with a scale of 1/√n, and grows into place.
 
 The diagnosis names the hidden matrices of both models, all of them, with the two powers of m that µP wants. The heads
 keep their size here, and become more, as they do in practice: the scale of attention needs no change.

@@ -5,10 +5,10 @@ In the standard parametrization (SP) one Adam step moves the hidden layers of a 
 one; in the maximal update parametrization (µP) it moves them all alike. This is the coordinate check of Yang et al.
 2022, `arXiv:2203.03466 <https://arxiv.org/abs/2203.03466>`_, appendix D.1.
 
-What to see: every line is a layer, darker ones come earlier. Above, scales: at t = 0 all are level, but for the
-readout of µP, which starts smaller by design. After one update the hidden layers and the readout of SP rise with the
-width; those of µP stay. Below, how far the same layers have moved since t = 0, which shows it from the first step on:
-in SP the change is proportional to the width, in µP it is level.
+What to see: every line is a layer, darker ones come earlier. Above, what verdicts are read from. The scale at t = 0
+is level in both, but for the readout of µP, which starts smaller by design. How far the layers have moved since then
+shows the difference from the first step on: in SP the change is proportional to the width, in µP it is level. Below,
+the scale alone at every step, as the field draws it: what does not change hides at first how fast the rest does.
 """
 
 import torch
@@ -29,14 +29,14 @@ report = coordcheck.check(factories, (inputs, targets), loss=F.cross_entropy, wi
 print(report)
 
 # %%
-# The figure of the field: scale against width, a column per step.
+# The scale before training, and the change after it, against the width: this is what verdicts are read from.
 
 lesson.save(report.figure(), "sp_versus_mup_mlp")
 
 # %%
-# The change alone, which the scale at t = 0 cannot hide: this is what verdicts are read from.
+# The figure of the field: scale against width, a column per step.
 
-lesson.save(report.figure(quantity="change"), "sp_versus_mup_mlp_change")
+lesson.save(report.figure(quantity="activation"), "sp_versus_mup_mlp_scales")
 
 # %%
 # The lesson: after one step the change of every hidden layer grows in SP, and in µP it does not.

@@ -6,10 +6,10 @@ Lingle 2024, `arXiv:2404.05728 <https://arxiv.org/abs/2404.05728>`_, table 1: on
 apart, and enough to say which matrices need another learning rate.
 
 What to see: above, every line is a layer, darker ones come earlier; heavy ones are violated, and the worst are named.
-SP looks healthy at t = 0. At t = 1 the outputs of attention and MLP rise with the width, and the residual stream
-follows. In µP only the logits, the lowest line, depend on the width: they start small by design and are level once
-they have learned. Below, every parameter by itself: how its own update and what it inherits scale with the width, and
-how far its initialisation (diamonds) and its learning rate (circles) are from µP; red is to blame.
+SP looks healthy at t = 0. One update moves the outputs of attention and MLP by more the wider the model is, and the
+residual stream follows. In µP only the logits depend on the width, before training: they start small by design, and
+change alike at every width. Below, every parameter by itself: how its own update and what it inherits scale with the
+width, and how far its initialisation (diamonds) and its learning rate (circles) are from µP; red is to blame.
 """
 
 import coordcheck
@@ -27,7 +27,7 @@ report = coordcheck.check(factories, lesson.text_batch(), loss=next_byte_loss, w
 print(report)
 
 # %%
-# Scale against width at t = 0..4.
+# Scale at t = 0, and change at t = 1..4, against the width.
 
 lesson.save(report.figure(), "sp_versus_mup_transformer")
 

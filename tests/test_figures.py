@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -412,6 +413,7 @@ def test_scales_that_are_all_zero_are_drawn_as_empty_panels():
     assert 0 < low < high
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_name_is_drawn_as_it_is(tmp_path, name):
     figure = draw_divergence(synthetic({name: GROWING, "fc": FLAT}))
@@ -424,6 +426,7 @@ def test_any_name_is_drawn_as_it_is(tmp_path, name):
     assert printable(name) in [text for element in svg for text in element.itertext()]
 
 
+@pytest.mark.fault(59)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_any_name_is_mapped_as_it_is(name):
     figure = draw_slope_map(synthetic({name: GROWING, "fc": FLAT}, label=name))
@@ -812,6 +815,7 @@ def test_five_panels_of_twenty_lines_are_drawn_in_no_time():
     assert time.process_time() - start < max(1.5, 20 * empty)
 
 
+@pytest.mark.fault(58)
 def test_five_thousand_layers_are_mapped_and_drawn_in_little_time_and_memory():
     report = synthetic({f"m{n}.fc" if n % 2 else f"blocks.{n}.fc": FLAT for n in range(5000)}, seeds=1)
     report.marks  # noqa: B018  # judged before
@@ -838,6 +842,7 @@ def test_an_unknown_suffix_is_refused(tmp_path, drawn):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("target", "error"), [("matplotlib.figure.Figure.savefig", ValueError), ("os.replace", OSError)]
 )
@@ -926,3 +931,32 @@ def test_repeated_blocks_share_a_row_where_there_are_too_many():
     assert len(rows) < 15
     assert figure.texts[0].get_text() == f"SP: {len(report.culprits)} to blame"
     assert sum(len(found) for found in points(figure.axes[1]).values()) >= len(report.culprits)
+
+
+# ---- where there is no display, no home and no room
+
+
+ALONE = """
+import sys, matplotlib, coordcheck
+report = coordcheck.load(sys.argv[1])
+for kind in ("divergence", "slopes"):
+    report.figure(kind, path=sys.argv[2] + f"/{kind}.png")
+assert "matplotlib.pyplot" not in sys.modules
+raw = dict.__getitem__(matplotlib.rcParams, "backend") if isinstance(matplotlib.rcParams, dict) else None
+print("chosen" if isinstance(raw, str) else "open")
+"""
+
+
+@pytest.mark.fault(63)
+def test_figures_are_drawn_without_a_display_a_home_or_a_place_for_settings(tmp_path):
+    synthetic({"fc": FAST, "out": FLAT}, seeds=1).save(tmp_path / "runs")
+    gone = ("DISPLAY", "MPLBACKEND", "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    (tmp_path / "file").write_text("")
+    environment["MPLCONFIGDIR"] = str(tmp_path / "file" / "matplotlib")
+    command = [sys.executable, "-c", ALONE, str(tmp_path / "runs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["open"]  # the user's backend is not chosen for them
+    for kind in ("divergence", "slopes"):
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
