@@ -30,7 +30,7 @@ def printable(text: str) -> str:
     >>> printable("a\nb"), printable("\x1b[31m"), printable("\udcff")
     ('a\\nb', '\\x1b[31m', '\\udcff')
     """
-    if text.isprintable():
+    if type(text) is str and text.isprintable():  # a member of an enumeration would be printed by its Python name
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

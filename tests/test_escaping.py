@@ -25,6 +25,7 @@ from coordcheck.page import render_fragment
 from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
 from coordcheck.report import Criteria
 from coordcheck.runfiles import slug
+from coordcheck.verdicts import Verdict
 
 FLAT, GROWING = {"activation": 0.0, "change": 0.0}, {"activation": 0.0, "change": 1.0}
 PAIR = "\ud800" + "\udc00"  # which JSON cannot tell from the character that it stands for
@@ -192,3 +193,7 @@ def test_pages_and_figures_of_awkward_texts_are_drawn(text: str, tmp_path: Path)
     report.figure("slopes", path=tmp_path / "b.svg")
     ElementTree.parse(tmp_path / "b.svg")
     assert max(report.figure("slopes").get_size_inches()) < 20
+
+
+def test_a_word_of_an_enumeration_is_printed_as_the_word():
+    assert f"{printable(Verdict.BLOWS_UP)}, {legible(Verdict.BLOWS_UP)}" == "blows up, blows up"

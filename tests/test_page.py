@@ -417,6 +417,13 @@ def test_the_element_check_can_fail():
         assert_only_our_elements('<p onclick="x">y</p>')
 
 
+def test_verdicts_are_words(html: str):
+    shown = {attrs.get("class", "") for _, attrs in Outline(html).elements}
+    assert "verdict bad" in shown
+    assert "</span> learns too fast</span>" in html
+    assert "Verdict." not in html
+
+
 def test_ids_are_unique_and_found(html: str):
     ids = [attrs["id"] for _, attrs in Outline(html).elements if "id" in attrs]
     assert len(ids) == len(set(ids))
