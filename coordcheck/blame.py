@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -89,54 +89,67 @@ def combined(sites: pd.DataFrame, findings: Mapping[str, Sequence[Finding]], tol
         own = sites[sites["label"] == label].to_dict("records")
         orders = {str(row["layer"]): float(row["order"]) for row in own}
         found = findings.get(label, [])
-        places = {f.part.layer: _place(f.part.layer, orders) for f in found}
-        culprits = sorted((f for f in found if f.culprit), key=lambda f: places[f.part.layer])
-        table = [_explained({str(k): v for k, v in row.items()}, found, culprits, places, tolerance) for row in own]
+        causes = _Causes.of(found, orders)
+        table = [_explained({str(k): v for k, v in row.items()}, causes, tolerance) for row in own]
         last = max(orders.values(), default=0.0)
         for row in parameter_rows(str(label), found):
-            row["order"] = min(places[row.pop("module")], last)
+            row["order"] = min(causes.places[row.pop("module")], last)
             table.append(row)
         tables.append(pd.DataFrame(table, columns=COLUMNS))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
-def _all_right(found: Sequence[Finding]) -> bool:
+class _Causes(NamedTuple):
+    """The findings of one label, as the sites ask for them."""
+
+    places: Mapping[str, float]
+    """Where in the data flow each module's operations stand."""
+    of_layer: Mapping[str, Sequence[Finding]]
+    first: Finding | None
+    """The culprit that stands first."""
+    all_right: bool
     """Whether every parameter that is trained was measured, and is as it should be."""
-    return all(f.verdict is Verdict.OK for f in found if f.part.trained and f.part.role is not Role.FUNCTION)
+
+    @classmethod
+    def of(cls, found: Sequence[Finding], orders: Mapping[str, float]) -> _Causes:
+        of_layer: dict[str, list[Finding]] = {}
+        for finding in found:
+            of_layer.setdefault(finding.part.layer, []).append(finding)
+        after = _after_what_is_inside(orders)
+        places = {layer: orders.get(layer, after.get(layer, math.inf)) for layer in of_layer}
+        first = min((f for f in found if f.culprit), key=lambda f: places[f.part.layer], default=None)
+        trained = (f for f in found if f.part.trained and f.part.role is not Role.FUNCTION)
+        return cls(places, of_layer, first, all(f.verdict is Verdict.OK for f in trained))
 
 
-def _place(layer: str, orders: Mapping[str, float]) -> float:
-    """Where in the data flow a module's operations stand: with its own site, or after those inside it."""
-    if layer in orders:
-        return orders[layer]
-    return max((order for name, order in orders.items() if name.startswith(f"{layer}.")), default=math.inf)
+def _after_what_is_inside(orders: Mapping[str, float]) -> dict[str, float]:
+    """The last place of the sites inside each module: there its own operations stand, where it has no site itself."""
+    found: dict[str, float] = {}
+    for name, order in orders.items():
+        while name := name.rpartition(".")[0]:
+            found[name] = max(order, found.get(name, order))
+    return found
 
 
-def _explained(
-    row: dict[str, Any],
-    found: Sequence[Finding],
-    culprits: Sequence[Finding],
-    places: Mapping[str, float],
-    tolerance: float,
-) -> dict[str, Any]:
+def _explained(row: dict[str, Any], causes: _Causes, tolerance: float) -> dict[str, Any]:
     """A site's row with what caused its symptom."""
     row |= {"parameter": None, "role": None, "culprit": False, "cause": None, "exponent": math.nan, "remedy": ""}
     verdict = Verdict(row["verdict"])
-    if not found or not (verdict.violated or verdict is Verdict.UNDECIDED):
+    if not causes.of_layer or not (verdict.violated or verdict is Verdict.UNDECIDED):
         return row
-    own = [f for f in found if f.part.layer == row["layer"]]
+    own = causes.of_layer.get(row["layer"], [])
     shrinks = verdict is Verdict.VANISHES or (verdict is Verdict.UNDECIDED and row["high"] < tolerance)
     transient = shrinks and row["low"] > -TRANSIENT - 2 * tolerance
     if transient and any(f.part.to_attention for f in own) and not any(f.culprit for f in own):
         why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
         return row | {"verdict": Verdict.OK.value, "explanation": why}
-    if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and _all_right(found):
+    if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and causes.all_right:
         return row | {"verdict": Verdict.UNDECIDED.value, "explanation": f"{row['explanation']}; {UNALIGNED}"}
-    before = [] if verdict is Verdict.UNDECIDED else [f for f in culprits if places[f.part.layer] <= row["order"]]
-    if before:
-        mine = next((f for f in before if f.part.layer == row["layer"]), None)
-        first = mine or before[0]
-        word = "own" if mine else "inherited"
+    culprits = [f for f in (*own, causes.first) if f is not None and f.culprit]  # its own comes before the first
+    before = [f for f in culprits if causes.places[f.part.layer] <= row["order"]]
+    if before and verdict is not Verdict.UNDECIDED:
+        first = before[0]
+        word = "own" if first.part.layer == row["layer"] else "inherited"
         row |= {
             "cause": f"{word}: {first.part.name}",
             "explanation": f"{row['explanation']}; {word}: {first.part.name}",

@@ -127,9 +127,11 @@ def diagnose(
         why = "the degree of the optimizer's update in the gradient was not measured"
         return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
     findings: list[Finding] = []
+    firsts: dict[str, Finding] = {}
     for part in parts:
-        first = next((f for f in findings if part.tied and f.part.parameter == part.parameter), None)
+        first = firsts.get(part.parameter) if part.tied else None
         findings.append(_judge(part, exponents[part.name], targets, tolerance, first))
+        firsts.setdefault(part.parameter, findings[-1])
     findings = _without_blocks(findings)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)

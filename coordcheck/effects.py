@@ -20,7 +20,7 @@ from coordcheck import changes, scales
 from coordcheck.changes import laid_out
 from coordcheck.facts import Facts
 from coordcheck.operations import GROUPED, PICKS
-from coordcheck.parts import Part, Snapshot, Trace, again, parts_of
+from coordcheck.parts import Later, Part, Snapshot, Trace, again, parts_of
 from coordcheck.records import FORWARD, Kind, Quantity, RunRecord, Site, Status, Use, distinct, measured_row
 from coordcheck.replays import Block, FunctionReplay
 from coordcheck.sites import ROOT
@@ -148,11 +148,12 @@ class Effects:
             factors: what to multiply gradients by, where they are no longer as backward left them.
             loss_scale: what the loss was multiplied by.
         """
+        seen = Later.of(tracer)
         for part in self.parts:
             gradient = gradients.get(part.parameter)
             if gradient is not None or not part.trained:
                 self._note_gradient(part, step, gradient, (factors or {}).get(part.parameter, 1.0))
-                self._note_delta(part, step, again(part, tracer), loss_scale)
+                self._note_delta(part, step, again(part, seen), loss_scale)
 
     def _note_gradient(self, part: Part, step: int, gradient: Tensor | None, factor: float | Tensor) -> None:
         """dL/dp over its coordinates that are not zero."""
@@ -229,9 +230,10 @@ class Effects:
 
     def note_trace(self, step: int, later: Trace) -> None:
         """Note a later forward pass."""
+        seen = Later.of(later)
         with self._plainly():
             for part in self.parts:
-                use = again(part, later)
+                use = again(part, seen)
                 if use is not None and isinstance(part.replay, FunctionReplay) and _comparable(part, use):
                     self._measure(part, step, Quantity.INHERITED, lambda p=part, use=use: p.replay.inherited(use))
         self._note_attentions(step, later)
@@ -282,9 +284,10 @@ class Effects:
         nodes |= {attention: index[name] for name, attention in attentions.items()}
         for part in self.parts:
             record.uses.append(self._use(part, index[part.name], nodes, degrees.get(part.parameter)))
+        judged_ones = set(self.tracer.attentions)
         for name, attention in attentions.items():
             feeds = tuple(sorted(nodes[node] for node in attention.feeds if node in nodes))
-            judged = attention in self.tracer.attentions
+            judged = attention in judged_ones
             what = attention.layer, attention.operation, attention.head_size, 1, attention.scale, None, True, feeds
             record.uses.append(Use(index[name], "", *what, "" if judged else NO_SOFTMAX))
         for name, (path, _) in self._functions.items():
@@ -331,7 +334,7 @@ def _named(tracer: Trace, taken: Container[str]) -> dict[str, AttentionCall]:
     """Products of two activations by site name: `module path/operation`, with `#k` from the second in one module on."""
     named: dict[str, AttentionCall] = {}
     counts = Counter[str]()
-    for product in [*tracer.attentions, *(p for p in tracer.products if p not in tracer.attentions)]:
+    for product in dict.fromkeys([*tracer.attentions, *tracer.products]):
         base = f"{product.layer}/{SHORT.get(product.operation, product.operation)}"
         counts[base] += 1
         named[distinct(base if counts[base] == 1 else f"{base}#{counts[base]}", taken)] = product

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -65,10 +65,11 @@ class Snapshot(NamedTuple):
 def parts_of(taken: Snapshot) -> list[Part]:
     """Every parameter's uses, in the order in which they were first seen, and then those that were not seen."""
     parts: list[Part] = []
+    seen: set[str] = set()
     for (name, operation), use in taken.tracer.uses.items():
-        first = not any(part.parameter == name for part in parts)
         replay = FunctionReplay(use, taken.initial)
-        shown = name if first else distinct(f"{name}@{operation}", taken.initial)
+        shown = name if name not in seen else distinct(f"{name}@{operation}", taken.initial)
+        seen.add(name)
         whole = Part(shown, name, use, replay, None, _hidden(use, replay), name in taken.trained)
         fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
         parts += [
@@ -79,8 +80,8 @@ def parts_of(taken: Snapshot) -> list[Part]:
             ),
         ]
         parts += _slices(whole, taken)
-    seen = {part.parameter for part in parts}
-    return parts + [_unseen(name, taken) for name in taken.initial if name in taken.trained - seen]
+    used, unseen = _around_matrices(taken.tracer), taken.trained - seen
+    return parts + [_unseen(name, taken, used) for name in taken.initial if name in unseen]
 
 
 def _hidden(use: UseCall, replay: FunctionReplay) -> str:
@@ -110,8 +111,11 @@ def _slices(whole: Part, taken: Snapshot) -> list[Part]:
     ]
 
 
-def _unseen(name: str, taken: Snapshot) -> Part:
-    """A parameter that no function was seen to take: through its module's call, or not visible."""
+def _unseen(name: str, taken: Snapshot, around: Container[str]) -> Part:
+    """A parameter that no function was seen to take: through its module's call, or not visible.
+
+    `around` are the modules that have a matrix in them.
+    """
     if not taken.initial[name].numel():
         return Part(name, name, None, None, None, "it has no coordinates")
     if name not in taken.with_gradient:
@@ -120,7 +124,7 @@ def _unseen(name: str, taken: Snapshot) -> Part:
     while path and not _takes_input(path, taken.tracer):
         path = path.rpartition(".")[0]
     call = taken.tracer.calls.get(path or ROOT)
-    if any(use.matrix and _within(use.layer, path) for use in taken.tracer.uses.values()):
+    if (path or ROOT) in around:
         # what the module makes of it depends on the other matrices as well
         return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
     if call is None or call.output is None:
@@ -140,12 +144,31 @@ def _takes_input(path: str, tracer: Tracer) -> bool:
     return call is not None and any(isinstance(leaf, Tensor) for _, leaf in leaves((call.args, call.kwargs)))
 
 
-def _within(layer: str, path: str) -> bool:
-    """Whether a module is another one or inside it."""
-    return not path or layer == path or layer.startswith(f"{path}.")
+def _around_matrices(tracer: Tracer) -> set[str]:
+    """The paths of the modules that a matrix is used in, or in a module inside of them."""
+    found = set[str]()
+    for use in tracer.uses.values():
+        path = use.layer if use.matrix else ROOT
+        while path != ROOT and path and path not in found:
+            found.add(path)
+            path = path.rpartition(".")[0]
+    if any(use.matrix for use in tracer.uses.values()):
+        found.add(ROOT)
+    return found
 
 
-def again(part: Part, later: Trace) -> UseCall | None:
+class Later(NamedTuple):
+    """The uses of a later forward pass, put together once for all parts."""
+
+    uses: Mapping[tuple[str, str], UseCall]
+    slices: Mapping[tuple[str, str], Mapping[tuple[int, tuple[int, ...]], UseCall]]
+
+    @classmethod
+    def of(cls, trace: Trace) -> Later:
+        return cls(trace.uses, trace.slices)
+
+
+def again(part: Part, later: Later) -> UseCall | None:
     """A part's use in a later trace."""
     if part.use is None:
         return None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coordcheck.records import FORWARD, Kind, Role, RunRecord, Use
+from coordcheck.records import FORWARD, Kind, ParameterInfo, Role, RunRecord, Use
 from coordcheck.slopes import exponent_of
 
 GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
@@ -63,6 +63,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
     followed = _followed(feeds, {n for n in uses if max(grows[n], outs[n]) > GROWS})
     attentions = {name for name, at in uses.items() if _is_attention(next(iter(at.values()))[0])}
     known = {use.site: name for name, at in uses.items() for use, _ in at.values()}
+    infos = {id(record): {info.name: info for info in record.parameters} for record in records}
     first: dict[str, str] = {}
     found = []
     for name in sorted(uses, key=lambda name: _order(uses[name])):
@@ -80,7 +81,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
             else role_of(grows[name], outs[name], elementwise, name in followed)
         )
         role = override_of(use.parameter, overrides) or role
-        multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name])
+        multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name], infos)
         found.append(
             Part(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
@@ -88,7 +89,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
                 all(u.exact for u, _ in uses[name].values()),
                 any(known.get(fed) in attentions for fed in use.feeds),
-                *(tied, any(info.name == use.parameter for info in record.parameters) or not use.parameter),
+                *(tied, not use.parameter or use.parameter in infos[id(record)]),
                 hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
                 multipliers=multipliers,
                 fan_ins=fan_ins,
@@ -101,20 +102,17 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
 
 
 def _by_width(
-    at: Mapping[int, tuple[Use, RunRecord]],
+    at: Mapping[int, tuple[Use, RunRecord]], infos: Mapping[int, Mapping[str, ParameterInfo]]
 ) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int], Mapping[int, float]]:
     """Multiplier, fan-in, fan-out, number of coordinates and learning rate."""
+    found = {width: infos[id(record)].get(use.parameter) for width, (use, record) in at.items()}
     return (
         {width: use.multiplier for width, (use, _) in at.items()},
         {width: use.fan_in for width, (use, _) in at.items()},
         {width: use.fan_out for width, (use, _) in at.items()},
         {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
-        {width: rate for width, (use, record) in at.items() if (rate := _rate(use, record)) is not None},
+        {width: info.learning_rate for width, info in found.items() if info and info.learning_rate is not None},
     )
-
-
-def _rate(use: Use, record: RunRecord) -> float | None:
-    return next((info.learning_rate for info in record.parameters if info.name == use.parameter), None)
 
 
 def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:
@@ -179,9 +177,14 @@ def _fed(at: Mapping[int, tuple[Use, RunRecord]]) -> set[str]:
 
 def _followed(feeds: Mapping[str, set[str]], growing: set[str]) -> set[str]:
     """The parts from which a growing matrix (or an attention) is reached."""
+    takers: dict[str, list[str]] = {}
+    for name, fed in feeds.items():
+        for taken in fed:
+            takers.setdefault(taken, []).append(name)
     followed = {name for name, fed in feeds.items() if fed & growing - {name}}
-    while True:
-        more = {name for name, fed in feeds.items() if fed & followed and name not in followed}
-        if not more:
-            return followed
-        followed |= more
+    waiting = list(followed)
+    while waiting:
+        before = [name for name in takers.get(waiting.pop(), ()) if name not in followed]
+        followed.update(before)
+        waiting += before
+    return followed

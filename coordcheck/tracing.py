@@ -80,6 +80,7 @@ class Tracer:
         self.uses: dict[tuple[str, str], UseCall] = {}
         self.slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self.attentions: list[AttentionCall] = []
+        self._attended: set[AttentionCall] = set()
         self.products: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
         self.steps: list[Step] = []
@@ -467,7 +468,8 @@ class Tracer:
 
     def _attend(self, mark: Mark) -> None:
         attention = mark.product
-        if attention is not None and attention not in self.attentions:
+        if attention is not None and attention not in self._attended:
+            self._attended.add(attention)
             attention.scale *= mark.factor
             attention.after = mark.factor
             attention.logits = None if attention.logits is None else attention.logits * mark.factor
