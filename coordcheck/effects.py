@@ -286,7 +286,7 @@ class Effects:
             record.uses.append(self._use(part, index[part.name], nodes, degrees.get(part.parameter)))
         judged_ones = set(self.tracer.attentions)
         for name, attention in attentions.items():
-            feeds = tuple(sorted(nodes[node] for node in attention.feeds if node in nodes))
+            feeds = tuple(sorted(nodes[node] for node in attention.fed if node in nodes))
             judged = attention in judged_ones
             what = attention.layer, attention.operation, attention.head_size, 1, attention.scale, None, True, feeds
             record.uses.append(Use(index[name], "", *what, "" if judged else NO_SOFTMAX))
@@ -306,7 +306,7 @@ class Effects:
             operation, layer, multiplier = part.replay.operation, part.replay.layer, part.replay.multiplier
             multiplier = multiplier if math.isfinite(multiplier) else 0.0
         if part.use is not None:
-            feeds = tuple(sorted({nodes[node] for node in part.use.feeds if node in nodes}))
+            feeds = tuple(sorted({nodes[node] for node in part.use.fed if node in nodes}))
             exact = part.use.linear
             fan_in, fan_out = part.use.fans or (1, math.prod(shape) or 1)
         fan_out = part.block.size if isinstance(part.block, Block) and not part.block.stacked else fan_out

@@ -37,6 +37,7 @@ from coordcheck.uses import (
     UseCall,
     flattened,
     fused_arguments,
+    joined,
     summed,
     tensors_in,
     unflattened,
@@ -310,7 +311,7 @@ class Tracer:
         """A function of activations: hand on what is known of them."""
         name = seen.name
         marks = {p: self._mark(tensor) for p, tensor in activations.items()}
-        flow = frozenset().union(*(mark.flow for mark in marks.values())) if marks else frozenset()
+        flow = joined(mark.flow for mark in marks.values())
         tensors = _without_uniform(name, activations, marks)
         factor = ops.scalar(name, seen.leaves, tensors)
         seen.step.scalar = None if factor is None else (next(iter(tensors)), factor)
@@ -422,7 +423,7 @@ class Tracer:
     def _mark_of_use(self, seen: _Seen, uses: Sequence[UseCall], marks: Mapping[int, Mark]) -> Mark:
         """What is known of the output of a function that uses parameters."""
         product = next((mark for mark in marks.values() if mark.product), None)
-        flow = frozenset().union(*(mark.flow for mark in marks.values()))
+        flow = joined(mark.flow for mark in marks.values())
         matrices = [use for use in uses if use.matrix]
         for node in flow:
             node.feeds.update(matrices)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from coordcheck.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 
 QUERY_ROWS = 64  # queries of a long sequence for which logits are rebuilt
 MASKED = -1e4  # an additive mask below this hides the position
+MOST = 64  # nodes that a tensor depends on, or uses that it sums, that are followed one by one
 MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
 
 
@@ -62,6 +63,72 @@ class Node:
         self.operation = operation
         self.feeds: set[Node] = set()
 
+    @property
+    def fed(self) -> set[Node]:
+        """The operations and attentions among its `feeds`; of those behind a `Junction` the first ones."""
+        found, waiting = set[Node](), [self]
+        seen = set[Node]()
+        while waiting and len(found) < MOST:
+            for node in waiting.pop().feeds - seen:
+                seen.add(node)
+                waiting.append(node) if isinstance(node, Junction) else found.add(node)
+        return found
+
+
+class Junction(Node):
+    """Where a tensor depends on so many nodes that they are followed as one: a residual stream, far down."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        super().__init__("", "")
+        for node in nodes:
+            node.feeds.add(self)
+
+
+def joined(flows: Iterable[frozenset[Node]]) -> frozenset[Node]:
+    """What a tensor that depends on several others depends on."""
+    together = frozenset[Node]().union(*flows)
+    return together if len(together) <= MOST else frozenset({Junction(together)})
+
+
+class Terms:
+    """Many uses whose outputs one tensor sums, held as one: else each block would look at all those before it.
+
+    Args:
+        held: each with the scalar that its output is multiplied by.
+    """
+
+    matrix = True
+    fans = None
+
+    def __init__(self, held: Iterable[tuple[UseCall | Terms, float]]) -> None:
+        self.taken_up: set[tuple[float, bool]] = set()
+        """Of the functions that took up the sum: the scalar before it, and whether it contracts two activations."""
+        self.terms_of: list[tuple[Terms, float]] = []
+        """Further sums that it is a term of, with its scalar there."""
+        for use, factor in held:
+            use.terms_of.append((self, factor))
+
+    @property
+    def downstream(self) -> float:
+        """As of a use."""
+        return _only_factor(taken_up(self))
+
+
+def taken_up(term: UseCall | Terms) -> set[tuple[float, bool]]:
+    """All functions that took up an output, by itself or in a sum: the scalar before each, and whether it contracts."""
+    found, waiting = set[tuple[float, bool]](), [(term, 1.0)]
+    while waiting:
+        one, before = waiting.pop()
+        found.update((before * factor, contracted) for factor, contracted in one.taken_up)
+        waiting += [(terms, before * factor) for terms, factor in one.terms_of]
+    return found
+
+
+def _only_factor(taken: set[tuple[float, bool]]) -> float:
+    """The scalar before all of those functions, where it is one and no attention's."""
+    factors = {factor for factor, _ in taken}
+    return factors.pop() if len(factors) == 1 and not any(contracted for _, contracted in taken) else 1.0
+
 
 class UseCall(Node):
     """One function call with a parameter among its arguments, ready to be called again with other values."""
@@ -77,6 +144,8 @@ class UseCall(Node):
         """The call's other parameters, by position."""
         self.taken_up: set[tuple[float, bool]] = set()
         """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
+        self.terms_of: list[tuple[Terms, float]] = []
+        """The sums that it is a term of and that are followed as one, with its scalar there."""
         self.pieces: tuple[int, ...] = ()
         """Sizes into which the output's channels were split."""
         self.output: Tensor | None = None
@@ -122,10 +191,7 @@ class UseCall(Node):
     @property
     def downstream(self) -> float:
         """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
-        factors = {factor for factor, _ in self.taken_up}
-        if not self.matrix or len(factors) != 1 or any(contracted for _, contracted in self.taken_up):
-            return 1.0
-        return factors.pop()
+        return _only_factor(taken_up(self)) if self.matrix else 1.0
 
     @property
     def upstream(self) -> float:
@@ -163,7 +229,7 @@ class AttentionCall(Node):
 class Mark(NamedTuple):
     """What is known of a tensor."""
 
-    held: tuple[tuple[UseCall, float], ...] = ()
+    held: tuple[tuple[UseCall | Terms, float], ...] = ()
     """The uses whose outputs it is, or sums, each times a scalar."""
     product: AttentionCall | None = None
     """The product whose values it is, times `factor`."""
@@ -181,7 +247,8 @@ def summed(marks: Sequence[Mark]) -> Mark:
     """What is known of a sum, or a concatenation: whatever its terms are, and the scalar that they share."""
     held = {(use, abs(factor)): (use, factor) for mark in marks for use, factor in reversed(mark.held)}
     factors = {abs(mark.factor) for mark in marks}
-    return Mark(held=tuple(held.values()), factor=factors.pop() if len(factors) == 1 else 1.0)
+    terms = tuple(held.values()) if len(held) <= MOST else ((Terms(held.values()), 1.0),)
+    return Mark(held=terms, factor=factors.pop() if len(factors) == 1 else 1.0)
 
 
 COMPUTED = "computed"  # the mark of a tensor that was computed from parameters alone, in some other way
