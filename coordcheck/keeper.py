@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
@@ -117,8 +118,11 @@ class FolderKeeper(Keeper):
         if self._claims.problem and records:
             records[0].notes.append(self._claims.problem)
         unsaved = sum(bool(record.unsaved) for record in records)
-        if unsaved or not records:
-            return f" {unsaved} of them could not be saved in {self._folder}." if unsaved else ""
+        if unsaved:
+            logging.getLogger("coordcheck").warning("%d of %d runs could not be saved", unsaved, len(records))
+            return f" {unsaved} of them could not be saved in {self._folder}."
+        if not records:
+            return ""
         return f" They are saved in {self._folder}: the same call resumes."
 
 

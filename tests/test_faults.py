@@ -736,9 +736,10 @@ def test_a_disk_with_room_again_at_the_end_is_no_fault(tmp_path: Path, monkeypat
 
 
 @pytest.mark.fault(10)
-def test_what_could_not_be_saved_is_an_error_in_every_form(tmp_path: Path, monkeypatch):
+def test_what_could_not_be_saved_is_an_error_in_every_form(tmp_path: Path, monkeypatch, caplog):
     full_disk(monkeypatch, lambda path: path.name == "32-0.json")
     report = check(mlp("µP"), save_to=tmp_path)
+    assert "1 of 4 runs could not be saved" in caplog.text  # a sweep of learning rates says it nowhere else
     with pytest.raises(IncompleteCheck, match="1 of 4 runs could not be saved"):
         report.raise_for_status()
     assert 'message="not saved"' in junit(report)
