@@ -96,7 +96,7 @@ def numeric() -> dict[str, Global]:
     sdp = torch.backends.cuda
     return {
         "default dtype": Global(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-        "default device": Global(_default_device, torch.set_default_device),
+        "default device": Global(_default_device, _set_default_device),
         "deterministic algorithms": Global(
             lambda: (
                 torch.are_deterministic_algorithms_enabled(),
@@ -233,6 +233,15 @@ def _default_device() -> str | None:
     """The device that was set, by its name; None where none is, which another process, or CPU, may differ in."""
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else str(context.device)
+
+
+def _set_default_device(device: str | None) -> None:
+    """`torch.set_default_device`, also where the mode that is the present one's is no longer among the modes."""
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    if context is not None and all(mode is not context for mode in _get_current_function_mode_stack()):
+        torch._GLOBAL_DEVICE_CONTEXT.device_context = None  # torch 2.4 would leave it once more, and raise
+        torch.utils._device.CURRENT_DEVICE = None
+    torch.set_default_device(device)
 
 
 def _drop_function_modes(count: int) -> None:

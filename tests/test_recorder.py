@@ -1286,7 +1286,9 @@ def test_a_model_that_is_compiled_inside_the_block_trains_as_without():
         return opened[0]
 
     assert all(map(torch.equal, trained_weights(recording), trained_weights(lambda *made: nullcontext())))
-    assert opened[0].done
+    assert (
+        opened[0].done == hooks_module.Eager.possible
+    )  # else nothing was seen, and the training is the same all the more
 
 
 def test_a_saved_model_does_not_need_this_package():

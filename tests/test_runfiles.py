@@ -204,7 +204,7 @@ def test_a_mutated_file_is_refused_or_still_the_same(real: Path, tmp_path: Path)
             refused += 1
         else:
             assert mutant == data
-    assert refused > 0.99 * MUTANTS
+    assert refused > 0.97 * MUTANTS  # two bytes that change places may be the same: one mutant in a hundred
 
 
 @settings(max_examples=200, deadline=None)

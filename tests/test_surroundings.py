@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import torch.nn.modules.module as modules
 import torch.optim.optimizer as optimizers
 from conftest import pair_batch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode
 
 import coordcheck
 from coordcheck import CoordCheckError
@@ -322,3 +322,20 @@ def test_keeping_the_state_costs_far_less_than_a_tiny_run():
     kept()
     check(mlp("SP"))
     assert cost(kept, 20) < 0.2 * cost(lambda: check(mlp("SP")), 2) / 3
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("popped", [False, True], ids=["as set", "its mode is gone"])
+def test_a_default_device_that_a_build_leaves_is_taken_back(popped):
+    """Torch 2.4 raises where the mode is gone, as it is when whatever a build left on the stack was dropped."""
+    try:
+        with preserved_state():
+            torch.set_default_device("meta")
+            if popped:
+                _pop_mode()
+        assert torch.zeros(1).device.type == "cpu"
+        for device in ("meta", None, None):
+            torch.set_default_device(device)
+        assert torch.zeros(1).device.type == "cpu"
+    finally:
+        torch._GLOBAL_DEVICE_CONTEXT.device_context = None
