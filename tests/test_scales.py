@@ -93,7 +93,7 @@ def test_a_large_tensor_loses_no_accuracy():
 def test_both_scales_together_are_each_alone(shape):
     values = normal(*shape)
     both = [float(scale) for scale in scales.rms_and_mean_abs(values.numpy())]
-    assert both == pytest.approx([float(scales.rms(values)), float(scales.mean_abs(values))], rel=1e-6)
+    assert both == pytest.approx([float(scales.rms(values)), float(scales.mean_abs(values))], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
