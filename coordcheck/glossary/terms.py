@@ -101,7 +101,12 @@ TERMS: tuple[Term, ...] = (
          "it as 1.", "response"),
         ("degree",
          "The power of the gradient that an update is: 1 of SGD, 0 of Adam and of all that normalises. In "
-         "between, Adam's eps is as large as the gradient.", "response", "eps"),
+         "between, Adam's eps is as large as the gradient, or some of its coordinates are clipped.",
+         "response", "eps", "clipping"),
+        ("clipping",
+         "Gradients above a threshold are made smaller before the update. Adam does not notice; of SGD every "
+         "update shrinks with the width where all steps are clipped, which a threshold that grows mends. What "
+         "is clipped at some widths alone is no power of m, and decides nothing.", "degree"),
         ("eps",
          "The number that Adam adds to the root of the squared gradient. Gradients fall with the width; where "
          "they reach eps, updates do not follow the learning rate any more.", "degree"),
