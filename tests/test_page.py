@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from html import unescape
@@ -26,6 +27,8 @@ import coordcheck
 from coordcheck import CoordCheckError, Report
 from coordcheck.diagnosis import Cause
 from coordcheck.figures.inline import drawings
+from coordcheck.formats import _plain as plain_markdown
+from coordcheck.formats import markdown
 from coordcheck.models import mlp
 from coordcheck.page import render_fragment, render_page
 from coordcheck.pagedata import layer_details, table_data
@@ -685,6 +688,7 @@ def test_hundreds_of_rows_come_in_parts(tab: Any):
     assert opened.count() == "First 100 of 111; 310 layers and parameters in all"
 
 
+@pytest.mark.fault(59)
 @browser_test
 def test_hostile_layers_do_nothing(tab: Any, hostile_names: dict[str, tuple[Report, str]]):
     opened = tab(hostile_names["layers"][1])
@@ -696,6 +700,7 @@ def test_hostile_layers_do_nothing(tab: Any, hostile_names: dict[str, tuple[Repo
     assert len(opened.rows()) == sum("<script>" in printable(name).lower() for name in HOSTILE)
 
 
+@pytest.mark.fault(59)
 @browser_test
 def test_hostile_labels_do_nothing(tab: Any, hostile_names: dict[str, tuple[Report, str]]):
     opened = tab(hostile_names["labels"][1])
@@ -707,6 +712,7 @@ def test_hostile_labels_do_nothing(tab: Any, hostile_names: dict[str, tuple[Repo
     assert opened.rows(3) == [HOSTILE[2]]
 
 
+@pytest.mark.fault(59)
 @browser_test
 def test_a_hostile_model_does_nothing(tab: Any, hostile: Report, hostile_html: str):
     opened = tab(hostile_html)
@@ -718,6 +724,39 @@ def test_a_hostile_model_does_nothing(tab: Any, hostile: Report, hostile_html: s
     for summary in opened.page.locator("summary").all():
         summary.dispatch_event("click")
         summary.dispatch_event("mouseover")
+
+
+@pytest.mark.fault(59)
+@browser_test
+@pytest.mark.parametrize("kind", ["divergence", "exponents"])
+def test_a_figure_of_a_hostile_model_does_nothing(tab: Any, hostile: Report, kind: str, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # glyphs that the font lacks
+        hostile.figure(kind, path=tmp_path / "figure.svg")
+    svg = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    opened = tab(svg[svg.index("<svg") :])  # as a part of a page, where its scripts would run
+    assert opened.page.locator("svg").count() == 1
+    assert opened.page.evaluate("document.querySelectorAll('script, a, foreignObject, image[href^=http]').length") == 0
+
+
+@pytest.mark.fault(59)
+@browser_test
+def test_a_summary_with_hostile_names_does_nothing(tab: Any, hostile: Report):
+    markdown_it = pytest.importorskip("markdown_it", reason="rich brings it")
+    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table")  # more than GitHub lets through
+    for text in (markdown(hostile), "\n".join(f"* {one}" for one in map(plain_markdown, HOSTILE))):
+        opened = tab(renderer.render(text))
+        assert opened.page.evaluate("document.querySelectorAll('script, img, a, svg, iframe, form, base').length") == 0
+    shown = opened.page.locator("li").all_text_contents()
+    assert [" ".join(text.split()) for text in shown] == [" ".join(printable(name).split()) for name in HOSTILE]
+
+
+@browser_test
+def test_a_name_that_is_markup_would_be_seen(browser: Any, tmp_path: Path):
+    opened = Tab(browser, tmp_path / "page.html", f"<p>{HOSTILE[0]}{HOSTILE[4]}</p>")
+    opened.page.wait_for_function("window.PWN === 3")
+    assert any(line.startswith("request: ") for line in opened.noise)
+    opened.context.close()
 
 
 @browser_test
