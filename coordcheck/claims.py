@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from coordcheck.documents import read_bytes
 from coordcheck.errors import CoordCheckError
 from coordcheck.records import differences, printable, same_label
 from coordcheck.runfiles import replace_file
 
 FOLDER = ".writers"
+SIZE_LIMIT = 2**20  # bytes of a claim
 PATIENCE = 10.0  # seconds to wait for another process that compares or writes
 NO_LOCKS = (
     "the file system of {} has no locks: start no two checks with different settings at once into this folder ({})"
@@ -120,8 +122,8 @@ class Claims:
 
 def _read(path: Path) -> dict[str, Any]:
     """A claim; empty when it is gone, or is none: a folder may come from anywhere."""
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_bytes())
+    with suppress(CoordCheckError, ValueError, RecursionError):
+        content = json.loads(read_bytes(path, SIZE_LIMIT))
         labels = content.get("labels") if isinstance(content, dict) else None
         if isinstance(labels, dict) and all(isinstance(found, dict) for found in labels.values()):
             return dict(content)

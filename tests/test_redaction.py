@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+import torch
+import torch.nn.functional as F
+from conftest import pair_batch, power_law_records
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import coordcheck
+from coordcheck import CoordCheckError
+from coordcheck.formats import github, junit, markdown
 from coordcheck.redaction import GONE, redacted
+from coordcheck.runfiles import RunFolder
 
 WORD = "5uperS3cretV4lue"
 HEX = "0123456789abcdef" * 3
@@ -171,6 +183,7 @@ def test_secrets_are_found_inside_of_other_text(text: str):
     assert found.endswith("key=3, tokens=64")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_redaction_settles_at_once(text: str):
     once = redacted(text)
@@ -201,3 +214,77 @@ def test_long_texts_take_time_in_proportion_to_their_length(piece: str):
 
     short = min(seconds(1000) for _ in range(5))
     assert min(seconds(16_000) for _ in range(2)) < 80 * short  # 16 times as long; a quadratic search takes 256 times
+
+
+# ---- from end to end
+
+SECRET = "ghp_" + "a1B2" * 9
+SAID = f"cannot clone https://me:hunter2@host/model?token=abcdef (Authorization: Bearer {SECRET})"
+
+
+def failing(width: int) -> Any:
+    if width == 32:
+        raise OSError(SAID)
+    model = torch.nn.Linear(64, width)
+    return torch.nn.Sequential(model, torch.nn.Linear(width, 10)), torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def assert_clean(texts: Iterable[str]) -> None:
+    for text in texts:
+        assert not [secret for secret in ("hunter2", "abcdef", SECRET) if secret in text]
+
+
+def contents(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_a_failing_build_says_is_told_without_its_secrets(tmp_path: Path):
+    options = {"widths": (16, 32, 64), "seeds": 1, "steps": 1}
+    report = coordcheck.check(failing, pair_batch(), loss=F.cross_entropy, save_to=tmp_path, **options)
+    assert "cannot clone https://***@host/model?token=***" in report.missing[0].reason
+    texts = [str(report), report.to_json(), junit(report), github(report), markdown(report), report._repr_html_()]
+    report.save_html(tmp_path / "page.html")
+    assert_clean([*texts, *contents(tmp_path)])
+    assert len(contents(tmp_path)) >= 5
+
+
+def test_files_of_older_versions_are_shown_without_the_secrets_in_them(tmp_path: Path):
+    records = power_law_records({"fc": {"activation": 0.0, "change": 0.0}}, seeds=1)
+    for record in records:
+        record.notes, folder = [SAID], RunFolder(tmp_path)
+        folder.save(record)
+    assert SECRET in folder.run_path(records[0].key).read_text()
+    report = coordcheck.load(tmp_path)
+    assert "cannot clone https://***@host" in report.records[0].notes[0]
+    assert_clean([str(report), report.to_json()])
+
+
+def test_a_recorder_keeps_no_secrets(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = coordcheck.Recorder(model, optimizer, width=4, save_to=tmp_path)
+    with suppress(OSError), recorder:
+        model(torch.ones(2, 4)).sum().backward()
+        recorder._failed(ValueError(SAID))
+        raise OSError(SAID)
+    assert "https://***@host" in recorder.record.reason
+    assert_clean([*contents(tmp_path), *(record.getMessage() for record in caplog.records), recorder.record.reason])
+
+
+def test_a_check_all_of_whose_builds_fail_says_so_without_secrets():
+    def build(width: int) -> Any:
+        raise OSError(SAID)
+
+    with pytest.raises(CoordCheckError, match=re.compile(r"every run failed.*\*\*\*@host", re.DOTALL)) as told:
+        coordcheck.check(build, pair_batch(), loss=F.cross_entropy, widths=(16, 32, 64), seeds=1)
+    assert_clean([str(told.value)])
+
+
+def test_a_traceback_of_the_command_line_holds_no_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from coordcheck.cli import main
+
+    (tmp_path / "train_with_secrets.py").write_text(f"raise OSError({SAID!r})")
+    assert main(["plan", f"{tmp_path / 'train_with_secrets.py'}:build"]) == 2
+    shown = capsys.readouterr().err
+    assert "https://***@host" in shown
+    assert_clean([shown])
