@@ -542,7 +542,7 @@ def record_of(folder: Path, name: str, rank: int = 0) -> RunRecord:
     """What a rank recorded in a scenario."""
     path = folder / f"{name}.{rank}.json"
     assert path.exists(), (folder / "printed").read_text()
-    return RunRecord.from_json(json.loads(path.read_text()))
+    return read_run(json.loads(path.read_text()))
 
 
 def files(folder: Path, name: str) -> list[str]:
