@@ -307,6 +307,7 @@ def test_one_batch_in_any_container_is_one_fixed_batch(kind):
     assert report.measurements.equals(expected.measurements)
 
 
+@pytest.mark.fault(56)
 def test_a_loader_that_shuffles_is_asked_once():
     loader = whole(shuffle=True)
     asked = []
@@ -324,6 +325,7 @@ def test_a_loader_that_shuffles_is_asked_once():
     assert len(set(inputs[16])) == 3
 
 
+@pytest.mark.fault(56)
 def test_no_more_of_a_stream_is_taken_than_is_used():
     stream = Stream()
     checked(DataLoader(stream, batch_size=4))

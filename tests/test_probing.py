@@ -551,3 +551,27 @@ def test_without_a_probe_a_stream_is_judged_by_what_can_be_and_says_so(tmp_path)
     assert "add seeds" not in str(blind)
     schema = json.loads((Path(coordcheck.__file__).parent / "report.schema.json").read_text())
     jsonschema.validate(json.loads(right.to_json()), schema)
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("several", [False, True], ids=["own loop", "check"])
+def test_lazy_modules_are_made_before_they_are_looked_at(several):
+    def build(width: int) -> tuple[nn.Module, Optimizer]:
+        model = nn.Sequential(nn.LazyLinear(width), nn.ReLU(), nn.LazyLinear(10))
+        return model, SGD(model.parameters(), lr=0.1)
+
+    if several:
+        report = coordcheck.check(build, batches(), loss=F.cross_entropy, widths=(4, 8, 16), seeds=1, steps=2)
+        records = report.records
+    else:
+        model, optimizer = build(8)
+        with Recorder(model, optimizer, width=8, steps=2, probe=batches()[0]) as found:
+            for x, y in batches():
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        records = [found.record]
+    for record in records:
+        assert record.finished, record.reason
+        changes = {row.step for row in record.rows if row.quantity is Quantity.CHANGE and row.status is Status.OK}
+        assert changes == {1, 2}

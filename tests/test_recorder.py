@@ -292,6 +292,7 @@ def test_identity_of_the_input_is_not_a_passthrough():
 
 
 @pytest.mark.fault(37)
+@pytest.mark.fault(37)
 def test_in_place_operations_after_the_hook_change_nothing():
     model, x = Lambda(lambda h: h.mul_(100).add_(5)), tensor(3, 4)
     rows = rows_of(recorded(model, x, x))
@@ -504,6 +505,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     return raise_
 
 
+@pytest.mark.fault(21)
 def test_hooks_are_gone_after_an_exception_in_forward():
     model = nn.Sequential(nn.Linear(4, 4), Lambda(raising(ZeroDivisionError("in forward"))))
     with pytest.raises(ZeroDivisionError, match="in forward"):
@@ -720,6 +722,7 @@ def test_several_optimizers_count_one_step_together():
     assert hook_count(model, *halves) == 0
 
 
+@pytest.mark.fault(53)
 def test_recorder_tells_learning_rates_and_untrained_parameters():
     model, _ = trained()
     optimizer = SGD(model.readout.parameters(), lr=0.25, weight_decay=0.5)
@@ -730,6 +733,7 @@ def test_recorder_tells_learning_rates_and_untrained_parameters():
     assert held["input.weight"] == (None, None)
 
 
+@pytest.mark.fault(56)
 def test_a_moving_batch_is_told_in_the_own_loop():
     model, optimizer = trained()
     with Recorder(model, optimizer, width=16, steps=2) as found:
@@ -1428,6 +1432,7 @@ def test_an_exception_after_the_last_recorded_step_leaves_a_finished_run():
     assert found.record.finished
 
 
+@pytest.mark.fault(21)
 def test_an_exception_in_forward_inside_the_loop_leaves_no_hooks():
     model = Lambda(raising(ZeroDivisionError("in forward")))
     optimizer = SGD(model.parameters(), lr=0.1)
