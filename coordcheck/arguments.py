@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.folds import Fold
+from coordcheck.reading import LARGEST, WIDEST
 from coordcheck.records import Role, same_label
 
 
@@ -55,7 +56,7 @@ def distinct_widths(widths: object) -> list[int]:
         number = _integer(
             int(width) if isinstance(width, str) and width.strip().isdecimal() and len(width) < 20 else width
         )
-        if number is None or number < 1:
+        if number is None or not 1 <= number <= WIDEST:
             raise CoordCheckError(f"widths must be positive integers, got {width!r}. Pass widths=(64, 128, 256, ...).")
         found.append(number)
     if not found:
@@ -111,7 +112,7 @@ def seed_numbers(seeds: object) -> list[int]:
     numbers = list(range(count)) if count is not None else None
     if numbers is None and isinstance(seeds, Iterable) and not isinstance(seeds, str):
         given = [_integer(seed) for seed in _bounded("seeds", seeds)]
-        if all(seed is not None and seed >= 0 for seed in given):
+        if all(seed is not None and 0 <= seed <= LARGEST for seed in given):
             numbers = [seed for seed in dict.fromkeys(given) if seed is not None]
     if not numbers:
         raise CoordCheckError(f"seeds must be {SEEDS_ARE}, got {seeds!r}.")
@@ -119,7 +120,7 @@ def seed_numbers(seeds: object) -> list[int]:
 
 
 MOST_RUNS = 100_000  # of one check; what is typed by mistake must not fill the memory before anything is said
-MOST = {"steps": 1_000_000, "jobs": 1024}
+MOST = {"steps": 1_000_000, "jobs": 1024, "width": WIDEST, "seed": LARGEST}
 
 
 def _bounded(name: str, values: Iterable[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from coordcheck.documents import read_bytes
+from coordcheck.documents import Unreadable, read_bytes
 from coordcheck.errors import CoordCheckError
 from coordcheck.records import differences, printable, same_label
 from coordcheck.runfiles import replace_file
@@ -122,7 +122,7 @@ class Claims:
 
 def _read(path: Path) -> dict[str, Any]:
     """A claim; empty when it is gone, or is none: a folder may come from anywhere."""
-    with suppress(CoordCheckError, ValueError, RecursionError):
+    with suppress(Unreadable, ValueError, RecursionError):
         content = json.loads(read_bytes(path, SIZE_LIMIT))
         labels = content.get("labels") if isinstance(content, dict) else None
         if isinstance(labels, dict) and all(isinstance(found, dict) for found in labels.values()):

@@ -179,47 +179,58 @@ class Pieces:
 
 def _checked_bytes(path: Path, limit: int) -> bytes:
     """The bytes of a file whose checksum is right."""
-    data = read_bytes(path, limit, HEAD)
-    if not data.startswith(HEAD):
+    try:
+        data = read_bytes(path, limit, HEAD)
+    except Unreadable as reason:
+        refuse(path, str(reason))
+    if not data:
         refuse(path, "is not a coordcheck file")
     tail = TAIL.search(data, max(0, len(data) - TAIL_BYTES))
     if tail is None:
         refuse(path, "is truncated: its checksum is missing")
     if hashlib.sha256(memoryview(data)[: tail.start()]).hexdigest() != tail[1].decode():
         refuse(path, "is damaged: its checksum does not match its content")
-    if data.count(b"[") + data.count(b"{") > 1000 + len(data) // DENSITY:
+    if too_dense(data):
         refuse(path, "is nothing that coordcheck writes: it holds more lists than values")
     return data
+
+
+def too_dense(data: bytes) -> bool:
+    """Whether a JSON text has so many lists and mappings for its size that it would fill the memory."""
+    return data.count(b"[") + data.count(b"{") > 1000 + len(data) // DENSITY
+
+
+class Unreadable(Exception):
+    """Why the bytes of a file are not there: what it is, or what it does."""
 
 
 def read_bytes(path: Path, limit: int, head: bytes = b"") -> bytes:
     """The bytes of a regular file that is not larger than `limit`; none where it does not begin with `head`.
 
     Raises:
-        RunFileError: it cannot be read, is no regular file, is too large, or changes while it is read.
+        Unreadable: it cannot be read, is no regular file, is too large, or changes while it is read.
     """
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # before it is opened: some devices act when they are
-            refuse(path, "is not a regular file")
+            raise Unreadable("is not a regular file")
         if found.st_size > limit:
-            refuse(path, f"has {found.st_size} bytes, more than any such file ({limit})")
+            raise Unreadable(f"has {found.st_size} bytes, more than any such file ({limit})")
         # without waiting: a FIFO may have taken its place, whose writer never comes
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
-                refuse(path, "is not a regular file")
+                raise Unreadable("is not a regular file")
             if file.read(len(head)) != head:
                 return b""
             file.seek(0)
             data = file.read(min(before.st_size, limit) + 1)
             after = os.fstat(descriptor)
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        why = getattr(error, "strerror", None) or error
-        raise RunFileError(f"cannot read {path}: {why}. Make it readable, or remove it.") from error
+        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
-        refuse(path, "was written to while it was read")
+        raise Unreadable("was written to while it was read")
     return data
 
 

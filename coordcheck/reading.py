@@ -19,7 +19,8 @@ E = TypeVar("E", bound=Enum)
 Reader = Callable[[Any], T]
 
 TEXT = 2**20  # characters of a name or message
-LARGEST = 2**63 - 1  # a size, and what tensors and tables count with
+LARGEST = 2**63 - 1  # a size or seed, and what tensors and tables count with
+WIDEST = 2**53  # a width, which fits and figures take for a float
 
 
 class Wrong(ValueError):

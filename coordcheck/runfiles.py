@@ -44,7 +44,7 @@ def write_document(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     if len(text) > LIMITS[kind] - 1000:
         raise CoordCheckError(
             f"cannot write {path}: its {len(text)} bytes are more than a file of this kind may have ({LIMITS[kind]}). "
-            "Record fewer steps, or fewer layers."
+            "Record fewer steps or layers, or use a folder for fewer runs."
         )
     checksum = hashlib.sha256(text).hexdigest()
     replace_file(path, text + f',"sha256":"{checksum}"}}\n'.encode())

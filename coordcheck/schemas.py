@@ -15,6 +15,7 @@ from coordcheck.arguments import expectation, fold_names, role_overrides
 from coordcheck.errors import CoordCheckError
 from coordcheck.reading import (
     LARGEST,
+    WIDEST,
     Reader,
     Wrong,
     boolean,
@@ -45,11 +46,10 @@ from coordcheck.records import (
     Use,
 )
 
-WIDEST = 2**53  # a width, which fits and figures take for a float
 STEPS = 2**31 - 1
-MOST_ROWS, MOST_SITES, MOST_STEPS = 2**20, 2**17, 2**18
+MOST_ROWS, MOST_SITES = 2**20, 2**17
 """Of one run: 5000 layers over 64 steps have a million rows."""
-MOST_NOTES, MOST_SETTINGS, SETTING = 10_000, 1000, 2**16
+MOST_NOTES, MOST_SETTINGS = 10_000, 1000
 MOST_PLANNED = 100_000
 OF_MODULES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)
 PLACE = 2**10  # dimensions of a shape, and quantities of a row, are fewer
@@ -61,13 +61,6 @@ def _shape(value: object) -> tuple[int, ...]:
     if math.prod(shape) > LARGEST:
         raise wrong("the shape of a tensor", value)
     return shape
-
-
-def _setting(value: object) -> str:
-    found = text(value)
-    if len(found) > SETTING:
-        raise wrong(f"a text of at most {SETTING} characters", value)
-    return found
 
 
 _MEASURED = (Status.OK, Status.ZERO)
@@ -128,10 +121,10 @@ RUN: dict[str, Reader[Any]] = {
     "label": text,
     "width": _width,
     "seed": integer,
-    "settings": mapping(_setting, MOST_SETTINGS),
+    "settings": mapping(text, MOST_SETTINGS),
     "outcome": one_of(Outcome),
     "reason": text,
-    "losses": items(optional(number), MOST_STEPS),
+    "losses": items(optional(number), MOST_ROWS),
     "sites": items(_site, MOST_SITES),
     "rows": _rows,
     "parameters": items(_parameter, MOST_SITES),
@@ -224,7 +217,7 @@ _planned = mapping(items(lambda value: list(fields(_width, integer)(value)), MOS
 _texts = mapping(text, MOST_SETTINGS)
 EXPERIMENT: dict[str, Reader[Any]] = {
     "criteria": lambda value: members(mapping(lambda item: item)(value).items(), CRITERIA),
-    "labels": mapping(mapping(_setting, MOST_SETTINGS)),
+    "labels": mapping(_texts),
     "planned": _planned,
     "versions": _texts,
     "machine": _texts,

@@ -48,8 +48,12 @@ def _attribute(path: str, usual: Any) -> Global:
             found = getattr(found, name)
         return found
 
+    def write(value: Any) -> None:
+        if hasattr(parent(), last):  # of an older torch: a name that nothing reads must not be made
+            setattr(parent(), last, value)
+
     *places, last = path.split(".")
-    return Global(lambda: getattr(parent(), last), lambda value: setattr(parent(), last, value), usual)
+    return Global(lambda: getattr(parent(), last), write, usual)
 
 
 def _autocast(device: str) -> dict[str, Global]:

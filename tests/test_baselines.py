@@ -285,9 +285,10 @@ def test_what_no_check_writes_is_refused(changes, why, tmp_path):
         (TEXT.replace("0.5, 0.0", "NaN, 0.0").encode(), "NaN is not a JSON number"),
         (TEXT.replace('"mask"', '"fc"').encode(), "'fc' is there twice"),
         (b"\xff\xfe", "is damaged"),
-        (b"[" * 100_000, "is damaged"),
+        (b"[" * 100_000, "is damaged: it holds more lists than values"),
+        (b"[" * 900, "is damaged"),
         (b"[]", "is no baseline"),
-        (b" " * (16 * 2**20 + 1), "has more than"),
+        (b" " * (8 * 2**20 + 1), "has 8388609 bytes, more than any such file"),
     ],
 )
 def test_damaged_files_are_refused(data, why, tmp_path):
@@ -303,7 +304,7 @@ def test_a_newer_schema_is_told_from_damage(tmp_path):
 
 
 def test_a_folder_is_no_baseline(tmp_path):
-    with pytest.raises(RunFileError, match="cannot read the baseline"):
+    with pytest.raises(RunFileError, match="is not a regular file"):
         read_baseline(tmp_path)
 
 

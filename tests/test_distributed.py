@@ -34,6 +34,7 @@ from coordcheck.models import mlp, transformer
 from coordcheck.models.transformer import Attention
 from coordcheck.records import Kind, Quantity, RunKey, RunRecord, Status
 from coordcheck.runfiles import RunFolder
+from coordcheck.schemas import read_run
 from coordcheck.shards import local_part
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

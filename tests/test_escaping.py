@@ -22,7 +22,7 @@ from coordcheck.errors import SweepInterrupted
 from coordcheck.escaping import MESSAGE_LENGTH, NAME_LENGTH, json_text, legible, printable, shortened, told, well_formed
 from coordcheck.formats import github, junit, markdown
 from coordcheck.page import render_fragment
-from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord
+from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord, kept
 from coordcheck.report import Criteria
 from coordcheck.runfiles import slug
 from coordcheck.verdicts import Verdict
@@ -178,6 +178,8 @@ def test_awkward_texts_go_through_files_and_back(text: str, tmp_path: Path):
     report = hostile(text)
     report.save(tmp_path / "runs")
     loaded = coordcheck.load(tmp_path / "runs")
+    for record in report.records:  # messages are cut, names and settings are not
+        record.notes, record.reason = [*map(kept, record.notes)], kept(record.reason)
     assert text == PAIR or {repr(record) for record in loaded.records} == {repr(record) for record in report.records}
     assert text == PAIR or loaded.criteria == report.criteria
     write_baseline(tmp_path / "baseline.json", baseline_of(report))

@@ -169,7 +169,7 @@ CONTRADICTIONS = [
     ({"width": 2**53 + 1}, f"width: expected an integer from 1 to {2**53}, got {2**53 + 1}"),
     ({"seed": 2**63}, f"seed: expected an integer from 0 to {2**63 - 1}"),
     ({"label": "x" * (2**20 + 1)}, "label: expected a text of at most 1048576 characters, got 'xxx"),
-    ({"settings": {"steps": "2", "batch": "x" * 2**17}}, "settings.batch: expected a text of at most 65536"),
+    ({"settings": {"steps": "2", "batch": "x" * (2**20 + 1)}}, "settings.batch: expected a text of at most 1048576"),
     ({"sites": [["fc", 0, "module", [2**62, 4], "float32"]]}, r"sites\[0\]\[3\]: expected the shape of a tensor"),
     ({"notes": ["x"] * 10_001}, "notes: expected at most 10000 items"),
     ({"probe": "batch"}, "has 'probe', which this version does not know: a later one may"),

@@ -292,7 +292,7 @@ def test_an_endless_device_is_refused(tmp_path: Path):
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
-    assert_refused(tmp_path / "16-0.json", "cannot read .*No such file")
+    assert_refused(tmp_path / "16-0.json", "cannot be read: No such file")
 
 
 def test_a_huge_file_is_refused_before_it_is_read(real: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from coordcheck.baselines import KINDS, Baseline, Entry, Name, Reading
+from coordcheck.documents import Unreadable, read_bytes, too_dense
 from coordcheck.errors import RunFileError
 from coordcheck.escaping import json_text
 from coordcheck.runfiles import replace_file
@@ -22,7 +23,7 @@ from coordcheck.verdicts import Verdict
 
 FORMAT, SCHEMA = "coordcheck baseline", 1
 NUMBERS = "[exponent, half of its 95 % interval]"
-SIZE_LIMIT = 16 * 2**20  # bytes; 5000 layers are about 1 MB
+SIZE_LIMIT = 8 * 2**20  # bytes; 5000 layers are about 1 MB
 
 
 class NewerBaseline(RunFileError):
@@ -116,12 +117,11 @@ def read_baseline(path: Path) -> Baseline:
 
 def _document(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            data = file.read(SIZE_LIMIT + 1)
-    except OSError as error:
-        raise RunFileError(f"cannot read the baseline {path}: {error.strerror or error}.") from error
-    if len(data) > SIZE_LIMIT:
-        _refuse(path, f"has more than {SIZE_LIMIT} bytes")
+        data = read_bytes(path, SIZE_LIMIT)
+    except Unreadable as reason:
+        _refuse(path, str(reason))
+    if too_dense(data):
+        _refuse(path, "is damaged: it holds more lists than values")
     try:
         return json.loads(data.decode(), parse_constant=_no_constant, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:

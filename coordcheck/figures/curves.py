@@ -140,9 +140,8 @@ def name_lines(axis: Axes, names: Sequence[tuple[str, str]], curves: Curves) -> 
 
 def _inches(axis: Axes) -> tuple[float, float]:
     """Width and height of a panel."""
-    box, figure = axis.get_position(), axis.get_figure(root=True)
-    assert figure is not None
-    width, height = figure.get_size_inches()
+    box = axis.get_position()
+    width, height = axis.figure.get_size_inches()  # type: ignore[union-attr]  # there are no figures inside figures here
     return float(box.width * width), float(box.height * height)
 
 
