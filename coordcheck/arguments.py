@@ -288,8 +288,14 @@ def process_executor(executor: Any) -> None:
     """
     if executor is None:
         return
-    if not callable(getattr(executor, "submit", None)):
-        raise CoordCheckError(f"executor must have a submit method (PEP 3148), got {executor!r}. Or pass jobs=N.")
+    # submitters of cluster jobs have submit as well, and give jobs that nothing waits for as for futures
+    lacking = [name for name in ("submit", "map", "shutdown") if not callable(getattr(executor, name, None))]
+    if lacking:
+        raise CoordCheckError(
+            f"executor must have submit, map and shutdown, and give futures (PEP 3148); {executor!r} has no "
+            f"{' and no '.join(lacking)}. Pass jobs=N, or let each job of a cluster make a run of its own: a "
+            "Recorder, or `coordcheck run` with one width and one seed and --save-to."
+        )
     if isinstance(executor, ThreadPoolExecutor):
         raise CoordCheckError("executor runs threads, which share one random state. Use jobs=N or a pool of processes.")
     context = getattr(executor, "_mp_context", None) or getattr(executor, "_context", None)

@@ -430,6 +430,16 @@ def test_a_build_that_cannot_be_sent_runs_in_this_process():
     assert not check(locked()).missing
 
 
+def test_a_submitter_of_cluster_jobs_is_refused_before_anything_is_submitted():
+    submitted = []
+
+    class Jobs:
+        submit = submitted.append
+
+    assert "has no map and no shutdown. Pass jobs=N, or let each job of a cluster" in refusal(executor=Jobs())
+    assert submitted == []
+
+
 def test_an_executor_that_was_shut_down_is_refused():
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     executor.shutdown()

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -567,7 +568,7 @@ def test_what_nobody_could_mean_is_refused_at_once(options: dict[str, Any], matc
 
 
 def test_a_limit_of_time_is_held_by_processes_of_our_own():
-    class Remote:
+    class Remote(Executor):
         def submit(self, *arguments: Any) -> Any: ...
 
     with pytest.raises(CoordCheckError, match=r"an executor's are its own. Pass jobs=N instead"):

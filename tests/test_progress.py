@@ -7,7 +7,7 @@ import logging
 import re
 import subprocess
 import sys
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextvars import Context
 from itertools import count
 
@@ -116,7 +116,7 @@ def test_a_short_check_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-class Elsewhere:
+class Elsewhere(Executor):
     """An executor whose workers know nothing of the sweep, as other processes do."""
 
     def submit(self, function, *arguments) -> Future:
