@@ -233,6 +233,19 @@ def _warm_up(setup: Setup) -> None:
         optimizer.register_step_post_hook(lambda *_, scheduler=scheduler: scheduler.step())
 
 
+def _clip(threshold: float) -> Change:
+    """Clip the norm of the gradient of all parameters that an optimizer holds, before its step."""
+
+    def clip(optimizer: Any, *_: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], threshold)
+
+    def apply(setup: Setup) -> None:
+        for optimizer in setup.optimizers:
+            optimizer.register_step_pre_hook(clip)
+
+    return act(apply)
+
+
 def _orthogonal(setup: Setup, *names: str) -> None:
     for name in names:
         nn.init.orthogonal_(setup.parameters[name])
@@ -435,6 +448,20 @@ def _mlp() -> None:
         control(family, "warm-up", "every learning rate warms up from 0 (gpt-neox#1379)", act(_warm_up))
     control(adam, "zero readout", "a readout of zeros, by design", act(lambda setup: _zero(setup, "readout.weight")))
     control(sgd, "zero readout", "a readout of zeros, by design", act(lambda setup: _zero(setup, "readout.weight")))
+
+
+def _clipped() -> None:
+    """Thresholds that every gradient is above, or none."""
+    adam, sgd, momentum = mlp("adam"), mlp("sgd"), mlp("momentum", "mlp tanh", activation=torch.tanh, depth=3)
+    always, never = _clip(1e-2), _clip(1e3)
+    zero = act(lambda setup: _zero(setup, "readout.weight"))
+    control(adam, "clipped", "clipping at every step, which Adam does not notice", always)
+    control(sgd, "hardly clipped", "a threshold that no gradient reaches", never)
+    control(momentum, "hardly clipped", "a threshold that no gradient reaches", never)
+    fault(adam, "clipped, hidden rate", "clipping at every step, and one rate", always, lr(1, "hidden.*.weight"))
+    fault(sgd, "hardly clipped, input rate", "a threshold that none reaches", never, lr(-1, "input.weight"))
+    shrunk = "with a readout of zeros |g| grows as n ** 1/2, and the clipped update falls so"
+    fault(sgd, "clipped", shrunk, always, zero, truth=dict.fromkeys(parameter_names(sgd.build), ("lr", 0.5)))
 
 
 def _multipliers() -> None:
@@ -881,5 +908,6 @@ def _forward_scales() -> None:
         fault(family, module.__name__, what, change, truth={"between": ("forward scale", power)})
 
 
-for _cases in (_mlp, _multipliers, _muon, _convolutions, _transformers, _mixtures_and_adapters, _forward_scales):
+_PLAIN = (_mlp, _clipped, _multipliers, _muon)
+for _cases in (*_PLAIN, _convolutions, _transformers, _mixtures_and_adapters, _forward_scales):
     _cases()
