@@ -120,6 +120,7 @@ def _run_command(commands: Any) -> None:
         help="repeated blocks as one layer along another axis, such as blocks=last (or first, mean)",
     )
     parser.add_argument("--verify-repeat", action="store_true", help="train one run twice, and say how far it differs")
+    parser.add_argument("--figure-steps", **_STEPS)
     _experiment_options(parser)
 
 
@@ -206,8 +207,6 @@ def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     add("--save-to", type=Path, metavar="DIR", help="write run files; the same command resumes")
     add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
-    if isinstance(parser, argparse.ArgumentParser):
-        add("--figure-steps", **_STEPS)
     _view_options(parser)
     add("--html", type=Path, metavar="FILE", help="also write the page")
     add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
