@@ -97,7 +97,7 @@ def test_a_framework_that_is_not_installed_is_told_with_what_to_install(module, 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "this callback needs" in done.stderr
-    assert f"pip install 'coordcheck[{extra}]'" in done.stderr
+    assert f'pip install "coordcheck[{extra}]"' in done.stderr
     assert f"\n{extra} = [" in (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
 
 
