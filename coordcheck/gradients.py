@@ -95,10 +95,10 @@ def unrounded(before: Arrived, initial: Tensor, now: Tensor) -> float | None:
     A coordinate p holds a change of it to within a rounding, p times the machine's epsilon: the smallest ones hold an
     update of which the others lose most, or all.
 
-    >>> weight, gradient = torch.linspace(-1, 1, 4001), torch.full((4001,), 1e-9)
+    >>> weight, gradient = torch.linspace(-1, 1, 4001) ** 3, torch.full((4001,), 1e-9)
     >>> now = weight - gradient
     >>> round(float((now - weight).norm() / gradient.norm()), 1)
-    0.3
+    0.7
     >>> round(unrounded(arrived(gradient), weight, now), 2)
     1.0
     """
