@@ -133,11 +133,16 @@ def text_of(code: CodeType) -> str:
 
     A file that was edited after it was imported does not tell what runs.
     """
+    return _text_of(code, code.co_filename)  # equal code may stand in two files
+
+
+@lru_cache(maxsize=4096)
+def _text_of(code: CodeType, filename: str) -> str:
     try:
         source = inspect.getsource(code)
     except Exception:  # no source, or one that is no longer there
         return compiled(code)
-    known = _compiled_file(code.co_filename, "".join(linecache.getlines(code.co_filename)))
+    known = _compiled_file(filename, "".join(linecache.getlines(filename)))
     if known is not None and compiled(code) not in known:
         return compiled(code)
     return source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, as `_one_thread` of this one
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -166,10 +166,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        (stacked, "check"),
         (system_site, "check"),
         (target, "check"),
-        (system_python, "check"),
+        (stacked, "fingerprint"),
+        (system_python, "fingerprint"),
         (user_site, "fingerprint"),
         (python_path, "fingerprint"),
     ],

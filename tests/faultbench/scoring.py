@@ -6,8 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -98,13 +97,8 @@ def _within(layer: str, path: str) -> bool:
     return layer == path or layer.startswith((f"{path}.", f"{path}/", f"{path}#"))
 
 
-def built(name: str, width: int) -> Any:
-    """A case's model and optimizer, for `coordcheck`; by its name, so that there is little to fingerprint."""
-    return REGISTRY[name].build(width)
-
-
 def diagnosis(case: Fault, seeds: int | Sequence[int] = SEEDS) -> coordcheck.Report:
-    return coordcheck.diagnose(partial(built, case.name), case.batch, loss=case.loss, widths=WIDTHS, seeds=seeds)
+    return coordcheck.diagnose(case.build, case.batch, loss=case.loss, widths=WIDTHS, seeds=seeds)
 
 
 def alarm(case: Fault, seeds: Sequence[int]) -> Alarm:
@@ -123,7 +117,7 @@ def whole_check(name: str) -> int:
     case = REGISTRY[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return coordcheck.check(partial(built, name), case.batch, loss=case.loss).exit_code
+        return coordcheck.check(case.build, case.batch, loss=case.loss).exit_code
 
 
 def owners(case: Fault) -> frozenset[str]:
@@ -138,8 +132,7 @@ def flagged(case: Fault) -> tuple[frozenset[str], frozenset[str], frozenset[str]
 
     To be fair to both, only layers that could be culprits count: modules that own parameters, and attentions.
     """
-    build = partial(built, case.name)
-    report = coordcheck.check(build, case.batch, loss=case.loss, widths=WIDTHS, seeds=SEEDS, probe=None)
+    report = coordcheck.check(case.build, case.batch, loss=case.loss, widths=WIDTHS, seeds=SEEDS, probe=None)
     with torch.random.fork_rng([]):
         modules = dict(case.build.setup(WIDTHS[0]).model.named_modules())
     able = {name for name, module in modules.items() if name and list(module.parameters(recurse=False))}
