@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from coordcheck.audits import LIMITS
 from coordcheck.records import printable
+from coordcheck.result import Result
 from coordcheck.summaries import (
     blames,
     cause_text,
@@ -22,9 +23,6 @@ from coordcheck.summaries import (
     worst,
 )
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 ANNOTATIONS = 10  # GitHub shows so many of one kind per step
 SUMMARY_BYTES = 900 * 1024  # GitHub drops a job summary of more than 1 MiB as a whole
@@ -39,7 +37,7 @@ class _Annotation(NamedTuple):
     text: str
 
 
-def github(report: Report, places: dict[str, Place] | None = None) -> str:
+def github(report: Result, places: dict[str, Place] | None = None) -> str:
     """Workflow commands for a GitHub Actions job: at most ten annotations, and the report in a group that is folded.
 
     Args:
@@ -59,7 +57,7 @@ def github(report: Report, places: dict[str, Place] | None = None) -> str:
 _END = "::endgroup::"
 
 
-def _annotations(report: Report) -> Iterator[_Annotation]:
+def _annotations(report: Result) -> Iterator[_Annotation]:
     """Culprits first, then what is violated without one, then what is open."""
     open_ones: list[_Annotation] = []
     for label in report.labels:
@@ -101,7 +99,7 @@ def _escaped(text: str, more: str = "") -> str:
     return re.sub(f"[%\r\n{more}]", lambda found: f"%{ord(found[0]):02X}", printable(text))
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Result) -> str:
     """The report as GitHub-flavoured Markdown, short enough for a job summary; names in it are never markup."""
     parts = ["## coordcheck\n"]
     for label in report.labels:
@@ -148,7 +146,7 @@ def _plain(text: str) -> str:
     )
 
 
-def junit(report: Report) -> str:
+def junit(report: Result) -> str:
     """JUnit XML: a suite per label, a case per layer and parameter.
 
     What is violated, or to blame, is a failure; what is undecided, and a run that did not finish, is an error; what is

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from coordcheck import __version__
+from coordcheck.version import __version__
 from coordcheck.letters import recovered
 
 EXIT_CODES = (

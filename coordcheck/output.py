@@ -6,13 +6,24 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from typing import Any, TextIO
 
 from coordcheck.escaping import told
 from coordcheck.letters import HANDLER
 from coordcheck.redaction import redacted
 
-TEXT_WIDTH = 100  # columns when the output is no terminal
+TEXT_WIDTH = 100  # columns where no terminal sets another width
+
+
+def plain_text(renderable: Any) -> str:
+    """What rich renders, as it is printed where the output is no terminal."""
+    from rich.console import Console
+
+    file = StringIO()
+    options: dict[str, Any] = {"force_terminal": False, "force_jupyter": False, "color_system": None}
+    Console(file=file, width=TEXT_WIDTH, **options).print(renderable)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 class Output:

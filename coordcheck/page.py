@@ -13,16 +13,17 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from coordcheck import __version__
+from coordcheck.version import __version__
 from coordcheck.audits import LIMITS
 from coordcheck.diagnosis import PARAMETRIZATIONS
 from coordcheck.pagedata import SYMBOLS, table_data, tone
 from coordcheck.records import printable
+from coordcheck.result import Result
 from coordcheck.runfiles import versions
 from coordcheck.summaries import (
     Blame,
@@ -38,9 +39,6 @@ from coordcheck.summaries import (
     worst,
 )
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 WORST = 10  # layers shown per label above the table of all
 BLAMES = 40  # groups of culprits shown per label
@@ -75,7 +73,7 @@ class Runs(NamedTuple):
     seconds: str
 
 
-def render_page(report: Report) -> str:
+def render_page(report: Result) -> str:
     """The whole report as one HTML document without references to anything outside it.
 
     The same report gives the same text.
@@ -110,7 +108,7 @@ def render_page(report: Report) -> str:
     )
 
 
-def render_fragment(report: Report) -> str:
+def render_fragment(report: Result) -> str:
     """The report on one screen for a notebook: no script, and a style that touches nothing around it."""
     return (
         _environment()
@@ -168,7 +166,7 @@ def _breakable(name: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[./])", printable(name)))
 
 
-def _section(report: Report, label: str, most: int) -> Section:
+def _section(report: Result, label: str, most: int) -> Section:
     table, parameters = of_label(report, label)
     ailing = worst(table) if label not in report.too_few_widths else table.head(0)
     open_questions: list[Any] = list(parameters[parameters["verdict"] == Verdict.UNDECIDED.value].itertuples())
@@ -184,7 +182,7 @@ def _section(report: Report, label: str, most: int) -> Section:
     )
 
 
-def _runs(report: Report) -> list[Runs]:
+def _runs(report: Result) -> list[Runs]:
     """One row per label: what was trained, and how much of it finished."""
     found = []
     for label in report.labels:
@@ -203,7 +201,7 @@ def _runs(report: Report) -> list[Runs]:
     return found
 
 
-def _settings(report: Report) -> list[tuple[str, list[str]]]:
+def _settings(report: Result) -> list[tuple[str, list[str]]]:
     """Every setting that changes numbers, with its value per label: one value where it is the same for all."""
     found: dict[str, dict[str, dict[str, None]]] = {}
     for record in report.records:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from itertools import chain, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from coordcheck.marks import decisive, spread
+from coordcheck.designs import decisive, spread
 from coordcheck.measurements import judged
 from coordcheck.records import Quantity, Role, Status, printable
+from coordcheck.result import Result
 from coordcheck.summaries import cause_text, change, evidence, remedy_text
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 CURVES = {Quantity.ACTIVATION: "RMS of the output h_t", Quantity.CHANGE: "RMS of the change h_t − h_0"}
 """The scales that are shown per layer, with their titles."""
@@ -49,7 +47,7 @@ def tone(verdict: Verdict, culprit: bool = False) -> str:
     return {Verdict.UNDECIDED: "warn", Verdict.OK: "good"}.get(verdict, "mute")
 
 
-def table_data(report: Report) -> dict[str, Any]:
+def table_data(report: Result) -> dict[str, Any]:
     """Everything that the page's script needs, as JSON data whose texts are fit to be shown.
 
     A row is [place in the data flow, name, label, kind, verdict, tone, what was judged, exponent, ±, expected, growth
@@ -106,7 +104,7 @@ def exponents_of(row: Any) -> list[list[Any]]:
     ]
 
 
-def layer_details(report: Report, label: str) -> tuple[dict[str, list[int]], dict[str, list[Any]]]:
+def layer_details(report: Result, label: str) -> tuple[dict[str, list[int]], dict[str, list[Any]]]:
     """One label's widths and steps, and per layer and quantity of `CURVES` its scales and slopes.
 
     Scales are means over the seeds, step by step and within a step width by width: null where nothing was measured,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from coordcheck import __version__
+from coordcheck.version import __version__
 from coordcheck.documents import LIMITS, SCHEMA, read_document, refuse
 from coordcheck.errors import CoordCheckError, RunFileError
 from coordcheck.records import RunKey, RunRecord, same_label

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from coordcheck.designs import Design, by_design
 from coordcheck.diagnosis import Cause
-from coordcheck.marks import Design, by_design
 from coordcheck.records import Role, printable
 from coordcheck.repeats import PARTS, starred, together
+from coordcheck.result import Result
 from coordcheck.verdicts import Verdict, summary
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 
 class Headline(NamedTuple):
@@ -67,13 +65,13 @@ class Evidence(NamedTuple):
     expected: float
 
 
-def of_label(report: Report, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def of_label(report: Result, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One label's verdicts: those of its layers, and those of its parameters."""
     own = report.verdicts[report.verdicts["label"] == label]
     return own[own["role"].isna()], own[own["role"].notna()]
 
 
-def headline(report: Report, label: str) -> Headline:
+def headline(report: Result, label: str) -> Headline:
     """One label's verdict in a line.
 
     Raises:
@@ -143,14 +141,14 @@ def design_text(found: Sequence[Design]) -> str:
     return f"by design: {', '.join(told)} at t=0" if told else ""
 
 
-def status(report: Report) -> str:
+def status(report: Result) -> str:
     """The whole check in one word, or two: "ok", "violated", "undecided", "incomplete", "too few widths"."""
     if report.exit_code == 3:
         return "incomplete" if report.missing or report.unsaved else "undecided"
     return {0: "ok", 1: "violated", 2: "too few widths"}[report.exit_code]
 
 
-def failure(report: Report) -> str:
+def failure(report: Result) -> str:
     """Why a check did not pass, on one screen: what failed, the report, and the rule.
 
     The first line, which stands alone in many places, says how much failed.
@@ -164,7 +162,7 @@ def failure(report: Report) -> str:
     return "\n".join([*lines, str(report), *([rule(report)] if report.exit_code != 2 else [])])
 
 
-def _guilty(report: Report, label: str) -> bool:
+def _guilty(report: Result, label: str) -> bool:
     """Whether the check failed because of this label."""
     if report.exit_code == 1:
         return headline(report, label).failed
@@ -174,7 +172,7 @@ def _guilty(report: Report, label: str) -> bool:
     return not report.status[label].harmless or lost
 
 
-def rule(report: Report) -> str:
+def rule(report: Result) -> str:
     """What a slope is held against."""
     steps = max(map(int, report.slopes["step"]), default=0)
     seeds = len({record.key.seed for record in report.records})

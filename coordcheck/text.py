@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from rich.cells import cell_len
@@ -16,7 +16,9 @@ from coordcheck.audits import LIMITS
 from coordcheck.diagnosis import Cause
 from coordcheck.escaping import legible, printable
 from coordcheck.measurements import judged
+from coordcheck.output import plain_text
 from coordcheck.records import Quantity
+from coordcheck.result import Result
 from coordcheck.summaries import (
     Headline,
     blames,
@@ -32,9 +34,6 @@ from coordcheck.summaries import (
 )
 from coordcheck.verdicts import Verdict
 
-if TYPE_CHECKING:
-    from coordcheck.report import Report
-
 WORST = 8  # layers shown per label
 SYMPTOMS = 5  # layers shown where their causes are shown, too
 TO_BLAME = 40  # culprits shown per label, those that differ in a number only as one
@@ -42,7 +41,12 @@ NOTES = 8  # notes shown
 NOTE_LENGTH = 2000  # characters of one
 
 
-def render(report: Report, most_notes: int = NOTES) -> Group:
+def plain(report: Result) -> str:
+    """The report as it is printed where the output is no terminal."""
+    return plain_text(render(report))
+
+
+def render(report: Result, most_notes: int = NOTES) -> Group:
     """The report on one screen: a verdict line and the worst layers per label, then the notes, at most so many."""
     parts: list[Any] = []
     for label in report.labels:
@@ -76,7 +80,7 @@ def render(report: Report, most_notes: int = NOTES) -> Group:
     return Group(*parts)
 
 
-def _words(report: Report) -> list[str]:
+def _words(report: Result) -> list[str]:
     """The words that stand in the tables of culprits and layers, and that a reader need not know."""
     blamed = report.culprits
     if blamed.empty:
@@ -199,7 +203,7 @@ def _with_rest(table: NamedRows, count: int, where: str) -> Group:
     return Group(table, *rest)
 
 
-def scale_table(report: Report, label: str) -> Table:
+def scale_table(report: Result, label: str) -> Table:
     """The scales themselves: what is shown when there are too few widths for a verdict."""
     rows = judged(report.measurements)
     rows = rows[(rows["label"] == label) & (rows["quantity"] == Quantity.ACTIVATION.value)]

@@ -214,7 +214,7 @@ class Transfer:
         from coordcheck.figures.style import save_figure
         from coordcheck.figures.transfer import draw_transfer
 
-        drawn = draw_transfer(self)
+        drawn = draw_transfer(self.losses, self.optima, self.shift)
         if path is not None:
             save_figure(drawn, path)
         return drawn

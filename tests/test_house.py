@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,152 +15,95 @@ import pytest
 import coordcheck
 
 PACKAGE = Path(coordcheck.__file__).parent
-# left to right: a module imports only from those before it
-ORDER = [
-    *("escaping", "redaction", "errors", "reading", "documents"),
-    *("letters", "extras", "isolation", "interrupts", "output"),
-    *("records", "repeats", "folds", "arguments", "schemas", "runfiles", "claims", "agreement"),
-    *("owners", "codes", "contents", "fingerprints", "scales", "shards"),
-    *("frames", "calls", "batches", "inputs", "windows", "randomness", "surroundings", "modes", "hooks", "wrappers"),
-    *("sites", "state", "probing", "parameters", "ranks", "reduction"),
-    *("operations", "uses", "keeping", "steps", "tracing", "replays", "parts", "retracing"),
-    *("facts", "changes", "gradients", "effects", "degrees", "backwards", "live", "recorder"),
-    *("integrations", "integrations.recording", "integrations.transformers", "integrations.lightning"),
-    *("losses", "trials", "payloads", "diagnosing", "progress", "training", "workers", "keeper", "sweep"),
-    *(
-        "measurements",
-        "slopes",
-        "optima",
-        "verdicts",
-        "roles",
-        "clipping",
-        "exponents",
-        "diagnosis",
-        "blame",
-        "audits",
-        "marks",
-        "summaries",
-        "text",
-        "figures.style",
-        "figures.views",
-        "figures.rows",
-        "figures.panels",
-        "figures.curves",
-        "figures.keys",
-        "figures.divergence",
-        "figures.exponents",
-        "figures.slope_map",
-        "figures.transfer",
-        "figures.inline",
-        "figures",
-        "pagedata",
-        "page",
-        "integrations.loggers",
-        "labels",
-        "report",
-        "formats",
-        "baselines",
-        "baselines.files",
-        "checks",
-        "transfer",
-        "plans.blueprints",
-        "plans.costs",
-        "plans.shapes",
-        "plans.drafting",
-        "plans.obstacles",
-        "plans.timings",
-        "plans.text",
-        "plans",
-    ),
-    *(
-        "models.parametrizations",
-        "models.builders",
-        "models.mlp",
-        "models.transformer",
-        "models",
-        "demo",
-        "targets",
-        "configs",
-        "glossary.terms",
-        "glossary.columns",
-        "glossary",
-        "options",
-        "cli",
-        "__main__",
-        "pytest_plugin.settings",
-        "pytest_plugin.outcomes",
-        "pytest_plugin.fixture",
-        "pytest_plugin.summary",
-        "pytest_plugin",
-    ),
-]
-# from `measurements` to the right, a saved check is read without torch
-WITHOUT_TORCH = [
-    "escaping",
-    "redaction",
-    "errors",
-    "records",
-    "runfiles",
-    "measurements",
-    "slopes",
-    "optima",
-    "verdicts",
-    "roles",
-    "exponents",
-    "diagnosis",
-    "blame",
-    "audits",
-    "marks",
-    "text",
-    "figures",
-    "report",
-    "cli",
-]
+# left to right: a wing imports only from those before it
+WINGS = (
+    *("common", "runs", "analysis", "models", "recording", "reporting", "training"),
+    *("integrations", "checks", "cli", "pytest_plugin"),
+)
+PILLARS = {"recording", "reporting"}  # which never meet
+WITHOUT_TORCH = ("common", "runs", "analysis", "reporting")  # where a saved check is read
+FRONT = {"__init__", "__main__", "py"}  # beside the wings: the public names, `python -m`, and py.typed
 
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
+    return ".".join(parts if parts[-1] != "__init__" or len(parts) == 1 else parts[:-1])
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+MODULES = SOURCES.keys() - {"__init__"}
 
 
 def imported(source: str) -> set[str]:
-    """The package's own modules that a source imports at run time, wherever in it the import stands."""
+    """The package's own modules that a source imports, wherever in it the import stands: lazy ones, and annotations'."""
     found = set()
-    for node in ast.walk(_without_type_checking(ast.parse(source))):
-        if isinstance(node, ast.ImportFrom) and node.module == "coordcheck":
-            found |= {alias.name for alias in node.names if alias.name in ORDER}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("coordcheck."):
-            found.add(str(node.module).removeprefix("coordcheck."))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            module = str(node.module)
+            found |= {name if (name := f"{module}.{alias.name}") in known() else module for alias in node.names}
+            assert not node.level, "imports are absolute"
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("coordcheck.") for a in node.names if a.name.startswith("coordcheck.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return {name.removeprefix("coordcheck.") for name in found if name.startswith("coordcheck.")} | (
+        {"__init__"} if "coordcheck" in found else set()
+    )
 
 
-def _without_type_checking(tree: ast.Module) -> ast.Module:
-    """The tree without its `if TYPE_CHECKING:` blocks, which are annotations and not imports."""
-    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING")]
-    return tree
+def known() -> set[str]:
+    return {f"coordcheck.{name}" for name in MODULES}
+
+
+def wing(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def wrong_way(name: str, source: str) -> set[str]:
-    return {other for other in imported(source) if ORDER.index(other) >= ORDER.index(name)}
+    """What a module of the house imports from a wing above its own, from the other pillar, or from the front."""
+    own, found = wing(name), set()
+    for other in imported(source):
+        its = wing(other)
+        if its not in WINGS or WINGS.index(its) > WINGS.index(own) or {own, its} == PILLARS:
+            found.add(other)
+    return found
 
 
-SOURCES = {module_name(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+def circles(sources: Mapping[str, str]) -> list[str]:
+    """A circle of imports, if there is one."""
+    try:
+        graphlib.TopologicalSorter({name: imported(source) for name, source in sources.items()}).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
 
 
-def test_every_module_has_its_place():
-    assert set(SOURCES) == set(ORDER)
+def test_the_listing_reads_as_the_flow_of_the_data():
+    entries = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert entries == {*WINGS, *FRONT}
+    assert len(entries) <= 14
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_module_imports_only_from_its_left(name):
-    assert wrong_way(name, SOURCES[name].read_text(encoding="utf-8")) == set()
+@pytest.mark.parametrize("name", sorted(MODULES - {"__main__"}))
+def test_a_module_imports_only_from_its_own_wing_and_those_below(name):
+    assert wrong_way(name, SOURCES[name]) == set()
 
 
-def test_the_import_test_can_fail():
-    assert wrong_way("slopes", "def f():\n    from coordcheck.report import Report\n") == {"report"}
-    assert wrong_way("text", "from coordcheck import figures\n") == {"figures"}
+def test_no_imports_go_in_a_circle():
+    assert circles({name: SOURCES[name] for name in MODULES}) == []
+
+
+def test_every_package_says_what_it_is():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_the_import_tests_can_fail():
+    lazy = "def f():\n    from coordcheck.reporting.report import Report\n"
+    assert wrong_way("analysis.slopes", lazy) == {"reporting.report"}
+    annotation = "if TYPE_CHECKING:\n    from coordcheck.checks import plans\n"
+    assert wrong_way("training.sweep", annotation) == {"checks.plans"}
+    assert wrong_way("reporting.text", "import coordcheck.recording.recorder") == {"recording.recorder"}
+    assert wrong_way("checks.check", "from coordcheck import Report") == {"__init__"}
+    assert circles({"a": lazy, "reporting.report": "import coordcheck.b", "b": "import coordcheck.a"})
 
 
 def run_python(code: str) -> str:
@@ -187,9 +132,18 @@ def test_a_check_does_not_load_matplotlib():
     assert "matplotlib" not in loaded("import coordcheck.checks, coordcheck.demo")
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_saved_checks_are_read_without_torch(name):
-    run_python(f"import sys; sys.modules['torch'] = None; import coordcheck.{name}")
+def importing(wings: Sequence[str]) -> str:
+    """Code that imports every module of these wings."""
+    return "import " + ", ".join(f"coordcheck.{name}" for name in sorted(MODULES) if wing(name) in wings)
+
+
+def test_saved_checks_are_read_without_torch():
+    run_python(f"import sys; sys.modules['torch'] = None; {importing(WITHOUT_TORCH)}")
+
+
+def test_the_wall_before_torch_can_be_missed():
+    with pytest.raises(AssertionError, match="torch"):
+        run_python(f"import sys; sys.modules['torch'] = None; {importing(['training'])}")
 
 
 def test_public_names_are_few_and_documented():

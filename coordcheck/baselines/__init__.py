@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from coordcheck.escaping import legible, printable
 from coordcheck.records import Role, differences, distinct, same_label
+from coordcheck.result import Result
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 TOLERANCE = 0.1  # exponents in practice are multiples of 1/2, and those of one model differ by a few hundredths
 DIGITS = 3
@@ -109,7 +107,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def baseline_of(report: Report) -> Baseline:
+def baseline_of(report: Result) -> Baseline:
     """The exponents of a report, with 3 digits."""
     entries, names = {}, _Names()
     for values in report.layers.itertuples():
@@ -130,7 +128,7 @@ def baseline_of(report: Report) -> Baseline:
     return Baseline(_settings(report), entries)
 
 
-def compare(stored: Baseline, report: Report, tolerance: float = TOLERANCE) -> Comparison:
+def compare(stored: Baseline, report: Result, tolerance: float = TOLERANCE) -> Comparison:
     """What a check measures otherwise than the baseline.
 
     An exponent has changed when it is farther from the stored one than `tolerance`, and farther than the 95 % interval
@@ -183,7 +181,7 @@ def _changes(
         yield Change(name, "verdict", *words, math.nan, math.inf)
 
 
-def _settings(report: Report) -> dict[str, Any]:
+def _settings(report: Result) -> dict[str, Any]:
     """What exponents depend on beside the code."""
     return {
         "axis": _plain(report.criteria.axis),
@@ -202,7 +200,7 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _slopes(report: Report) -> dict[Name, dict[str, Reading]]:
+def _slopes(report: Result) -> dict[Name, dict[str, Reading]]:
     """Every slope of every layer, by quantity and step."""
     found: dict[Name, dict[str, Reading]] = {}
     names = _Names()

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 import coordcheck.figures.style as style
+from coordcheck.designs import Design
 from coordcheck.figures.views import Column
-from coordcheck.marks import Design, Mark
+from coordcheck.marks import Mark
 from coordcheck.verdicts import Verdict
 
 HEAVY, LIGHT = 1.5, 0.7  # points, of lines

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import coordcheck.figures.style as style
+from coordcheck.designs import by_design
 from coordcheck.errors import CoordCheckError
 from coordcheck.escaping import legible, printable
 from coordcheck.figures.curves import (
@@ -30,15 +31,12 @@ from coordcheck.figures.keys import draw_key, key_of, key_rows
 from coordcheck.figures.panels import LEFT, LINE, Layout, finish_axes, place_axes
 from coordcheck.figures.style import NAME_LENGTH, QUANTITY_NAMES, own_style
 from coordcheck.figures.views import MOST_COLUMNS, Column, View, columns
-from coordcheck.marks import by_design
 from coordcheck.measurements import judged
 from coordcheck.records import Quantity, Status
 from coordcheck.repeats import starred
+from coordcheck.result import Result
 from coordcheck.summaries import headline
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 HEIGHT, NARROWEST, WIDEST = 1.22, 0.8, 1.7  # inches: of a panel, and its width at least and at most
 PAGE = {1: 7.2, 2: 10.0}  # inches: the figure's width, by how many labels stand in a row
@@ -58,7 +56,7 @@ class Title(NamedTuple):
     lines: list[str]
 
 
-def draw_divergence(report: Report, view: View | None = None) -> Figure:
+def draw_divergence(report: Result, view: View | None = None) -> Figure:
     """The scale at t = 0 and the change after it, against the width: a row of panels per label.
 
     A line is a layer, the mean over its seeds with their range, coloured by depth. It is heavy where its slope is
@@ -106,7 +104,7 @@ def draw_divergence(report: Report, view: View | None = None) -> Figure:
     return figure
 
 
-def _curves(report: Report, label: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Curves:
+def _curves(report: Result, label: str, rows: pd.DataFrame, shown: Sequence[Column]) -> Curves:
     """One label's lines: which of these layers, in which colours, and their points."""
     drawn = _worst(rows)
     drawn = drawn.assign(colour=pd.Series(style.shades(len(drawn)), index=drawn.index, dtype=object))
@@ -138,7 +136,7 @@ def _worst(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _arranged(
-    report: Report,
+    report: Result,
     view: View,
     content: tuple[Sequence[Column], Mapping[str, Curves], Mapping[str, Sequence[tuple[str, str]]]],
 ) -> tuple[Layout, dict[str, Title]]:
@@ -186,7 +184,7 @@ def _sized(layout: Layout, view: View, count: int, check: bool = True) -> Layout
     return replace(layout, panel=panel)
 
 
-def _title(report: Report, label: str, curves: Curves, layout: Layout) -> Title:
+def _title(report: Result, label: str, curves: Curves, layout: Layout) -> Title:
     """A label's headline in lines as wide as its panels."""
     line, room = headline(report, label), layout.block - 0.05
     drawn = len(curves.drawn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
@@ -18,10 +18,8 @@ from coordcheck.figures.rows import Rows, rows_of
 from coordcheck.figures.style import own_style
 from coordcheck.figures.views import View
 from coordcheck.records import Role
+from coordcheck.result import Result
 from coordcheck.summaries import counts
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 PANEL, APART = 1.75, 0.1  # inches
 ROW = 0.165  # inches
@@ -34,7 +32,7 @@ FAULT = "#b2182b"
 BARS = 2  # standard errors on each side
 
 
-def draw_exponents(report: Report, view: View | None = None) -> Figure:
+def draw_exponents(report: Result, view: View | None = None) -> Figure:
     """A forest plot: a row per parameter, two panels per label, error bars of two standard errors.
 
     Left: the exponents of the parameter's own update and of the change it inherits, at the first update. Right: how far
@@ -73,7 +71,7 @@ def draw_exponents(report: Report, view: View | None = None) -> Figure:
     return figure
 
 
-def _shown(report: Report, view: View) -> pd.DataFrame:
+def _shown(report: Result, view: View) -> pd.DataFrame:
     """The parameters to draw: matrices, attentions and whatever is to blame.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -13,10 +13,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from coordcheck.errors import CoordCheckError
+from coordcheck.figures.kinds import draw
 from coordcheck.figures.style import NO_DATE, own_style
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
+from coordcheck.result import Result
 
 KINDS = {
     "divergence": (
@@ -57,12 +56,12 @@ class Drawing(NamedTuple):
     reason: str
 
 
-def drawings(report: Report) -> list[Drawing]:
+def drawings(report: Result) -> list[Drawing]:
     """The figures that can be drawn, and of the others why they cannot."""
     return [_drawing(report, kind) for kind in KINDS]
 
 
-def _drawing(report: Report, kind: str) -> Drawing:
+def _drawing(report: Result, kind: str) -> Drawing:
     title, caption = KINDS[kind]
     why = _why_not(report, kind)
     if why:
@@ -71,7 +70,7 @@ def _drawing(report: Report, kind: str) -> Drawing:
         with warnings.catch_warnings(), mpl.rc_context():
             mpl.rcdefaults()  # a page is the same whatever style its author has set
             warnings.simplefilter("ignore", UserWarning)  # glyphs that our font lacks: the reader's browser has others
-            figure = report.figure(kind)
+            figure = draw(report, kind)
             width = figure.get_size_inches()[0]
             svg = Markup(inline_svg(figure, f"{kind}-"))
     except CoordCheckError as error:
@@ -79,7 +78,7 @@ def _drawing(report: Report, kind: str) -> Drawing:
     return Drawing(title, caption, svg, round(width * CSS_PIXELS), "")
 
 
-def _why_not(report: Report, kind: str) -> str:
+def _why_not(report: Result, kind: str) -> str:
     """Why a figure would show nothing that can be read; empty when it does. Told before it is drawn."""
     if len(report.labels) > MOST_LABELS:
         return f"{len(report.labels)} labels are too many for one figure."

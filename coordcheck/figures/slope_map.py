@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -20,9 +20,7 @@ from coordcheck.figures.style import QUANTITY_NAMES, own_style
 from coordcheck.figures.views import View, chosen_steps
 from coordcheck.marks import KEYS, Mark
 from coordcheck.records import Quantity
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
+from coordcheck.result import Result
 
 CELL = (0.42, 0.155)  # inches
 TOP, BOTTOM, BAR, APART = (
@@ -38,7 +36,7 @@ PAGE = 10.0  # inches of width, beyond which labels go on in a new line
 LIMIT = 3.0  # of the colours; beyond it a number says more
 
 
-def draw_slope_map(report: Report, view: View | None = None) -> Figure:
+def draw_slope_map(report: Result, view: View | None = None) -> Figure:
     """The slopes less what is expected as a map, layers by steps, a panel per label.
 
     A dot marks the slopes beyond the tolerance, with their whole 95 % interval, in layers that are violated. Where
@@ -137,7 +135,7 @@ def _grid(labels: Sequence[str], texts: Sequence[str], content: tuple[int, list[
     return found._replace(panel=panel)
 
 
-def _slopes(report: Report, quantity: Quantity, view: View) -> pd.DataFrame:
+def _slopes(report: Result, quantity: Quantity, view: View) -> pd.DataFrame:
     """The slopes less what is expected, with a mark where they are violated.
 
     Raises:

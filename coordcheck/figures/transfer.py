@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,9 +16,6 @@ from coordcheck.escaping import legible
 from coordcheck.figures.style import NAME_LENGTH, own_style
 from coordcheck.optima import Optimum
 
-if TYPE_CHECKING:
-    from coordcheck.transfer import Transfer
-
 PANEL = (1.75, 1.75)  # inches
 LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.55, 0.42, 0.4  # inches
 COLUMNS = 4
@@ -28,14 +25,19 @@ FITTED = "fitted best"  # in the key
 MARGIN = 0.06  # of the losses shown
 
 
-def draw_transfer(transfer: Transfer) -> Figure:
+def draw_transfer(losses: pd.DataFrame, optima: pd.DataFrame, shift: pd.DataFrame) -> Figure:
     """Final loss against log2 of the learning rate: a panel per label, a line per width, a band over the seeds.
 
     A diamond marks each fitted optimum with its 95 % interval, at the height of the least loss that was measured; an
     arrow a best learning rate at the edge; a cross, at the top, a learning rate at which a run did not finish. All
     panels share their axes; losses far above the least are cut off.
+
+    Args:
+        losses: one row per run, `label, width, lr, seed, loss, status`.
+        optima: one row per label and width, as `optima.find_optima` makes it.
+        shift: one row per label, likewise.
     """
-    labels = list(dict.fromkeys(transfer.losses["label"]))
+    labels = list(dict.fromkeys(losses["label"]))
     columns = min(len(labels), COLUMNS)
     rows = -(-len(labels) // columns)
     with own_style():
@@ -51,7 +53,8 @@ def draw_transfer(transfer: Transfer) -> Figure:
             hspace=(TOP + 0.05) / PANEL[1],
         )
         for axis, label in zip(axes.flat, labels, strict=False):
-            panel(axis, transfer, label)
+            own = (table[table["label"] == label] for table in (losses, optima, shift))
+            panel(axis, *own, losses["loss"].dropna())
         for axis in axes.flat[len(labels) :]:
             axis.set_axis_off()
         for row in axes:
@@ -64,23 +67,21 @@ def draw_transfer(transfer: Transfer) -> Figure:
     return figure
 
 
-def panel(axis: Axes, transfer: Transfer, label: str) -> None:
-    """One label: its lines, bands and optima, and the shift in the title."""
-    losses = transfer.losses[transfer.losses["label"] == label]
-    optima = transfer.optima[transfer.optima["label"] == label].set_index("width")
+def panel(axis: Axes, losses: pd.DataFrame, optima: pd.DataFrame, shift: pd.DataFrame, everything: pd.Series) -> None:
+    """One label: its lines, bands and optima, and the shift in the title; the axis shows what all labels need."""
+    optima = optima.set_index("width")
     widths = sorted(losses["width"].unique())
     shades = mpl.colormaps[COLOURS](np.linspace(DARKEST, LIGHTEST, max(len(widths), 2))[: len(widths)])
     for width, colour in zip(widths, shades, strict=True):
         _line(axis, losses[losses["width"] == width], colour)
         _mark(axis, optima.loc[width], colour)
-    everything = transfer.losses["loss"].dropna()
     low, high = everything.min(), min(everything.max(), everything.min() + HEADROOM)
     axis.set_ylim(low - MARGIN * (high - low), high + MARGIN * (high - low))
     axis.xaxis.set_major_locator(MultipleLocator(2))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    shift: Any = transfer.shift.set_index("label").loc[label]
-    axis.set_title(legible(label, NAME_LENGTH), loc="left", fontweight="bold", fontsize=8.5, pad=12)
-    axis.text(0, 1.02, shift_text(shift), transform=axis.transAxes, va="bottom", fontsize=6.5, color="0.25")
+    moved = shift.iloc[0]
+    axis.set_title(legible(moved["label"], NAME_LENGTH), loc="left", fontweight="bold", fontsize=8.5, pad=12)
+    axis.text(0, 1.02, shift_text(moved), transform=axis.transAxes, va="bottom", fontsize=6.5, color="0.25")
 
 
 def shift_text(shift: Any) -> str:

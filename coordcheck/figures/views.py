@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from numbers import Integral
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
+from coordcheck.designs import decisive, spread
 from coordcheck.errors import CoordCheckError
-from coordcheck.marks import decisive, spread
 from coordcheck.measurements import judged
 from coordcheck.records import Quantity
+from coordcheck.result import Result
 from coordcheck.verdicts import OF_SITES
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 MOST_COLUMNS = 6  # steps of a figure that chooses them itself
 MOST_INCHES = 200  # of a figure, in each direction
@@ -107,7 +105,7 @@ class Column(NamedTuple):
     step: int
 
 
-def columns(report: Report, view: View, most: int = MOST_COLUMNS) -> list[Column]:
+def columns(report: Result, view: View, most: int = MOST_COLUMNS) -> list[Column]:
     """The panels of a label, in order of steps: what verdicts are read from, or one quantity.
 
     Verdicts are read from the scale at t = 0 and from the change after it; where no change could be measured, as on a
@@ -138,7 +136,7 @@ def columns(report: Report, view: View, most: int = MOST_COLUMNS) -> list[Column
     return [column for column in found if column.step in chosen]
 
 
-def chosen_steps(report: Report, known: Sequence[int], view: View, most: int = MOST_COLUMNS) -> list[int]:
+def chosen_steps(report: Result, known: Sequence[int], view: View, most: int = MOST_COLUMNS) -> list[int]:
     """The steps to draw: those asked for, or at most so many; the first, the last, those that decided a verdict first.
 
     Raises:

@@ -11,8 +11,8 @@ from coordcheck.arguments import suggestion
 from coordcheck.errors import CoordCheckError
 from coordcheck.glossary.columns import FRAMES, Column
 from coordcheck.glossary.terms import KINDS, TERMS, Term
+from coordcheck.output import TEXT_WIDTH
 
-TEXT_WIDTH = 100  # columns
 ALSO = {
     **{"mup": "µP", "muµp": "µP", "learning rate": "lr", "blow up": "blows up", "vanish": "vanishes"},
     **{"@linear": "@", "/sdpa": "/", "/forward": "/", "t": "step", "violation": "violated", "exponent": "slope"},

@@ -14,26 +14,24 @@ from importlib import import_module
 from inspect import ismodule
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from coordcheck.errors import CoordCheckError
 from coordcheck.escaping import printable
-from coordcheck.figures import save_figure
+from coordcheck.figures import KINDS, draw, save_figure
 from coordcheck.redaction import redacted
+from coordcheck.result import Result
 from coordcheck.runfiles import slug
 from coordcheck.summaries import counts
+from coordcheck.text import plain
 from coordcheck.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from coordcheck.report import Report
 
 ACCEPTED = (
     "a TensorBoard SummaryWriter, a W&B run (or the module wandb), the module mlflow, a pair (MlflowClient, run id), "
     "a trackio run (or the module trackio), or a Lightning logger of one of these"
 )
-KINDS = ("divergence", "slopes", "exponents")
 
 
 class Content(NamedTuple):
@@ -46,7 +44,7 @@ class Content(NamedTuple):
     figures: dict[str, Any]
 
 
-def log(report: Report, to: Any, *, step: int | None = None) -> None:
+def log(report: Result, to: Any, *, step: int | None = None) -> None:
     """Log a report: its figures, its text, its verdicts as a table, and how many layers are violated.
 
     A tracker that fails is told once in the log of "coordcheck", and what remained is not sent; it raises nothing.
@@ -108,7 +106,7 @@ def _package(to: Any) -> Any:
     return None
 
 
-def _content(report: Report) -> Content:
+def _content(report: Result) -> Content:
     layers, parameters = report.layers, report.parameters
     scalars = {"exit_code": float(report.exit_code)}
     for label in report.labels:
@@ -119,8 +117,8 @@ def _content(report: Report) -> Content:
     figures = {}
     for kind in KINDS:
         with suppress(CoordCheckError):  # not every report has what every figure shows
-            figures[kind] = report.figure(kind)
-    return Content(scalars, str(report), _plain(report.verdicts), figures)
+            figures[kind] = draw(report, kind)
+    return Content(scalars, plain(report), _plain(report.verdicts), figures)
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from coordcheck.output import plain_text
 from coordcheck.plans.blueprints import Place
+from coordcheck.plans.tables import PlanTables
 from coordcheck.plans.obstacles import Level
 from coordcheck.plans.timings import Timing
 from coordcheck.progress import duration
 from coordcheck.records import printable
-from coordcheck.report import TEXT_WIDTH
-
-if TYPE_CHECKING:
-    from coordcheck.plans import Plan
 
 GROUPS = 24  # rows of parameters shown per label; those that differ in a number of their name only are one row
 NOTES = 8  # notes shown per label; nothing worse is left out
@@ -28,14 +25,12 @@ WORDS = {Level.STOPS: ("CANNOT BE CHECKED", "red"), Level.MISSING: ("WIDTHS MISS
 COLOURS = {Level.STOPS: "red", Level.MISSING: "yellow", Level.PROBLEM: "yellow", Level.NOTE: "default"}
 
 
-def plain(plan: Plan) -> str:
+def plain(plan: PlanTables) -> str:
     """The plan as it is printed where the output is no terminal."""
-    file = StringIO()
-    Console(file=file, width=TEXT_WIDTH, force_terminal=False, force_jupyter=False, color_system=None).print(plan)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+    return plain_text(render(plan))
 
 
-def render(plan: Plan) -> Group:
+def render(plan: PlanTables) -> Group:
     """Per label: what is built, its parameters, what stands in the way; then what the check costs."""
     parts: list[Any] = []
     for label in plan.labels:
@@ -48,7 +43,7 @@ def render(plan: Plan) -> Group:
     return Group(*parts, *(Text(printable(line), style="dim") for line in cost_lines(plan)))
 
 
-def _headline(plan: Plan, label: str) -> Text:
+def _headline(plan: PlanTables, label: str) -> Text:
     levels = {obstacle.level for obstacle in plan.obstacles if obstacle.label == label}
     word, colour = next((WORDS[level] for level in WORDS if level in levels), ("CAN BE CHECKED", "green"))
     rows = plan.parameters[plan.parameters["label"] == label]
@@ -61,7 +56,7 @@ def _headline(plan: Plan, label: str) -> Text:
     return Text.assemble((f"{label}: ", "bold"), (word, f"bold {colour}"), printable(f"  {where}"))
 
 
-def _build_table(plan: Plan, label: str) -> Table:
+def _build_table(plan: PlanTables, label: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     table.add_column(Text(f"  {printable(plan.axis)}"), justify="right")
     for name in ("parameters", "memory"):
@@ -79,7 +74,7 @@ def _build_table(plan: Plan, label: str) -> Table:
     return table
 
 
-def _parameter_table(plan: Plan, label: str) -> Table:
+def _parameter_table(plan: PlanTables, label: str) -> Table:
     """Parameters with their settings; those that differ in a number of their name only are one row."""
     rows = plan.parameters[plan.parameters["label"] == label]
     decays = _decays_differ(rows)
@@ -103,7 +98,7 @@ def _decays_differ(rows: pd.DataFrame) -> bool:
     return len(set(rows.loc[rows["held"] & rows["trainable"], "weight_decay_text"])) > 1
 
 
-def _legend(plan: Plan) -> str:
+def _legend(plan: PlanTables) -> str:
     axis = printable(plan.axis)
     roles = "; roles by shapes and kinds of modules: a check sees how parameters are used" if axis == "width" else ""
     return f"n = {axis}, m = {axis}/{plan.base_width}{roles}"
@@ -115,7 +110,7 @@ def _rate(row: pd.Series | dict[Any, Any]) -> str:
     return str(row["learning_rate_text"]) if row["held"] else "no optimizer"
 
 
-def _obstacle_lines(plan: Plan, label: str) -> list[Text]:
+def _obstacle_lines(plan: PlanTables, label: str) -> list[Text]:
     own = [obstacle for obstacle in plan.obstacles if obstacle.label == label]
     notes = [obstacle for obstacle in own if obstacle.level is Level.NOTE]
     shown = [obstacle for obstacle in own if obstacle.level is not Level.NOTE] + notes[:NOTES]
@@ -125,7 +120,7 @@ def _obstacle_lines(plan: Plan, label: str) -> list[Text]:
     return lines
 
 
-def cost_lines(plan: Plan) -> list[str]:
+def cost_lines(plan: PlanTables) -> list[str]:
     """What the check would do: runs, passes, parameters and memory, and how long it takes where that was measured."""
     cost = plan.cost
     grid = " × ".join(
@@ -149,7 +144,7 @@ def cost_lines(plan: Plan) -> list[str]:
     return lines + _time_lines(plan)
 
 
-def _time_lines(plan: Plan) -> list[str]:
+def _time_lines(plan: PlanTables) -> list[str]:
     """How long all runs take, one after the other."""
     lines = [f"not timed: {one.label}: {one.reason}" for one in plan.untimed]
     if plan.timings:
