@@ -166,8 +166,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        (system_site, "check"),
         (target, "check"),
+        (system_site, "fingerprint"),
         (stacked, "fingerprint"),
         (system_python, "fingerprint"),
         (user_site, "fingerprint"),

@@ -589,7 +589,13 @@ AWKWARD: list[Callable[[], Any]] = [
         lambda: range(3),
     ),
     *(lambda: slice(3), lambda: memoryview(b"abc"), lambda: lambda: Hostile, lambda: Exception("x"), sys._getframe),
-    *(lambda: dict([*sys.modules.items()][-100:]), threading.local, lambda: type, object, lambda: torch.quantize_per_tensor(*QUANTIZED)),
+    *(
+        lambda: dict([*sys.modules.items()][-100:]),
+        threading.local,
+        lambda: type,
+        object,
+        lambda: torch.quantize_per_tensor(*QUANTIZED),
+    ),
 ]
 QUANTIZED = torch.ones(3), 0.1, 0, torch.qint8
 

@@ -32,27 +32,20 @@ def hook_count(*owners: Any) -> int:
     return sum(len(v) for m in modules for name, v in vars(m).items() if "hooks" in name and isinstance(v, dict))
 
 
-def run_jobs(script: str, jobs: list[list[str]], folder: Path, expected: int = 0) -> list[str]:
-    """One process per job, at most two at a time, each with warnings as errors; what they wrote to stderr."""
+def run_script(script: str, folder: Path, *arguments: object, expected: int = 0) -> str:
+    """A process of its own, with warnings as errors; what it wrote to stderr."""
     head = "import sys, warnings\nwarnings.simplefilter('error')\nimport torch\ntorch.set_num_threads(1)\n"
-    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    told = []
-    for start in range(0, len(jobs), 2):
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-c", head + textwrap.dedent(script), str(folder), *job],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                cwd=folder.parent,
-            )
-            for job in jobs[start : start + 2]
-        ]
-        for process in running:
-            told.append(process.communicate(timeout=120)[1])
-            assert process.returncode == expected, told[-1]
-    return told
+    done = subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(script), str(folder), *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"),
+        cwd=folder.parent,
+        timeout=240,
+    )
+    assert done.returncode == expected, done.stderr
+    return done.stderr
 
 
 def assert_verdict_of(folder: Path, *labels: str) -> Report:
@@ -107,11 +100,11 @@ GPT2 = """
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 from coordcheck.integrations.transformers import CoordCheckCallback
 
-folder, width, seeds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, seeds, widths = sys.argv[1], int(sys.argv[2]), [int(width) for width in sys.argv[3:]]
 tokens = torch.randint(64, (32,), generator=torch.Generator().manual_seed(0))
 example = {"input_ids": tokens, "labels": tokens}
 
-def built(seed):
+def built(width, seed):
     set_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(
         vocab_size=64, n_positions=32, n_embd=width, n_layer=2, n_head=4,
@@ -125,8 +118,8 @@ def built(seed):
     callback = CoordCheckCallback(width=width, seed=seed, label="SP", save_to=folder, stop=True)
     return callback, Trainer(model, arguments, train_dataset=[example] * 80, callbacks=[callback])
 
-for seed in range(seeds):
-    callback, trainer = built(seed)
+for width, seed in ((width, seed) for width in widths for seed in range(seeds)):
+    callback, trainer = built(width, seed)
     trainer.train()
     assert trainer.state.global_step == 5, trainer.state.global_step
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())
@@ -136,7 +129,7 @@ for seed in range(seeds):
 def test_a_gpt2_at_three_widths_as_three_trainings_of_transformers(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    run_jobs(GPT2, [[str(width), "2"] for width in WIDTHS], tmp_path / "runs")
+    run_script(GPT2, tmp_path / "runs", 2, *WIDTHS)
     report = assert_verdict_of(tmp_path / "runs", "SP")
     layers = {site.layer for site in report.records[0].sites}
     assert {"transformer.h.0.attn.c_attn", "lm_head", "(model):out.logits"} <= layers
@@ -258,7 +251,7 @@ raise ZeroDivisionError("in the loop")
 
 def test_a_process_that_ends_with_an_exception_leaves_a_run_file_that_says_so(tmp_path):
     """A Trainer of transformers tells its callbacks nothing when it fails."""
-    run_jobs(LEFT, [[]], tmp_path / "runs", expected=1)
+    run_script(LEFT, tmp_path / "runs", expected=1)
     assert coordcheck.load(tmp_path / "runs").missing[0].reason == "ZeroDivisionError: in the loop"
 
 
@@ -325,7 +318,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from coordcheck.integrations.lightning import CoordCheckCallback
 
-folder, width, seeds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, seeds, widths = sys.argv[1], int(sys.argv[2]), [int(width) for width in sys.argv[3:]]
 
 class Net(lightning.LightningModule):
     def __init__(self, manual):
@@ -358,8 +351,8 @@ class Net(lightning.LightningModule):
 generator = torch.Generator().manual_seed(0)
 batch = TensorDataset(torch.randn(16, 32, generator=generator), torch.randint(10, (16,), generator=generator))
 loader = DataLoader(batch, batch_size=16)
-for label in ("automatic", "manual"):
-    for seed in range(seeds):
+for width in widths:
+    for label, seed in ((label, seed) for label in ("automatic", "manual") for seed in range(seeds)):
         lightning.seed_everything(seed, verbose=False)
         callback = CoordCheckCallback(width=width, seed=seed, label=label, save_to=folder, stop=True, module="net")
         trainer = lightning.Trainer(
@@ -376,7 +369,7 @@ for label in ("automatic", "manual"):
 
 def test_an_mlp_at_three_widths_as_three_trainings_of_lightning(tmp_path):
     pytest.importorskip("lightning")
-    run_jobs(MLP, [[str(width), "2"] for width in WIDTHS], tmp_path / "runs")
+    run_script(MLP, tmp_path / "runs", 2, *WIDTHS)
     report = assert_verdict_of(tmp_path / "runs", "automatic", "manual")
     for record in report.records:
         assert [site.layer for site in record.sites][:6] == ["0", "1", "2", "3", "4", "(model)"]
