@@ -31,7 +31,8 @@ from coordcheck.fingerprints import fingerprint, settings_of
 from coordcheck.isolation import user_code
 from coordcheck.losses import as_loss
 from coordcheck.records import RunKey, RunRecord
-from coordcheck.report import Criteria, Report
+from coordcheck.criteria import Criteria
+from coordcheck.report import Report
 from coordcheck.runfiles import RunFolder
 from coordcheck.surroundings import numeric_state, preserved_state, state_settings
 from coordcheck.sweep import sweep, worker_threads

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from coordcheck.version import __version__
 from coordcheck.letters import recovered
+from coordcheck.version import __version__
 
 EXIT_CODES = (
     "exit codes: 0 width-invariant, 1 violated, 2 bad input, 3 runs missing or undecided, "

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from coordcheck.version import __version__
 from coordcheck.audits import LIMITS
 from coordcheck.diagnosis import PARAMETRIZATIONS
 from coordcheck.pagedata import SYMBOLS, table_data, tone
@@ -39,6 +38,7 @@ from coordcheck.summaries import (
     worst,
 )
 from coordcheck.verdicts import Verdict
+from coordcheck.version import __version__
 
 WORST = 10  # layers shown per label above the table of all
 BLAMES = 40  # groups of culprits shown per label

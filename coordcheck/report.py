@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from coordcheck.version import __version__
 from coordcheck.audits import LIMITS
 from coordcheck.criteria import Criteria
 from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
@@ -21,6 +20,7 @@ from coordcheck.result import Result
 from coordcheck.runfiles import RunFolder, replace_file
 from coordcheck.summaries import failure
 from coordcheck.verdicts import TOLERANCE, Expectation
+from coordcheck.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

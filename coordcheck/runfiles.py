@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from coordcheck.version import __version__
 from coordcheck.documents import LIMITS, SCHEMA, read_document, refuse
 from coordcheck.errors import CoordCheckError, RunFileError
 from coordcheck.records import RunKey, RunRecord, same_label
 from coordcheck.schemas import read_experiment, read_run
+from coordcheck.version import __version__
 
 FILES = 100_000  # run files of a folder
 

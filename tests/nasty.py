@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 from coordcheck import Report
 from coordcheck.records import RunRecord, Status
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 
 FLAT = {"activation": 0.0, "change": 0.0}
 FAST = {"activation": 0.0, "change": 1.0}

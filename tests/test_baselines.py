@@ -17,7 +17,7 @@ from coordcheck import CoordCheckError, Report, RunFileError
 from coordcheck.baselines import Baseline, Comparison, Entry, Name, Reading, baseline_of, compare
 from coordcheck.baselines.files import NewerBaseline, baseline_text, read_baseline, write_baseline
 from coordcheck.records import RunKey, RunRecord
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.verdicts import Verdict
 
 FLAT = {"activation": 0.0, "change": 0.0}

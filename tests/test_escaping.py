@@ -23,7 +23,7 @@ from coordcheck.escaping import MESSAGE_LENGTH, NAME_LENGTH, json_text, legible,
 from coordcheck.formats import github, junit, markdown
 from coordcheck.page import render_fragment
 from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord, kept
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.runfiles import slug
 from coordcheck.verdicts import Verdict
 

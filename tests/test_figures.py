@@ -26,10 +26,13 @@ from nasty import REPORTS, faults, labels, texts_of
 
 from coordcheck import CoordCheckError, Report, diagnose
 from coordcheck.demo import next_byte_loss
-from coordcheck.figures import View, draw_divergence, draw_exponents, draw_slope_map, save_figure
+from coordcheck.figures import View, save_figure
+from coordcheck.figures.divergence import draw_divergence
+from coordcheck.figures.exponents import draw_exponents
+from coordcheck.figures.slope_map import draw_slope_map
 from coordcheck.models import transformer
 from coordcheck.records import Quantity, Status, printable
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.summaries import headline
 
 FLAT = {"activation": 0.0, "change": 0.0}

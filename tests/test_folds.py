@@ -15,7 +15,7 @@ from coordcheck import CoordCheckError, Report
 from coordcheck.folds import folded
 from coordcheck.measurements import measurements
 from coordcheck.records import Status
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 
 BLOCKS = {f"blocks.{k}.mlp": {"activation": float(k)} for k in range(3)} | {"readout": {"activation": 0.0}}
 

@@ -11,7 +11,7 @@ from conftest import power_law_records
 from coordcheck import Report
 from coordcheck.formats import ANNOTATIONS, SUMMARY_BYTES, github, junit, markdown
 from coordcheck.records import Outcome
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.summaries import headline
 
 GROWING = {"activation": 0.0, "change": 1.0}

@@ -23,7 +23,7 @@ from coordcheck.baselines.files import read_baseline
 from coordcheck.documents import LIMITS
 from coordcheck.errors import RunFileError
 from coordcheck.records import RunKey
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.runfiles import RunFolder, write_document
 from coordcheck.schemas import CRITERIA, EXPERIMENT, read_experiment
 

@@ -35,7 +35,7 @@ MODULES = SOURCES.keys() - {"__init__"}
 
 
 def imported(source: str) -> set[str]:
-    """The package's own modules that a source imports, wherever in it the import stands: lazy ones, and annotations'."""
+    """The package's own modules that a source imports: inside functions and for annotations, too."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

@@ -10,7 +10,7 @@ from conftest import power_law_records
 import coordcheck
 from coordcheck import CoordCheckError, Report
 from coordcheck.labels import selected, typed
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 
 FLAT, GROWING = {"fc": {"activation": 0.0, "change": 0.0}}, {"fc": {"activation": 0.0, "change": 1.0}}
 

@@ -33,7 +33,7 @@ from coordcheck.models import mlp
 from coordcheck.page import render_fragment, render_page
 from coordcheck.pagedata import layer_details, table_data
 from coordcheck.records import Outcome, RunKey, RunRecord, Status, printable
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.summaries import evidence, remedy_text
 from coordcheck.verdicts import Verdict
 

@@ -23,7 +23,7 @@ from rich.console import Console
 import coordcheck
 from coordcheck import CoordCheckError, IncompleteCheck, NotWidthInvariant, Report
 from coordcheck.records import Outcome, ParameterInfo, Quantity, RunKey, RunRecord
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.verdicts import Verdict
 
 FLAT = {"activation": 0.0, "change": 0.0}

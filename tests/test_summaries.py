@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from coordcheck import Report
-from coordcheck.marks import by_design
+from coordcheck.designs import by_design
 from coordcheck.records import Status
-from coordcheck.report import Criteria
+from coordcheck.criteria import Criteria
 from coordcheck.summaries import Headline, blames, headline
 from coordcheck.text import Head, NamedRows, Row, render
 

@@ -53,8 +53,8 @@ def draw_transfer(losses: pd.DataFrame, optima: pd.DataFrame, shift: pd.DataFram
             hspace=(TOP + 0.05) / PANEL[1],
         )
         for axis, label in zip(axes.flat, labels, strict=False):
-            own = (table[table["label"] == label] for table in (losses, optima, shift))
-            panel(axis, *own, losses["loss"].dropna())
+            of_label, found, moved = (table[table["label"] == label] for table in (losses, optima, shift))
+            panel(axis, of_label, found, moved, losses["loss"].dropna())
         for axis in axes.flat[len(labels) :]:
             axis.set_axis_off()
         for row in axes:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from coordcheck.output import plain_text
 from coordcheck.plans.blueprints import Place
-from coordcheck.plans.tables import PlanTables
 from coordcheck.plans.obstacles import Level
+from coordcheck.plans.tables import PlanTables
 from coordcheck.plans.timings import Timing
 from coordcheck.progress import duration
 from coordcheck.records import printable
