@@ -12,41 +12,47 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from coordcheck.version import __version__ as __version__
+from coordcheck.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from coordcheck import models
-    from coordcheck.checks import assert_width_invariant, check, diagnose
-    from coordcheck.configs import huggingface
-    from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, RunFileError, SweepInterrupted
-    from coordcheck.losses import model_loss, output_loss
-    from coordcheck.plans import plan
-    from coordcheck.recorder import Recorder
-    from coordcheck.report import Report, load
-    from coordcheck.slopes import SlopeFit, fit_slope
-    from coordcheck.transfer import transfer_sweep
-    from coordcheck.trials import Trial
+    from coordcheck.analysis.slopes import SlopeFit, fit_slope
+    from coordcheck.checks.check import assert_width_invariant, check, diagnose
+    from coordcheck.checks.plans import plan
+    from coordcheck.checks.transfer import transfer_sweep
+    from coordcheck.common.errors import (
+        CoordCheckError,
+        IncompleteCheck,
+        NotWidthInvariant,
+        RunFileError,
+        SweepInterrupted,
+    )
+    from coordcheck.integrations.huggingface import huggingface
+    from coordcheck.recording.recorder import Recorder
+    from coordcheck.reporting.report import Report, load
+    from coordcheck.training.losses import model_loss, output_loss
+    from coordcheck.training.trials import Trial
 
 _HOMES = {
-    "assert_width_invariant": "checks",
-    "check": "checks",
-    "diagnose": "checks",
-    "huggingface": "configs",
-    "CoordCheckError": "errors",
-    "IncompleteCheck": "errors",
-    "NotWidthInvariant": "errors",
-    "RunFileError": "errors",
-    "SweepInterrupted": "errors",
-    "plan": "plans",
-    "Recorder": "recorder",
-    "Report": "report",
-    "load": "report",
-    "SlopeFit": "slopes",
-    "fit_slope": "slopes",
-    "transfer_sweep": "transfer",
-    "Trial": "trials",
-    "model_loss": "losses",
-    "output_loss": "losses",
+    "assert_width_invariant": "checks.check",
+    "check": "checks.check",
+    "diagnose": "checks.check",
+    "huggingface": "integrations.huggingface",
+    "CoordCheckError": "common.errors",
+    "IncompleteCheck": "common.errors",
+    "NotWidthInvariant": "common.errors",
+    "RunFileError": "common.errors",
+    "SweepInterrupted": "common.errors",
+    "plan": "checks.plans",
+    "Recorder": "recording.recorder",
+    "Report": "reporting.report",
+    "load": "reporting.report",
+    "SlopeFit": "analysis.slopes",
+    "fit_slope": "analysis.slopes",
+    "transfer_sweep": "checks.transfer",
+    "Trial": "training.trials",
+    "model_loss": "training.losses",
+    "output_loss": "training.losses",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m coordcheck` is the command line."""
 
-from coordcheck.cli import entry
+from coordcheck.cli.main import entry
 
 entry()

@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import coordcheck
 import lesson
-from coordcheck.demo import next_byte_loss
-from coordcheck.transfer import Transfer, transfer_sweep
+from coordcheck.checks.demo import next_byte_loss
+from coordcheck.checks.transfer import Transfer, transfer_sweep
 
 BASE_WIDTH, CONTEXT, DEPTH, HEAD_SIZE, BATCH = 32, 32, 2, 16, 16
 STEPS, WARM_UP = (100, 10) if lesson.FULL else (20, 2)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 import lesson
 from coordcheck import Report
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import Transformer, parametrization, transformer
-from coordcheck.summaries import blames
-from coordcheck.verdicts import Verdict
+from coordcheck.reporting.summaries import blames
 
 BASE = 64  # the width at which every power of m = width / BASE is 1
 FLAT = 0.25

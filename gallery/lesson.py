@@ -28,8 +28,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MultipleL
 from PIL import Image
 from torch import Tensor
 
-from coordcheck.figures.style import STYLE
-from coordcheck.runfiles import replace_file
+from coordcheck.reporting.figures.style import STYLE
+from coordcheck.runs.files import replace_file
 
 FULL = "--full" in sys.argv
 WIDTH = 6.3  # inches: the text width of a paper

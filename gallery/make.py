@@ -29,7 +29,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-from coordcheck.runfiles import replace_file
+from coordcheck.runs.files import replace_file
 
 HERE = Path(__file__).resolve().parent
 CAPTION = "What to see: "

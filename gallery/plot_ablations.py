@@ -29,8 +29,8 @@ import pandas as pd
 import coordcheck
 import lesson
 from ablations import ABLATIONS, check_text, difference, folder
-from coordcheck.demo import next_byte_loss
-from coordcheck.figures.transfer import panel
+from coordcheck.checks.demo import next_byte_loss
+from coordcheck.reporting.figures.transfer import panel
 
 NAMES = list(ABLATIONS) if lesson.FULL else ["baseline µP", "weight decay 0.1", "full SP"]
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import coordcheck
 import lesson
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
 

@@ -27,7 +27,7 @@ import bugs
 import coordcheck
 import lesson
 from bugs import Bug
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
 # %%

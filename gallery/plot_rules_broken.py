@@ -19,7 +19,7 @@ import torch
 import bugs
 import coordcheck
 import lesson
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import Transformer, TransformerConfig, parametrization
 from coordcheck.models.builders import initialise, make_optimizer
 

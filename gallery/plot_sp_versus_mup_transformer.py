@@ -14,7 +14,7 @@ width, and how far its initialisation (diamonds) and its learning rate (circles)
 
 import coordcheck
 import lesson
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
 # %%

@@ -16,9 +16,9 @@ of a line through the optima. In SP theory says -1 for wide models: the matrices
 import numpy as np
 
 import lesson
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
+from coordcheck.checks.transfer import transfer_sweep
 from coordcheck.models import transformer
-from coordcheck.transfer import transfer_sweep
 
 WIDTHS, SEEDS, STEPS = ((16, 32, 64, 128), 3, 60) if lesson.FULL else ((16, 64), 1, 20)
 POWERS = range(-9, -1) if lesson.FULL else range(-8, -2)

@@ -16,7 +16,7 @@ import torch
 
 import coordcheck
 import lesson
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
 PROXY, ALPHA = 32, 2.0**-5

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from coordcheck.glossary import FRAMES, KINDS, TERMS
-from coordcheck.options import EXIT_CODES, parser
-from coordcheck.runfiles import replace_file
+from coordcheck.cli.options import EXIT_CODES, parser
+from coordcheck.reporting.glossary import FRAMES, KINDS, TERMS
+from coordcheck.runs.files import replace_file
 
 GUIDE = Path(__file__).resolve().parent / "guide"
 GLOSSARY = """# Glossary

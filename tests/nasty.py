@@ -15,8 +15,8 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from coordcheck import Report
-from coordcheck.records import RunRecord, Status
-from coordcheck.criteria import Criteria
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.runs.records import RunRecord, Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 FAST = {"activation": 0.0, "change": 1.0}

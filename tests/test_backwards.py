@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.variable import Variable
 from torch.utils.checkpoint import checkpoint
 
-from coordcheck.backwards import AfterBackward
+from coordcheck.recording.hooks.backwards import AfterBackward
 
 
 def listening(model: nn.Module) -> tuple[AfterBackward, list[float]]:

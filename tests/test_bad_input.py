@@ -20,8 +20,8 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.checks import distinct_widths
-from coordcheck.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
+from coordcheck.checks.check import distinct_widths
+from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.models import mlp
 
 built: list[int] = []

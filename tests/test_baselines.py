@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordcheck import CoordCheckError, Report, RunFileError
-from coordcheck.baselines import Baseline, Comparison, Entry, Name, Reading, baseline_of, compare
-from coordcheck.baselines.files import NewerBaseline, baseline_text, read_baseline, write_baseline
-from coordcheck.records import RunKey, RunRecord
-from coordcheck.criteria import Criteria
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.pytest_plugin.baselines import Baseline, Comparison, Entry, Name, Reading, baseline_of, compare
+from coordcheck.pytest_plugin.baselines.files import NewerBaseline, baseline_text, read_baseline, write_baseline
+from coordcheck.runs.records import RunKey, RunRecord
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}

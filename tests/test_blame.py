@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck.blame import COLUMNS, combined
+from coordcheck.analysis.culprits import COLUMNS, combined
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
-from coordcheck.verdicts import Verdict
 
 OPTIONS = {"loss": F.cross_entropy, "widths": (64, 128, 256), "seeds": 2}
 

@@ -17,8 +17,8 @@ from conftest import power_law_records
 
 import coordcheck
 from coordcheck import Report
-from coordcheck.cli import in_flags, main
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.cli.main import in_flags, main
 
 USER_FILE = """
 import torch
@@ -301,7 +301,7 @@ def saved_runs(tmp_path_factory):
 )
 def test_a_figure_shows_what_is_asked_for(saved_runs, tmp_path, options, monkeypatch):
     seen = []
-    monkeypatch.setattr("coordcheck.figures.save_figure", lambda figure, path: seen.append(figure))
+    monkeypatch.setattr("coordcheck.reporting.figures.save_figure", lambda figure, path: seen.append(figure))
     assert main(["figure", str(saved_runs), str(tmp_path / "a.svg"), *options]) == 0
     [figure] = seen
     if "--figsize" in options:
@@ -380,7 +380,7 @@ def test_a_terminal_without_signs_gets_letters(tmp_path, report, ascii_only):
 
 @pytest.mark.fault(62)
 def test_a_label_typed_where_the_locale_is_c_is_the_one_that_was_meant(tmp_path):
-    done = program("plan", "µP=coordcheck.demo:build_mup", "--format", "json", env={**os.environ, **ASCII})
+    done = program("plan", "µP=coordcheck.checks.demo:build_mup", "--format", "json", env={**os.environ, **ASCII})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["labels"] == ["µP"]
 
@@ -411,7 +411,7 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
 def test_an_interruption_keeps_what_is_done(tmp_path, number, code):
     # more runs than it could end while the signal is on its way
     options = ["--save-to", str(tmp_path), "--seeds", "60"]
-    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", *options]
+    arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.checks.demo:build_sp", *options]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         deadline = time.monotonic() + 120
         while not list(tmp_path.rglob("*-0.json")) and time.monotonic() < deadline:
@@ -541,7 +541,7 @@ def test_a_figure_of_another_kind_is_refused_before_the_training(user_folder, ca
 
 def test_the_demo_fails_where_sp_does_not(monkeypatch, capsys, tmp_path):
     healthy = [record for label in ("SP", "µP") for record in power_law_records({"fc": {"change": 0.0}}, label=label)]
-    monkeypatch.setattr("coordcheck.demo.run_demo", lambda folder, jobs: coordcheck.Report(healthy))
+    monkeypatch.setattr("coordcheck.checks.demo.run_demo", lambda folder, jobs: coordcheck.Report(healthy))
     assert main(["demo", "--out", str(tmp_path)]) == 1
 
 

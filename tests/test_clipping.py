@@ -23,11 +23,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import coordcheck
-from coordcheck.clipping import clipping
-from coordcheck.degrees import degrees
-from coordcheck.recorder import Recorder
-from coordcheck.report import Report
-from coordcheck.trials import seed_everything
+from coordcheck.analysis.clipping import clipping
+from coordcheck.recording.recorder import Recorder
+from coordcheck.recording.updates.degrees import degrees
+from coordcheck.reporting.report import Report
+from coordcheck.training.trials import seed_everything
 
 WIDTHS = (64, 128, 256, 512)
 ALWAYS, NEVER = 1e-2, 1e3  # thresholds of the gradient's norm, which is 0.3 to 3 here
@@ -392,7 +392,7 @@ def test_some_clipped_coordinates_make_a_degree_that_decides_nothing():
 def test_a_loss_scale_that_depends_on_the_width_is_taken_out(known, tmp_path, monkeypatch):
     """A scaler halves its scale where gradients overflow, which they may do at some widths alone."""
     if not known:  # the test can fail
-        monkeypatch.setattr("coordcheck.live.loss_scale", lambda optimizer: 1.0)
+        monkeypatch.setattr("coordcheck.recording.updates.in_loop.loss_scale", lambda optimizer: 1.0)
     for seed in range(2):
         for width in WIDTHS:
             seed_everything(seed)

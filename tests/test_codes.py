@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from coordcheck import codes
-from coordcheck.codes import absolute, mentions, text_of
+from coordcheck.training.fingerprints import codes
+from coordcheck.training.fingerprints.codes import absolute, mentions, text_of
 
 SAMPLE = """
 import os

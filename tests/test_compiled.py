@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import coordcheck
-from coordcheck.hooks import Eager
-from coordcheck.records import RunRecord
-from coordcheck.reduction import OUTPUTS
+from coordcheck.recording.distributed.reduction import OUTPUTS
+from coordcheck.recording.hooks.hooks import Eager
+from coordcheck.runs.records import RunRecord
 
 # the compiler itself looks at the gradients of the tensors that a compiled layer gets
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck.demo import next_byte_loss, text_batch
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.checks.demo import next_byte_loss, text_batch
 from coordcheck.models import mlp, transformer
-from coordcheck.verdicts import Verdict
 
 MLP_RATES = {"adam": 3e-3, "sgd": 0.1}
 TRANSFORMER_RATES = {"adam": 3e-3, "sgd": 0.3}

@@ -16,11 +16,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import coordcheck
-from coordcheck.batches import IGNORED, PROBE_EXAMPLES, PROBE_SEQUENCES, PROBE_TOKENS, OfSeed, cached_batches, probes
-from coordcheck.errors import CoordCheckError
-from coordcheck.fingerprints import fingerprint
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.errors import CoordCheckError
 from coordcheck.models import mlp
-from coordcheck.verdicts import Verdict
+from coordcheck.recording.batches import (
+    IGNORED,
+    PROBE_EXAMPLES,
+    PROBE_SEQUENCES,
+    PROBE_TOKENS,
+    OfSeed,
+    cached_batches,
+    probes,
+)
+from coordcheck.training.fingerprints.fingerprint import fingerprint
 
 WIDTHS = (32, 64, 128)
 VOCABULARY, EXAMPLES, LENGTH = 24, 8, 24

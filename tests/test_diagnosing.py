@@ -20,10 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 import coordcheck
 from coordcheck import CoordCheckError, Trial, check, diagnose
-from coordcheck.batches import PROBE_EXAMPLES
-from coordcheck.changes import spectral_norm
-from coordcheck.records import Kind, Quantity
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.recording.batches import PROBE_EXAMPLES
+from coordcheck.recording.updates.changes import spectral_norm
+from coordcheck.runs.records import Kind, Quantity
 
 GRID = (16, 32, 64)
 BASE = 16

@@ -12,12 +12,12 @@ from conftest import pair_batch
 from test_exponents import part
 
 import coordcheck
-from coordcheck.diagnosis import PARAMETRIZATIONS, Cause, diagnose, parametrization, remedy
-from coordcheck.exponents import Exponent, Exponents
+from coordcheck.analysis.diagnosis import PARAMETRIZATIONS, Cause, diagnose, parametrization, remedy
+from coordcheck.analysis.exponents import Exponent, Exponents
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
-from coordcheck.records import Role
-from coordcheck.report import Report
-from coordcheck.verdicts import Verdict
+from coordcheck.reporting.report import Report
+from coordcheck.runs.records import Role
 
 UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
 

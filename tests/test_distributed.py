@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import coordcheck
-from coordcheck import ranks
 from coordcheck.models import mlp, transformer
 from coordcheck.models.transformer import Attention
-from coordcheck.records import Kind, Quantity, RunKey, RunRecord, Status
-from coordcheck.runfiles import RunFolder
-from coordcheck.schemas import read_run
-from coordcheck.shards import local_part
+from coordcheck.recording.distributed import ranks
+from coordcheck.recording.distributed.shards import local_part
+from coordcheck.runs.files import RunFolder
+from coordcheck.runs.records import Kind, Quantity, RunKey, RunRecord, Status
+from coordcheck.runs.schemas import read_run
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -456,7 +456,7 @@ ENDING_WELL: dict[str, Callable[[str], RunRecord]] = {
 
 def one_rank_dies(folder: str) -> None:
     """Rank 1 is killed before it hands anything in."""
-    import_module("coordcheck.recorder").PATIENCE = 1.0
+    import_module("coordcheck.recording.recorder").PATIENCE = 1.0
     model = make_mlp()
     optimizer = descent(model)
     with recorder(model, optimizer, save_to=folder, group=torch.distributed.group.WORLD):

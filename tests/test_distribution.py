@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 BUILD = "import sys; from hatchling.build import *; print(globals()[sys.argv[1]](sys.argv[2]))"
 
 pytestmark = pytest.mark.skipif(find_spec("hatchling") is None, reason="hatchling comes with the test extra")
+DATA = ("py.typed", "reporting/report.schema.json", "reporting/templates/report.html")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -80,7 +81,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
     shipped = files(wheel)
     assert {name for name in shipped if ".dist-info/" not in name} == package
-    assert {"coordcheck/py.typed", "coordcheck/report.schema.json", "coordcheck/templates/report.html"} <= set(shipped)
+    assert {f"coordcheck/{name}" for name in DATA} <= set(shipped)
 
 
 def test_the_metadata_names_requirements_and_no_place_to_get_them_from(wheel):
@@ -104,8 +105,8 @@ def test_the_source_distribution_is_installed_without_anything_else(sdist, tmp_p
         *("--disable-pip-version-check", "--target", str(target), str(sdist)),
     )
     # isolated, and from another folder: neither the source tree nor the environment's own copy is found first
-    show = "import sys; sys.path.insert(0, sys.argv[1]); import coordcheck.cli, coordcheck; print(coordcheck.__file__)"
+    show = "import sys; sys.path.insert(0, sys.argv[1]); import coordcheck.cli.main; print(coordcheck.__file__)"
     assert Path(run("-I", "-c", show, str(target), cwd=tmp_path)).is_relative_to(target)
     declared = (next(target.glob("*.dist-info")) / "entry_points.txt").read_text(encoding="utf-8")
-    assert "[console_scripts]\ncoordcheck = coordcheck.cli:" in declared
+    assert "[console_scripts]\ncoordcheck = coordcheck.cli.main:" in declared
     assert "[pytest11]\ncoordcheck = coordcheck.pytest_plugin" in declared

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import coordcheck
-from coordcheck.fingerprints import settings_of
-from coordcheck.owners import is_users, owns
+from coordcheck.training.fingerprints.fingerprint import settings_of
+from coordcheck.training.fingerprints.owners import is_users, owns
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 REPOSITORY = Path(coordcheck.__file__).parent.parent
@@ -44,15 +44,15 @@ PROBE = """
 import sys, time
 sys.path.insert(0, ".")
 import torch, train
-from coordcheck.fingerprints import describe_callable
+from coordcheck.training.fingerprints.fingerprint import describe_callable
 began = time.process_time()
 described = describe_callable(train.build)
 print(time.process_time() - began, described, torch.__file__, sep="|", flush=True)
-from coordcheck.payloads import packed, unpacked
+from coordcheck.training.payloads import packed, unpacked
 build, loss = unpacked(packed((train.build, torch.nn.functional.cross_entropy)))[0]
 assert build is not train.build and loss is torch.nn.functional.cross_entropy
 if sys.argv[1] == "check":
-    from coordcheck.cli import main
+    from coordcheck.cli.main import main
     loss = "torch.nn.functional:cross_entropy"
     given = ["--widths", "8", "16", "32", "--seeds", "1", "--steps", "1", "--jobs", "2"]
     sys.exit(main(["run", "train.py:build", "--batch", "train.py:batch", "--loss", loss, *given]))

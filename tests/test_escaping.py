@@ -16,16 +16,25 @@ from hypothesis import strategies as st
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
-from coordcheck.baselines import baseline_of, compare
-from coordcheck.baselines.files import read_baseline, write_baseline
-from coordcheck.errors import SweepInterrupted
-from coordcheck.escaping import MESSAGE_LENGTH, NAME_LENGTH, json_text, legible, printable, shortened, told, well_formed
-from coordcheck.formats import github, junit, markdown
-from coordcheck.page import render_fragment
-from coordcheck.records import Outcome, ParameterInfo, RunKey, RunRecord, kept
-from coordcheck.criteria import Criteria
-from coordcheck.runfiles import slug
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.errors import SweepInterrupted
+from coordcheck.common.escaping import (
+    MESSAGE_LENGTH,
+    NAME_LENGTH,
+    json_text,
+    legible,
+    printable,
+    shortened,
+    told,
+    well_formed,
+)
+from coordcheck.pytest_plugin.baselines import baseline_of, compare
+from coordcheck.pytest_plugin.baselines.files import read_baseline, write_baseline
+from coordcheck.reporting.ci import github, junit, markdown
+from coordcheck.reporting.page import render_fragment
+from coordcheck.runs.files import slug
+from coordcheck.runs.records import Outcome, ParameterInfo, RunKey, RunRecord, kept
 
 FLAT, GROWING = {"activation": 0.0, "change": 0.0}, {"activation": 0.0, "change": 1.0}
 PAIR = "\ud800" + "\udc00"  # which JSON cannot tell from the character that it stands for
@@ -119,7 +128,7 @@ def test_an_error_holds_no_secret():
 
 
 def test_a_path_of_an_untrusted_folder_is_told_without_its_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from coordcheck.cli import main
+    from coordcheck.cli.main import main
 
     folder = tmp_path / "a\x1b[31mb\u202e" / "runs" / "SP"
     folder.mkdir(parents=True)
@@ -132,7 +141,7 @@ def test_a_path_of_an_untrusted_folder_is_told_without_its_escapes(tmp_path: Pat
 
 
 def test_a_path_that_is_no_unicode_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from coordcheck.cli import main
+    from coordcheck.cli.main import main
 
     assert main(["show", str(tmp_path / "caf\udce9")]) == 2
     assert r"caf\udce9" in capsys.readouterr().err

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coordcheck.exponents import Exponent, _sampled, exponents
-from coordcheck.exponents import Logs as LogTable
-from coordcheck.records import Role
-from coordcheck.roles import Part
+from coordcheck.analysis.exponents import Exponent, _sampled, exponents
+from coordcheck.analysis.exponents import Logs as LogTable
+from coordcheck.analysis.roles import Part
+from coordcheck.runs.records import Role
 
 WIDTHS = (64, 128, 256)
 

@@ -11,8 +11,8 @@ import pytest
 from zoo import FAMILIES, WIDTHS, Unused, in_mup, library, with_adamw
 
 import coordcheck
-from coordcheck.records import Role
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.runs.records import Role
 
 
 def family(name):

@@ -14,7 +14,7 @@ if not hasattr(torch.optim, "Muon"):
 from faultbench.faults import REGISTRY, Build, Fault, controls, faults, parameter_names, split
 from faultbench.scoring import PATHS, alarm, culprits, diagnosis, same
 
-from coordcheck.losses import as_loss
+from coordcheck.training.losses import as_loss
 
 KNOWN_MISSES: dict[str, str] = {
     "chunk transformer, sgd: value block gradient": "the block and the power are right, but a gradient that a hook "

@@ -24,18 +24,18 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.agreement import largest_difference
-from coordcheck.claims import Claims
-from coordcheck.cli import main
-from coordcheck.errors import CoordCheckError, IncompleteCheck
-from coordcheck.formats import github, junit
-from coordcheck.interrupts import Stopped, deferred, look, stoppable
-from coordcheck.isolation import Exited, kept_alive, user_code
-from coordcheck.keeper import FolderKeeper
+from coordcheck.cli.main import main
+from coordcheck.common.errors import CoordCheckError, IncompleteCheck
+from coordcheck.common.interrupts import Stopped, deferred, look, stoppable
+from coordcheck.common.isolation import Exited, kept_alive, user_code
 from coordcheck.models import mlp
-from coordcheck.records import Outcome, RunRecord, Status
-from coordcheck.runfiles import RunFolder
-from coordcheck.surroundings import numeric_state
+from coordcheck.reporting.ci import github, junit
+from coordcheck.runs.agreement import largest_difference
+from coordcheck.runs.claims import Claims
+from coordcheck.runs.files import RunFolder
+from coordcheck.runs.records import Outcome, RunRecord, Status
+from coordcheck.training.keeper import FolderKeeper
+from coordcheck.training.surroundings import numeric_state
 
 WIDTHS = (16, 32, 64, 128)
 BAD = 32  # the width at which something happens
@@ -448,7 +448,7 @@ def test_an_ignored_signal_stays_ignored():
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("when", ["saved", "swallowed"])
 def test_a_run_that_has_ended_keeps_its_file_whenever_the_signal_comes(tmp_path: Path, monkeypatch, when: str):
-    from coordcheck.runfiles import RunFolder
+    from coordcheck.runs.files import RunFolder
 
     save, build = RunFolder.save, mlp("µP")
 
@@ -580,7 +580,7 @@ def test_a_limit_of_time_is_held_by_processes_of_our_own():
 HOLD = """
 import sys, time
 from pathlib import Path
-from coordcheck.claims import Claims
+from coordcheck.runs.claims import Claims
 Path(sys.argv[1]).mkdir(exist_ok=True)
 with Claims(Path(sys.argv[1])).claimed({"net": {"batch": sys.argv[2], "steps": "1"}}):
     print("at work", flush=True)
@@ -643,7 +643,7 @@ def test_a_file_system_without_locks_is_told_once_and_used_all_the_same(tmp_path
 
 
 def test_a_lock_that_nobody_gives_back_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("coordcheck.claims.PATIENCE", 0.1)
+    monkeypatch.setattr("coordcheck.runs.claims.PATIENCE", 0.1)
     with Claims(tmp_path).locked(), pytest.raises(CoordCheckError, match=r"is locked for 0.1 s by another process"):
         check(mlp("µP"), save_to=tmp_path)
 

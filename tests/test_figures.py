@@ -25,15 +25,15 @@ from matplotlib.text import Annotation, Text
 from nasty import REPORTS, faults, labels, texts_of
 
 from coordcheck import CoordCheckError, Report, diagnose
-from coordcheck.demo import next_byte_loss
-from coordcheck.figures import View, save_figure
-from coordcheck.figures.divergence import draw_divergence
-from coordcheck.figures.exponents import draw_exponents
-from coordcheck.figures.slope_map import draw_slope_map
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
-from coordcheck.records import Quantity, Status, printable
-from coordcheck.criteria import Criteria
-from coordcheck.summaries import headline
+from coordcheck.reporting.figures import View, save_figure
+from coordcheck.reporting.figures.divergence import draw_divergence
+from coordcheck.reporting.figures.exponents import draw_exponents
+from coordcheck.reporting.figures.slope_map import draw_slope_map
+from coordcheck.reporting.summaries import headline
+from coordcheck.runs.records import Quantity, Status, printable
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.5, "change": 0.5}
@@ -538,7 +538,7 @@ def test_a_drawing_that_fails_changes_no_setting(monkeypatch, report, draw, part
     def fail(*_: object) -> None:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(f"coordcheck.figures.{part}", fail)
+    monkeypatch.setattr(f"coordcheck.reporting.figures.{part}", fail)
     before = dict(mpl.rcParams)
     with pytest.raises(RuntimeError, match="stop"):
         draw(report)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from coordcheck.fingerprints import describe_callable, fingerprint, read, settings_of
+from coordcheck.training.fingerprints.fingerprint import describe_callable, fingerprint, read, settings_of
 
 NET = """
 from torch import nn
@@ -482,7 +482,7 @@ PRINT = """
 import sys
 sys.path.insert(0, ".")
 import train
-from coordcheck.fingerprints import settings_of
+from coordcheck.training.fingerprints.fingerprint import settings_of
 print(sorted(settings_of(build=train.build).items()))
 """
 
@@ -649,7 +649,7 @@ def test_a_bound_that_is_hit_is_told(value: Any, why: str):
 
 
 def test_of_very_large_data_samples_are_compared(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coordcheck.contents.WHOLE", 2**22)
+    monkeypatch.setattr("coordcheck.training.fingerprints.contents.WHOLE", 2**22)
     large = torch.zeros(2**23, dtype=torch.uint8)
     first = read(large)
     large[0] = 1
@@ -658,7 +658,7 @@ def test_of_very_large_data_samples_are_compared(monkeypatch: pytest.MonkeyPatch
 
 
 def test_many_functions_are_bounded_and_told(code: Code, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coordcheck.fingerprints.MAX_CODE", 20)
+    monkeypatch.setattr("coordcheck.training.fingerprints.fingerprint.MAX_CODE", 20)
     lines = [f"def f{n}(): return f{n + 1}()" for n in range(50)]
     found = read(code({"train.py": "\n".join([*lines, "def f50(): return 1", "build = f0"])}))
     assert found.unread == {"code": "reaches more than 20 functions"}

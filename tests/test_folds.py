@@ -12,10 +12,10 @@ from torch import nn
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
-from coordcheck.folds import folded
-from coordcheck.measurements import measurements
-from coordcheck.records import Status
-from coordcheck.criteria import Criteria
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.measurements import measurements
+from coordcheck.runs.folds import folded
+from coordcheck.runs.records import Status
 
 BLOCKS = {f"blocks.{k}.mlp": {"activation": float(k)} for k in range(3)} | {"readout": {"activation": 0.0}}
 

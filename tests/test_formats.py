@@ -9,10 +9,10 @@ import pytest
 from conftest import power_law_records
 
 from coordcheck import Report
-from coordcheck.formats import ANNOTATIONS, SUMMARY_BYTES, github, junit, markdown
-from coordcheck.records import Outcome
-from coordcheck.criteria import Criteria
-from coordcheck.summaries import headline
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.reporting.ci import ANNOTATIONS, SUMMARY_BYTES, github, junit, markdown
+from coordcheck.reporting.summaries import headline
+from coordcheck.runs.records import Outcome
 
 GROWING = {"activation": 0.0, "change": 1.0}
 FLAT = {"activation": 0.0, "change": 0.0}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
-from coordcheck.frames import Room
-from coordcheck.recorder import Recorder
+from coordcheck.recording.hooks.frames import Room
+from coordcheck.recording.recorder import Recorder
 
 X = torch.ones(2, 4)
 

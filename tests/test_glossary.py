@@ -15,15 +15,16 @@ from conftest import pair_batch
 from test_golden import as_golden
 
 import coordcheck
-from coordcheck import CoordCheckError, text
-from coordcheck.cli import main
-from coordcheck.diagnosis import PARAMETRIZATIONS, Cause
-from coordcheck.glossary import ALSO, FRAMES, TERMS, explain, found, listing
-from coordcheck.glossary.columns import HOLDS
-from coordcheck.glossary.terms import KINDS
+from coordcheck import CoordCheckError
+from coordcheck.analysis.diagnosis import PARAMETRIZATIONS, Cause
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.cli.main import main
 from coordcheck.models import mlp
-from coordcheck.records import Kind, Outcome, Quantity, Role, Status
-from coordcheck.verdicts import Verdict
+from coordcheck.reporting import text
+from coordcheck.reporting.glossary import ALSO, FRAMES, TERMS, explain, found, listing
+from coordcheck.reporting.glossary.columns import HOLDS
+from coordcheck.reporting.glossary.terms import KINDS
+from coordcheck.runs.records import Kind, Outcome, Quantity, Role, Status
 
 WORDS: list[tuple[str, type[Enum]]] = [
     ("verdict", Verdict),
@@ -157,7 +158,7 @@ def test_explaining_needs_no_library():
     code = (
         "import sys\n"
         "for name in ('torch', 'numpy', 'pandas', 'rich', 'matplotlib'): sys.modules[name] = None\n"
-        "from coordcheck.glossary import explain, listing; explain(['gain']); listing()"
+        "from coordcheck.reporting.glossary import explain, listing; explain(['gain']); listing()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

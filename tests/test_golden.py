@@ -17,9 +17,9 @@ from conftest import pair_batch, power_law_records
 
 import coordcheck
 from coordcheck import CoordCheckError, IncompleteCheck, NotWidthInvariant, Report, RunFileError, SweepInterrupted
-from coordcheck.cli import main
+from coordcheck.cli.main import main
 from coordcheck.models import mlp
-from coordcheck.records import Outcome
+from coordcheck.runs.records import Outcome
 
 GOLDEN = Path(__file__).parent / "golden"
 FLAT = {"activation": 0.0, "change": 0.0}

@@ -14,7 +14,7 @@ from torch import nn
 
 import coordcheck
 from coordcheck.models import mlp, transformer
-from coordcheck.trials import seed_everything
+from coordcheck.training.trials import seed_everything
 
 pytestmark = [
     pytest.mark.gpu,

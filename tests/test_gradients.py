@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from coordcheck import gradients
-from coordcheck.gradients import SAMPLED, arrived
+from coordcheck.recording.updates import gradients
+from coordcheck.recording.updates.gradients import SAMPLED, arrived
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

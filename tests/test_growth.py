@@ -15,15 +15,18 @@ from conftest import pair_batch
 from torch import Tensor, nn
 
 import coordcheck
-from coordcheck import blame, diagnosis, effects, roles, uses
-from coordcheck.parts import Later, Snapshot, again, parts_of
-from coordcheck.records import RunKey, RunRecord
-from coordcheck.report import Report
-from coordcheck.retracing import Retracer
-from coordcheck.sites import SiteRecorder
-from coordcheck.text import render
-from coordcheck.tracing import Tracer
-from coordcheck.wrappers import name_plainly
+from coordcheck.analysis import culprits as blame
+from coordcheck.analysis import diagnosis, roles
+from coordcheck.recording.graph import uses
+from coordcheck.recording.graph.retracing import Retracer
+from coordcheck.recording.graph.tracer import Tracer
+from coordcheck.recording.hooks.wrappers import name_plainly
+from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.updates import effects
+from coordcheck.recording.updates.parts import Later, Snapshot, again, parts_of
+from coordcheck.reporting.report import Report
+from coordcheck.reporting.text import render
+from coordcheck.runs.records import RunKey, RunRecord
 
 FEW = 24
 SQUARE = 2.3  # calls for twice the layers: 2 where they grow with them, 4 where with their square

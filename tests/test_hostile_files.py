@@ -19,13 +19,13 @@ from test_records import records
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
-from coordcheck.baselines.files import read_baseline
-from coordcheck.documents import LIMITS
-from coordcheck.errors import RunFileError
-from coordcheck.records import RunKey
-from coordcheck.criteria import Criteria
-from coordcheck.runfiles import RunFolder, write_document
-from coordcheck.schemas import CRITERIA, EXPERIMENT, read_experiment
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.common.errors import RunFileError
+from coordcheck.pytest_plugin.baselines.files import read_baseline
+from coordcheck.runs.documents import LIMITS
+from coordcheck.runs.files import RunFolder, write_document
+from coordcheck.runs.records import RunKey
+from coordcheck.runs.schemas import CRITERIA, EXPERIMENT, read_experiment
 
 MEGABYTE = 2**20
 
@@ -67,7 +67,7 @@ def test_a_crash_would_be_seen(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_silent_change_would_be_seen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coordcheck.documents._checked_bytes", lambda path, limit: path.read_bytes())
+    monkeypatch.setattr("coordcheck.runs.documents._checked_bytes", lambda path, limit: path.read_bytes())
     found, _ = outcomes(0, 8, first=1_000_000, drawn=1000)
     assert found["silent changes"] > 0
 
@@ -216,7 +216,7 @@ def test_a_file_that_is_written_to_while_it_is_read_is_told(folder: Path, monkey
         calls.append(descriptor)
         return fstat(descriptor)
 
-    monkeypatch.setattr("coordcheck.documents.os.fstat", grown)
+    monkeypatch.setattr("coordcheck.runs.documents.os.fstat", grown)
     assert_told(folder, "was written to while it was read")
 
 
@@ -238,8 +238,8 @@ def test_other_files_beside_the_runs_are_left_alone(folder: Path):
 def test_a_folder_with_a_great_many_files_is_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("coordcheck.runfiles.FILES", 2)
-    monkeypatch.setattr("coordcheck.runfiles._read_run", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr("coordcheck.runs.files.FILES", 2)
+    monkeypatch.setattr("coordcheck.runs.files._read_run", lambda path: pytest.fail("it was read"))
     assert_told(folder, r"holds 3 run files, more than can be judged together \(2\)", code=2)
 
 
@@ -269,9 +269,9 @@ def test_a_crafted_file_is_refused_at_little_cost(name: str):
 
 
 def test_a_costly_file_would_be_seen(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coordcheck.documents.Pieces.items", lambda pieces: iter(pieces.value()))
-    monkeypatch.setattr("coordcheck.documents.PIECE", 2**30)
-    monkeypatch.setattr("coordcheck.documents.DENSITY", 1)
+    monkeypatch.setattr("coordcheck.runs.documents.Pieces.items", lambda pieces: iter(pieces.value()))
+    monkeypatch.setattr("coordcheck.runs.documents.PIECE", 2**30)
+    monkeypatch.setattr("coordcheck.runs.documents.DENSITY", 1)
     # 2 MB as it is read now; less of it shows where the process had memory to spare
     assert cost_of(CRAFTED["many lists in a list"](4 * MEGABYTE)).megabytes > 20
 

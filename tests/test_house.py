@@ -99,7 +99,7 @@ def test_every_package_says_what_it_is():
 def test_the_import_tests_can_fail():
     lazy = "def f():\n    from coordcheck.reporting.report import Report\n"
     assert wrong_way("analysis.slopes", lazy) == {"reporting.report"}
-    annotation = "if TYPE_CHECKING:\n    from coordcheck.checks import plans\n"
+    annotation = "if TYPE_CHECKING:\n    from coordcheck.checks.check import plans\n"
     assert wrong_way("training.sweep", annotation) == {"checks.plans"}
     assert wrong_way("reporting.text", "import coordcheck.recording.recorder") == {"recording.recorder"}
     assert wrong_way("checks.check", "from coordcheck import Report") == {"__init__"}
@@ -121,7 +121,7 @@ def loaded(statement: str) -> set[str]:
 
 
 def test_importing_the_package_and_the_command_line_is_light():
-    assert loaded("import coordcheck, coordcheck.cli; coordcheck.options.parser()") == set()
+    assert loaded("import coordcheck, coordcheck.cli.main; coordcheck.cli.options.parser()") == set()
 
 
 def test_the_light_import_test_can_fail():
@@ -129,7 +129,7 @@ def test_the_light_import_test_can_fail():
 
 
 def test_a_check_does_not_load_matplotlib():
-    assert "matplotlib" not in loaded("import coordcheck.checks, coordcheck.demo")
+    assert "matplotlib" not in loaded("import coordcheck.checks.check, coordcheck.checks.demo")
 
 
 def importing(wings: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ import torch
 
 import coordcheck
 from coordcheck import huggingface
-from coordcheck.errors import CoordCheckError
-from coordcheck.fingerprints import describe_callable
+from coordcheck.common.errors import CoordCheckError
+from coordcheck.training.fingerprints.fingerprint import describe_callable
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

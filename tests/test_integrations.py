@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import coordcheck
 from coordcheck.integrations import loggers
-from coordcheck.integrations.recording import Recording
-from coordcheck.records import Outcome, Quantity, Status
-from coordcheck.report import Report
+from coordcheck.integrations.callback import Recording
+from coordcheck.reporting.report import Report
+from coordcheck.runs.records import Outcome, Quantity, Status
 
 WIDTHS = (16, 64, 256)
 
@@ -235,7 +235,7 @@ def test_an_exception_in_a_trainer_is_told_where_the_block_ends(tmp_path):
 
 
 LEFT = """
-from coordcheck.integrations.recording import Recording
+from coordcheck.integrations.callback import Recording
 
 class Owner: pass
 

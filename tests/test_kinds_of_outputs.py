@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from coordcheck.recorder import Recorder
-from coordcheck.records import RunRecord, Status
+from coordcheck.recording.recorder import Recorder
+from coordcheck.runs.records import RunRecord, Status
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(beta|prototype|nested|Nested|quantized|deprecated|TypedStorage|MaskedTensor).*"

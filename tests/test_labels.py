@@ -9,8 +9,8 @@ from conftest import power_law_records
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
-from coordcheck.labels import selected, typed
-from coordcheck.criteria import Criteria
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.runs.labels import selected, typed
 
 FLAT, GROWING = {"fc": {"activation": 0.0, "change": 0.0}}, {"fc": {"activation": 0.0, "change": 1.0}}
 

@@ -26,15 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
-from coordcheck.changes import initial_values
-from coordcheck.degrees import degrees
 from coordcheck.models import mlp, transformer
-from coordcheck.recorder import Recorder
-from coordcheck.records import Quantity, Status
-from coordcheck.replays import FunctionReplay
-from coordcheck.scales import FEWEST_EXAMPLES, FEWEST_ROWS
-from coordcheck.tracing import Tracer
-from coordcheck.trials import seed_everything
+from coordcheck.recording.graph.tracer import Tracer
+from coordcheck.recording.recorder import Recorder
+from coordcheck.recording.scales import FEWEST_EXAMPLES, FEWEST_ROWS
+from coordcheck.recording.updates.changes import initial_values
+from coordcheck.recording.updates.degrees import degrees
+from coordcheck.recording.updates.replays import FunctionReplay
+from coordcheck.runs.records import Quantity, Status
+from coordcheck.training.trials import seed_everything
 
 WIDTHS = (32, 64, 128)
 Build = Callable[[int], tuple[nn.Module, torch.optim.Optimizer]]

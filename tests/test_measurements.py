@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from conftest import power_law_records
 
-from coordcheck.measurements import COLUMNS, growing_outputs, judged, measurements, not_finite, partial_layers
-from coordcheck.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status
+from coordcheck.analysis.measurements import COLUMNS, growing_outputs, judged, measurements, not_finite, partial_layers
+from coordcheck.runs.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status
 
 
 def run(layers: list[str], width: int = 64, seed: int = 0, values: list[float | None] | None = None) -> RunRecord:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from conftest import pair_batch
 from torch import Tensor, nn
 
-from coordcheck.batches import Batches
 from coordcheck.models import transformer
-from coordcheck.records import Quantity, RunKey
-from coordcheck.sites import ROOT
-from coordcheck.training import execute
-from coordcheck.trials import Run
+from coordcheck.recording.batches import Batches
+from coordcheck.recording.layers.activations import ROOT
+from coordcheck.runs.records import Quantity, RunKey
+from coordcheck.training.run import execute
+from coordcheck.training.trials import Run
 
 mup = pytest.importorskip("mup.coord_check", reason="mup, the oracle, is not installed")
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import coordcheck
 from coordcheck import Report
-from coordcheck.baselines import baseline_of, compare
-from coordcheck.baselines.files import read_baseline, write_baseline
-from coordcheck.folds import folded
-from coordcheck.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status, distinct
+from coordcheck.pytest_plugin.baselines import baseline_of, compare
+from coordcheck.pytest_plugin.baselines.files import read_baseline, write_baseline
+from coordcheck.runs.folds import folded
+from coordcheck.runs.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status, distinct
 
 OPTIONS: dict[str, Any] = {"loss": F.cross_entropy, "widths": (16, 32, 64), "seeds": 1, "steps": 1}
 AWKWARD = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import coordcheck
-from coordcheck.baselines.files import read_baseline
-from coordcheck.errors import RunFileError
+from coordcheck.common.errors import RunFileError
+from coordcheck.pytest_plugin.baselines.files import read_baseline
 
 PACKAGE = Path(coordcheck.__file__).parent
 PAYLOADS = {"payloads.py"}

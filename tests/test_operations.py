@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coordcheck import operations as ops
-from coordcheck.tracing import Tracer
+from coordcheck.recording.graph import operations as ops
+from coordcheck.recording.graph.tracer import Tracer
 
 
 class Called(nn.Module):

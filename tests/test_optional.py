@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordcheck.extras import UnusableExtra, import_extra
+from coordcheck.common.extras import UnusableExtra, import_extra
 
 ROOT = Path(__file__).parent.parent
 # the packages of every extra, and those that only some users have
@@ -103,7 +103,7 @@ from pathlib import Path
 Path("optional_train.py").write_text(TRAIN)
 sys.path.insert(0, "")
 import coordcheck
-from coordcheck.cli import main
+from coordcheck.cli.main import main
 F = "torch.nn.functional:cross_entropy"
 shared = ["--batch", "optional_train.py:batch", "--loss", F, "--widths", "8", "16", "32", "--seeds", "1"]
 for command in (
@@ -166,11 +166,11 @@ def test_importing_needs_none_of_the_packages(tmp_path):
     told = without(
         (*EXTRAS, *OWN, "pytest", "_pytest"),
         """
-import coordcheck, coordcheck.cli
+import coordcheck, coordcheck.cli.main
 print(coordcheck.__version__, coordcheck.CoordCheckError.__name__, "check" in dir(coordcheck))
 for arguments in (["--help"], ["run", "--help"], ["--version"]):
     try:
-        coordcheck.cli.main(arguments)
+        coordcheck.cli.main.main(arguments)
     except SystemExit as stop:
         assert stop.code == 0
 """,

@@ -25,17 +25,17 @@ from conftest import pair_batch, power_law_records
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
-from coordcheck.diagnosis import Cause
-from coordcheck.figures.inline import drawings
-from coordcheck.formats import _plain as plain_markdown
-from coordcheck.formats import markdown
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.diagnosis import Cause
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
-from coordcheck.page import render_fragment, render_page
-from coordcheck.pagedata import layer_details, table_data
-from coordcheck.records import Outcome, RunKey, RunRecord, Status, printable
-from coordcheck.criteria import Criteria
-from coordcheck.summaries import evidence, remedy_text
-from coordcheck.verdicts import Verdict
+from coordcheck.reporting.ci import _plain as plain_markdown
+from coordcheck.reporting.ci import markdown
+from coordcheck.reporting.figures.inline import drawings
+from coordcheck.reporting.page import render_fragment, render_page
+from coordcheck.reporting.pagedata import layer_details, table_data
+from coordcheck.reporting.summaries import evidence, remedy_text
+from coordcheck.runs.records import Outcome, RunKey, RunRecord, Status, printable
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 1.0}
@@ -499,7 +499,7 @@ def test_a_saved_check_has_its_page_without_torch_and_its_fragment_without_matpl
     report.save(tmp_path)
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"import coordcheck.report as r; report = r.load({str(tmp_path)!r}); report._repr_html_()\n"
+        f"import coordcheck.reporting.report as r; report = r.load({str(tmp_path)!r}); report._repr_html_()\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"report.save_html({str(tmp_path / 'page.html')!r})"
     )

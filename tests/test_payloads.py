@@ -11,7 +11,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from coordcheck.payloads import packed, unpacked
+from coordcheck.training.payloads import packed, unpacked
 
 FILES = {
     "main_part.py": """
@@ -62,13 +62,13 @@ SEND = """
 import pathlib, sys
 sys.path.insert(0, ".")
 import main_part, helpers, late, parts.deep, parts.later
-from coordcheck.payloads import packed
+from coordcheck.training.payloads import packed
 main_part.RATE, helpers.FACTOR, parts.deep.CFG["x"], late.WORD = 3.0, 5.0, 7, "later than its import"
 pathlib.Path(sys.argv[1]).write_bytes(packed(getattr(main_part, sys.argv[2])))
 """
 RECEIVE = """
 import pathlib, sys
-from coordcheck.payloads import unpacked
+from coordcheck.training.payloads import unpacked
 function, note = unpacked(pathlib.Path(sys.argv[1]).read_bytes())
 print(function(), note)
 """
@@ -110,7 +110,7 @@ RUN = """
     import pathlib, sys
     from . import deep
     import late
-    from coordcheck.payloads import packed
+    from coordcheck.training.payloads import packed
     def build():
         from .later import WORD
         return deep.CFG["x"], WORD

@@ -21,11 +21,12 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import _get_current_function_mode_stack
 
 import coordcheck
-from coordcheck import CoordCheckError, demo
+from coordcheck import CoordCheckError
+from coordcheck.checks import demo
+from coordcheck.checks.plans import Plan, drafting, plan
+from coordcheck.checks.plans.blueprints import Place
+from coordcheck.checks.plans.timings import carried_on
 from coordcheck.models import mlp, transformer
-from coordcheck.plans import Plan, drafting, plan
-from coordcheck.plans.blueprints import Place
-from coordcheck.plans.timings import carried_on
 
 WIDTHS = (16, 32, 64)
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 import coordcheck
-from coordcheck.probing import Onlooker
-from coordcheck.randomness import seed_everything
-from coordcheck.recorder import Recorder
-from coordcheck.records import Quantity, Status
-from coordcheck.sites import SiteRecorder
+from coordcheck.recording.hooks.randomness import seed_everything
+from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.probing import Onlooker
+from coordcheck.recording.recorder import Recorder
+from coordcheck.runs.records import Quantity, Status
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -292,9 +292,9 @@ def test_nothing_is_left_of_a_pass(move):
 def test_without_what_is_put_back_the_training_is_another(move, kept, monkeypatch):
     """What the test before relies on: each of these loops tells when a pass leaves something."""
     if kept == "kept":
-        monkeypatch.setattr("coordcheck.probing.kept", lambda model: [])
+        monkeypatch.setattr("coordcheck.recording.layers.probing.kept", lambda model: [])
     elif kept == "kept_randomness":
-        monkeypatch.setattr("coordcheck.probing.kept_randomness", nullcontext)
+        monkeypatch.setattr("coordcheck.recording.layers.probing.kept_randomness", nullcontext)
     else:
         monkeypatch.setattr(Onlooker, "_parameters_kept", lambda self: nullcontext())
     assert on_a_stream(move, numbers(5, 8, seed=99))[0] != on_a_stream(move, None)[0]
@@ -549,7 +549,7 @@ def test_without_a_probe_a_stream_is_judged_by_what_can_be_and_says_so(tmp_path)
     assert blind.exit_code == 3
     assert any(told in note for note in blind.notes)
     assert "add seeds" not in str(blind)
-    schema = json.loads((Path(coordcheck.__file__).parent / "report.schema.json").read_text())
+    schema = json.loads((Path(coordcheck.__file__).parent / "reporting" / "report.schema.json").read_text())
     jsonschema.validate(json.loads(right.to_json()), schema)
 
 

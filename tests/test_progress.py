@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck import progress
-from coordcheck.cli import main
+from coordcheck.cli.main import main
 from coordcheck.models import mlp
-from coordcheck.progress import Lines, Progress, silent
-from coordcheck.records import Outcome, RunKey, RunRecord
+from coordcheck.runs.records import Outcome, RunKey, RunRecord
+from coordcheck.training import progress
+from coordcheck.training.progress import Lines, Progress, silent
 
 KEYS = [RunKey("SP", width, seed) for seed in (0, 1) for width in (64, 128, 256)]
 

@@ -25,11 +25,11 @@ from conftest import power_law_records
 
 import coordcheck
 from coordcheck import CoordCheckError, Report
+from coordcheck.analysis.slopes import MIN_WIDTHS
 from coordcheck.pytest_plugin.fixture import started_by
 from coordcheck.pytest_plugin.outcomes import folder_name
 from coordcheck.pytest_plugin.settings import LEAST_WIDTHS
-from coordcheck.records import Outcome, RunKey, RunRecord
-from coordcheck.slopes import MIN_WIDTHS
+from coordcheck.runs.records import Outcome, RunKey, RunRecord
 
 pytest_plugins = ["pytester"]
 
@@ -102,7 +102,7 @@ def calls(monkeypatch) -> list[dict[str, Any]]:
                 record.key = RunKey(next(iter(build)), record.key.width, record.key.seed)
         return report
 
-    monkeypatch.setattr("coordcheck.checks.check", answer)
+    monkeypatch.setattr("coordcheck.checks.check.check", answer)
     return found
 
 
@@ -634,7 +634,7 @@ def test_an_update_without_a_change_leaves_the_file_alone(run, kept):
 
 CHANGED = """\
 >       coordcheck("moved", baseline="gpt")
-E       coordcheck.errors.BaselineChanged: baseline 'gpt' (coordcheck_baselines/test_model/gpt.json): \
+E       coordcheck.common.errors.BaselineChanged: baseline 'gpt' (coordcheck_baselines/test_model/gpt.json): \
 1 of 1 exponents changed, 1 new, 1 missing
 E         exponent     measured         baseline            now                 allowed
 E         model: fc    change at t=1    +0.00 ± 0.00, ok    +0.20 ± 0.00, ok    ± 0.10
@@ -813,7 +813,8 @@ def test_hostile_names_do_not_break_the_junit_file(run, calls, pytester):
 
 
 def test_names_are_cut_in_properties(run, monkeypatch, pytester):
-    monkeypatch.setattr("coordcheck.checks.check", lambda *a, **o: Report(power_law_records({"x" * 999: GROWING})))
+    report = Report(power_law_records({"x" * 999: GROWING}))
+    monkeypatch.setattr("coordcheck.checks.check.check", lambda *a, **o: report)
     run(one("coordcheck(None)"), "--junitxml=j.xml")
     assert properties(pytester.path / "j.xml")["coordcheck.worst_layer"] == "x" * 59 + "…"
 
@@ -943,7 +944,17 @@ def test_a_bad_marker_in_workers_is_told(pytester, subprocesses):
 
 # a suite without a check starts as fast as without the plugin
 
-HEAVY = ("torch", "numpy", "pandas", "scipy", "rich", "matplotlib", "jinja2", "coordcheck.report", "coordcheck.checks")
+HEAVY = (
+    "torch",
+    "numpy",
+    "pandas",
+    "scipy",
+    "rich",
+    "matplotlib",
+    "jinja2",
+    "coordcheck.reporting.report",
+    "coordcheck.checks.check",
+)
 LOADED = f"""
 import sys
 def pytest_sessionfinish():
@@ -988,7 +999,7 @@ def test_the_plugin_module_itself_is_light():
 
 def test_not_a_number_is_no_worst_slope(run, monkeypatch, pytester):
     lost = Report(power_law_records({"fc": FLAT}, noise=lambda width, seed, layer: math.nan))
-    monkeypatch.setattr("coordcheck.checks.check", lambda *a, **o: lost)
+    monkeypatch.setattr("coordcheck.checks.check.check", lambda *a, **o: lost)
     run(one("coordcheck(None)"), "--junitxml=j.xml").assert_outcomes(failed=1)
     found = properties(pytester.path / "j.xml")
     assert found["coordcheck.worst_layer"] == "fc"

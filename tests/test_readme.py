@@ -16,8 +16,8 @@ import torch
 import yaml
 from zoo import library
 
-from coordcheck.diagnosis import Cause
-from coordcheck.options import parser
+from coordcheck.analysis.diagnosis import Cause
+from coordcheck.cli.options import parser
 
 pytest_plugins = ["pytester"]
 

@@ -23,36 +23,36 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 import coordcheck
-from coordcheck import calls as calls_module
-from coordcheck import changes as changes_module
-from coordcheck import degrees as degrees_module
-from coordcheck import effects as effects_module
-from coordcheck import hooks as hooks_module
-from coordcheck import inputs as inputs_module
-from coordcheck import keeping as keeping_module
-from coordcheck import live as live_module
-from coordcheck import parameters as parameters_module
-from coordcheck import parts as parts_module
-from coordcheck import recorder as recorder_module
-from coordcheck import runfiles as runfiles_module
-from coordcheck import scales
-from coordcheck import sites as sites_module
-from coordcheck import windows as windows_module
-from coordcheck import wrappers as wrappers_module
-from coordcheck.calls import Reference
-from coordcheck.effects import Effects
-from coordcheck.facts import Facts
-from coordcheck.inputs import InitialInputs
-from coordcheck.live import LiveEffects
 from coordcheck.models import mlp
-from coordcheck.recorder import Recorder
-from coordcheck.records import Kind, Outcome, Quantity, Row, RunRecord, Status
-from coordcheck.replays import FunctionReplay
-from coordcheck.retracing import Retracer
-from coordcheck.runfiles import RunFolder
-from coordcheck.sites import SiteRecorder
-from coordcheck.tracing import Tracer
-from coordcheck.trials import seed_everything
+from coordcheck.recording import recorder as recorder_module
+from coordcheck.recording import scales
+from coordcheck.recording.graph import keeping as keeping_module
+from coordcheck.recording.graph.retracing import Retracer
+from coordcheck.recording.graph.tracer import Tracer
+from coordcheck.recording.hooks import hooks as hooks_module
+from coordcheck.recording.hooks import optimizers as parameters_module
+from coordcheck.recording.hooks import wrappers as wrappers_module
+from coordcheck.recording.layers import activations as sites_module
+from coordcheck.recording.layers import calls as calls_module
+from coordcheck.recording.layers import inputs as inputs_module
+from coordcheck.recording.layers import windows as windows_module
+from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.calls import Reference
+from coordcheck.recording.layers.inputs import InitialInputs
+from coordcheck.recording.recorder import Recorder
+from coordcheck.recording.updates import changes as changes_module
+from coordcheck.recording.updates import degrees as degrees_module
+from coordcheck.recording.updates import effects as effects_module
+from coordcheck.recording.updates import in_loop as live_module
+from coordcheck.recording.updates import parts as parts_module
+from coordcheck.recording.updates.effects import Effects
+from coordcheck.recording.updates.facts import Facts
+from coordcheck.recording.updates.in_loop import LiveEffects
+from coordcheck.recording.updates.replays import FunctionReplay
+from coordcheck.runs import files as runfiles_module
+from coordcheck.runs.files import RunFolder
+from coordcheck.runs.records import Kind, Outcome, Quantity, Row, RunRecord, Status
+from coordcheck.training.trials import seed_everything
 
 INNER = (16, 32, 64)  # widths of the small MLPs trained here
 

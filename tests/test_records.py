@@ -13,8 +13,8 @@ from conftest import power_law_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordcheck.reading import Wrong
-from coordcheck.records import (
+from coordcheck.runs.reading import Wrong
+from coordcheck.runs.records import (
     Kind,
     Outcome,
     ParameterInfo,
@@ -28,7 +28,7 @@ from coordcheck.records import (
     same_label,
     status_of,
 )
-from coordcheck.schemas import RUN, read_run
+from coordcheck.runs.schemas import RUN, read_run
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)

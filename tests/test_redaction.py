@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import coordcheck
 from coordcheck import CoordCheckError
-from coordcheck.formats import github, junit, markdown
-from coordcheck.redaction import GONE, redacted
-from coordcheck.runfiles import RunFolder
+from coordcheck.common.redaction import GONE, redacted
+from coordcheck.reporting.ci import github, junit, markdown
+from coordcheck.runs.files import RunFolder
 
 WORD = "5uperS3cretV4lue"
 HEX = "0123456789abcdef" * 3
@@ -281,7 +281,7 @@ def test_a_check_all_of_whose_builds_fail_says_so_without_secrets():
 
 
 def test_a_traceback_of_the_command_line_holds_no_secrets(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from coordcheck.cli import main
+    from coordcheck.cli.main import main
 
     (tmp_path / "train_with_secrets.py").write_text(f"raise OSError({SAID!r})")
     assert main(["plan", f"{tmp_path / 'train_with_secrets.py'}:build"]) == 2

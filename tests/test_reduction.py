@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from coordcheck.ranks import Part, notes_of
-from coordcheck.records import Kind, ParameterInfo, Quantity, Row, RunKey, RunRecord, Site, Status
-from coordcheck.reduction import reduce_ranks
+from coordcheck.recording.distributed.ranks import Part, notes_of
+from coordcheck.recording.distributed.reduction import reduce_ranks
+from coordcheck.runs.records import Kind, ParameterInfo, Quantity, Row, RunKey, RunRecord, Site, Status
 
 
 def part(rank: int, *rows: Any, sizes: dict[int, int] | None = None, **fields: Any) -> Part:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck.demo import next_byte_loss, text_batch
+from coordcheck.checks.demo import next_byte_loss, text_batch
 from coordcheck.models import mlp, transformer
 
 BASE_WIDTH = 64

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordcheck.repeats import ANY, PARTS, starred, together
+from coordcheck.runs.repeats import ANY, PARTS, starred, together
 
 
 def expanded(name: str) -> list[str]:

@@ -22,9 +22,9 @@ from rich.console import Console
 
 import coordcheck
 from coordcheck import CoordCheckError, IncompleteCheck, NotWidthInvariant, Report
-from coordcheck.records import Outcome, ParameterInfo, Quantity, RunKey, RunRecord
-from coordcheck.criteria import Criteria
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.runs.records import Outcome, ParameterInfo, Quantity, RunKey, RunRecord
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}
@@ -466,7 +466,7 @@ def test_figure_saves_where_it_is_told(tmp_path):
     assert (tmp_path / "check.svg").read_bytes().startswith(b"<?xml")
 
 
-SCHEMA = json.loads(files("coordcheck").joinpath("report.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads(files("coordcheck.reporting").joinpath("report.schema.json").read_text(encoding="utf-8"))
 
 
 def problems_of(report: Report) -> list[str]:

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from coordcheck.models import transformer
-from coordcheck.retracing import Retracer
-from coordcheck.tracing import Tracer
+from coordcheck.recording.graph.retracing import Retracer
+from coordcheck.recording.graph.tracer import Tracer
 
 IN, OUT = 8, 12
 
@@ -346,7 +346,7 @@ def test_arguments_that_cannot_be_looked_at_are_called_all_the_same(monkeypatch)
     def broken(*args: Any) -> Any:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("coordcheck.retracing.flattened", broken)
+    monkeypatch.setattr("coordcheck.recording.graph.retracing.flattened", broken)
     monkeypatch.setattr(Tracer, "begin_within", broken)
     retracer = Retracer(model, first)
     hook = model.register_forward_pre_hook(lambda module, args: retracer.begin(args, {}))

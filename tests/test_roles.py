@@ -7,9 +7,9 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.demo import next_byte_loss
+from coordcheck.analysis.roles import parts
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
-from coordcheck.roles import parts
 
 WIDTHS = (16, 32, 64)
 

@@ -23,13 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coordcheck
-from coordcheck import documents
-from coordcheck.documents import read_document
-from coordcheck.errors import CoordCheckError, RunFileError
+from coordcheck.common.errors import CoordCheckError, RunFileError
 from coordcheck.models import mlp
-from coordcheck.records import RunKey, RunRecord, same_label
-from coordcheck.runfiles import RunFolder, slug, write_document
-from coordcheck.schemas import read_run
+from coordcheck.runs import documents
+from coordcheck.runs.documents import read_document
+from coordcheck.runs.files import RunFolder, slug, write_document
+from coordcheck.runs.records import RunKey, RunRecord, same_label
+from coordcheck.runs.schemas import read_run
 
 MUTANTS = 4000
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from coordcheck import scales
-from coordcheck.records import Status
+from coordcheck.recording import scales
+from coordcheck.runs.records import Status
 
 N = 200_000  # coordinates: a closed form of a random tensor then holds to about 1 %
 

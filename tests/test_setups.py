@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck.cli import main
+from coordcheck.cli.main import main
 from coordcheck.models import mlp
 
 PACKAGE = Path(coordcheck.__file__).parent
@@ -192,7 +192,7 @@ def test_the_package_is_read_from_a_zip_file(tmp_path, report):
     report.save(tmp_path / "runs")
     shutil.make_archive(str(tmp_path / "coordcheck"), "zip", PACKAGE.parent, "coordcheck")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import coordcheck; from coordcheck.cli import main; "
+        "import sys; sys.path.insert(0, sys.argv[1]); import coordcheck; from coordcheck.cli.main import main; "
         "assert '.zip' in coordcheck.__file__; raise SystemExit(main(['report', 'runs', 'page.html']))"
     )
     world = World({"PYTHONDONTWRITEBYTECODE": "1"})

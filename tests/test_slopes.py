@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from coordcheck import CoordCheckError, fit_slope
-from coordcheck.measurements import measurements
-from coordcheck.slopes import fit_slopes
+from coordcheck.analysis.measurements import measurements
+from coordcheck.analysis.slopes import fit_slopes
 
 WIDTHS = (64, 128, 256, 512)
 X = np.log2(WIDTHS)

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.text import Text
 
 from coordcheck import Report
-from coordcheck.designs import by_design
-from coordcheck.records import Status
-from coordcheck.criteria import Criteria
-from coordcheck.summaries import Headline, blames, headline
-from coordcheck.text import Head, NamedRows, Row, render
+from coordcheck.analysis.criteria import Criteria
+from coordcheck.analysis.designs import by_design
+from coordcheck.reporting.summaries import Headline, blames, headline
+from coordcheck.reporting.text import Head, NamedRows, Row, render
+from coordcheck.runs.records import Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}

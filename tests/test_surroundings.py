@@ -26,7 +26,15 @@ from torch.overrides import TorchFunctionMode, _pop_mode
 import coordcheck
 from coordcheck import CoordCheckError
 from coordcheck.models import mlp
-from coordcheck.surroundings import _other, _read, _write, numeric, numeric_state, preserved_state, state_settings
+from coordcheck.training.surroundings import (
+    _other,
+    _read,
+    _write,
+    numeric,
+    numeric_state,
+    preserved_state,
+    state_settings,
+)
 
 
 class Mode(TorchFunctionMode):

@@ -20,12 +20,12 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.errors import CoordCheckError, RunFileError, SweepInterrupted
+from coordcheck.common.errors import CoordCheckError, RunFileError, SweepInterrupted
 from coordcheck.models import mlp
-from coordcheck.payloads import unpacked
-from coordcheck.records import differences
-from coordcheck.sweep import worker_threads
-from coordcheck.workers import execute_pickled
+from coordcheck.runs.records import differences
+from coordcheck.training.payloads import unpacked
+from coordcheck.training.sweep import worker_threads
+from coordcheck.training.workers import execute_pickled
 
 WIDTHS = (16, 32, 64)
 

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from coordcheck import CoordCheckError
-from coordcheck.arguments import suggestion
-from coordcheck.targets import factories, keyword_values, resolve, source_line
+from coordcheck.cli.targets import factories, keyword_values, resolve, source_line
+from coordcheck.runs.arguments import suggestion
 
 USER_FILE = """
 class Family:

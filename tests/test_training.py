@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import coordcheck
 from coordcheck import CoordCheckError, Trial, output_loss
-from coordcheck.batches import cached_batches
-from coordcheck.losses import as_loss, model_loss
 from coordcheck.models import mlp
-from coordcheck.records import Outcome, RunKey, RunRecord, Status
-from coordcheck.training import execute
-from coordcheck.trials import Run
+from coordcheck.recording.batches import cached_batches
+from coordcheck.runs.records import Outcome, RunKey, RunRecord, Status
+from coordcheck.training.losses import as_loss, model_loss
+from coordcheck.training.run import execute
+from coordcheck.training.trials import Run
 
 WIDTH = 16
 

@@ -17,10 +17,10 @@ from conftest import pair_batch
 from test_golden import as_golden
 from torch import nn
 
-from coordcheck.errors import CoordCheckError, SweepInterrupted
+from coordcheck.analysis.optima import Optima, Valley, find_optima, fit_minima
+from coordcheck.checks.transfer import Transfer, transfer_sweep
+from coordcheck.common.errors import CoordCheckError, SweepInterrupted
 from coordcheck.models import mlp
-from coordcheck.optima import Optima, Valley, find_optima, fit_minima
-from coordcheck.transfer import Transfer, transfer_sweep
 
 RATES = [2.0**power for power in range(-9, -2)]
 LOG_RATES = np.log2(RATES)

@@ -12,10 +12,9 @@ from conftest import power_law_records
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordcheck.measurements import growing_outputs, measurements
-from coordcheck.records import Quantity
-from coordcheck.slopes import fit_slopes
-from coordcheck.verdicts import (
+from coordcheck.analysis.measurements import growing_outputs, measurements
+from coordcheck.analysis.slopes import fit_slopes
+from coordcheck.analysis.verdicts import (
     Answer,
     Evidence,
     Verdict,
@@ -24,6 +23,7 @@ from coordcheck.verdicts import (
     label_status,
     summary,
 )
+from coordcheck.runs.records import Quantity
 
 WIDTHS = (64, 128, 256, 512)
 NEVER = -math.inf  # as an exponent, this makes a scale that is exactly zero

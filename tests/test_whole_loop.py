@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import coordcheck
 from coordcheck.models import transformer
-from coordcheck.randomness import seed_everything
-from coordcheck.recorder import Recorder
+from coordcheck.recording.hooks.randomness import seed_everything
+from coordcheck.recording.recorder import Recorder
 
 WIDTHS, SEEDS = (32, 64, 128, 256), 2
 CONTEXT, VOCABULARY = 16, 64

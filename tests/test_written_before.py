@@ -16,12 +16,12 @@ import pytest
 
 import coordcheck
 from coordcheck import Report
-from coordcheck.baselines import compare
-from coordcheck.baselines.files import baseline_text, read_baseline
-from coordcheck.runfiles import RunFolder
+from coordcheck.pytest_plugin.baselines import compare
+from coordcheck.pytest_plugin.baselines.files import baseline_text, read_baseline
+from coordcheck.runs.files import RunFolder
 
 WRITTEN = Path(__file__).parent / "data" / "written_by_0_1"
-SCHEMA = json.loads((Path(coordcheck.__file__).parent / "report.schema.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((Path(coordcheck.__file__).parent / "reporting" / "report.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import sys
 from os import PathLike
 from typing import Any
 
-from coordcheck.errors import CoordCheckError
-from coordcheck.extras import import_extra
-from coordcheck.integrations.recording import Recording
-from coordcheck.records import RunRecord
+from coordcheck.common.errors import CoordCheckError
+from coordcheck.common.extras import import_extra
+from coordcheck.integrations.callback import Recording
+from coordcheck.runs.records import RunRecord
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from coordcheck.errors import CoordCheckError
+from coordcheck.common.errors import CoordCheckError
 from coordcheck.models.parametrizations import Parametrization, Rule
 from coordcheck.models.parametrizations import parametrization as find_parametrization
 

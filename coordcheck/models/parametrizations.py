@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from coordcheck.errors import CoordCheckError
-from coordcheck.records import same_label
+from coordcheck.common.errors import CoordCheckError
+from coordcheck.runs.records import same_label
 
 
 class Rule(NamedTuple):

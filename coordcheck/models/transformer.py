@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coordcheck.errors import CoordCheckError
+from coordcheck.common.errors import CoordCheckError
 from coordcheck.models.builders import ACTIVATIONS, Builder, Linear, builder, check_choice
 from coordcheck.models.parametrizations import Parametrization
 

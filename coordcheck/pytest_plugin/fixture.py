@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from coordcheck.errors import BaselineChanged, CoordCheckError, IncompleteCheck, RunFileError
+from coordcheck.common.errors import BaselineChanged, CoordCheckError, IncompleteCheck, RunFileError
 from coordcheck.pytest_plugin.outcomes import Files, folder_name, properties, write_files
 from coordcheck.pytest_plugin.settings import Settings, marked, on_the_command_line, resolved
 
 if TYPE_CHECKING:
-    from coordcheck.baselines import Baseline
-    from coordcheck.report import Report
+    from coordcheck.pytest_plugin.baselines import Baseline
+    from coordcheck.reporting.report import Report
 
 FOLDER = "coordcheck_baselines"
 PLUGIN = "coordcheck.pytest_plugin"
@@ -99,7 +99,7 @@ class Check:
         self, build: Any, batch: Any, options: dict[str, Any], control: Any, stored: Stored | None, invariant: bool
     ) -> Report:
         """Run the check, and raise with the whole explanation when anything is not as it should be."""
-        from coordcheck import checks
+        from coordcheck.checks import check as checks
 
         checks.check_control(control)
         _known(options)
@@ -147,9 +147,9 @@ class Check:
 
     def _stored(self, name: str, tolerance: float | None) -> Stored:
         """The baseline of a name, looked at before any time is spent on training."""
-        from coordcheck.arguments import positive
-        from coordcheck.baselines import TOLERANCE
-        from coordcheck.baselines.files import NewerBaseline, read_baseline
+        from coordcheck.pytest_plugin.baselines import TOLERANCE
+        from coordcheck.pytest_plugin.baselines.files import NewerBaseline, read_baseline
+        from coordcheck.runs.arguments import positive
 
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", name):
             raise CoordCheckError(
@@ -175,8 +175,8 @@ class Check:
 
     def _hold_baseline(self, report: Report, stored: Stored) -> None:
         """Compare with what is stored, or store it."""
-        from coordcheck.baselines import baseline_of, compare
-        from coordcheck.baselines.files import write_baseline
+        from coordcheck.pytest_plugin.baselines import baseline_of, compare
+        from coordcheck.pytest_plugin.baselines.files import write_baseline
 
         path = self._shown(stored.path)
         found = None if stored.content is None else compare(stored.content, report, stored.tolerance)
@@ -248,8 +248,8 @@ def started_by(config: pytest.Config) -> list[str]:
 
 def _known(options: Mapping[str, Any]) -> None:
     """Refuse an option that `coordcheck.check` does not take, without a traceback through its callers."""
-    from coordcheck import checks
-    from coordcheck.arguments import suggestion
+    from coordcheck.checks import check as checks
+    from coordcheck.runs.arguments import suggestion
 
     parameters = inspect.signature(checks.check).parameters.values()
     known = [parameter.name for parameter in parameters]
@@ -275,7 +275,7 @@ def _moved(report: Report, stored: Stored | None, error: CoordCheckError) -> lis
     """What changed against the baseline, where a check failed for another reason: it may be the cause."""
     if stored is None or stored.content is None or isinstance(error, BaselineChanged):
         return []
-    from coordcheck.baselines import compare
+    from coordcheck.pytest_plugin.baselines import compare
 
     found = compare(stored.content, report, stored.tolerance)
     return [] if found.same else [f"baseline {stored.name!r}: {found}"]
@@ -283,7 +283,7 @@ def _moved(report: Report, stored: Stored | None, error: CoordCheckError) -> lis
 
 def _measured(report: Report) -> None:
     """Raise when a check could not be made, whatever its verdict is."""
-    from coordcheck.summaries import failure
+    from coordcheck.reporting.summaries import failure
 
     if report.missing or report.too_few_widths:
         raise (IncompleteCheck if report.missing else CoordCheckError)(failure(report))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from coordcheck.report import Report
+    from coordcheck.reporting.report import Report
 
 SHOWN = 3  # of the worst layers of a check, in the summary
 NAMED = 10  # culprits named in a property
@@ -20,8 +20,8 @@ Property = tuple[str, "str | float | int"]
 
 def properties(report: Report) -> Iterator[Property]:
     """A check in a few plain values; `layers` is text for the terminal, a line per layer."""
-    from coordcheck.records import printable
-    from coordcheck.summaries import blames, status
+    from coordcheck.reporting.summaries import blames, status
+    from coordcheck.runs.records import printable
 
     yield "status", status(report)
     worst = _worst(report)
@@ -39,7 +39,7 @@ def properties(report: Report) -> Iterator[Property]:
 
 def _worst(report: Report) -> list[Any]:
     """The violated layers of all labels, then the undecided ones; else the one farthest from its exponent."""
-    from coordcheck.summaries import of_label, worst
+    from coordcheck.reporting.summaries import of_label, worst
 
     failing = sorted(report.labels, key=lambda label: not report.status[label].violated)
     rows = [row for label in failing for row in worst(of_label(report, label)[0]).itertuples()]
@@ -52,7 +52,7 @@ def _worst(report: Report) -> list[Any]:
 
 def _name(row: Any, report: Report) -> str:
     """A layer's name, with its label where there are several."""
-    from coordcheck.records import printable
+    from coordcheck.runs.records import printable
 
     name = f"{row.label}: {row.layer}" if len(report.labels) > 1 else row.layer
     shown = printable(name)
@@ -60,8 +60,8 @@ def _name(row: Any, report: Report) -> str:
 
 
 def _lines(rows: Sequence[Any], report: Report) -> list[str]:
-    from coordcheck.escaping import legible
-    from coordcheck.summaries import measured, slope_text
+    from coordcheck.common.escaping import legible
+    from coordcheck.reporting.summaries import measured, slope_text
 
     cells = [(_name(row, report), row.verdict, slope_text(row), legible(measured(row))) for row in rows]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -77,7 +77,7 @@ class Files(NamedTuple):
 
     def text(self, start: Path) -> str:
         """Where the files are, as told in a message."""
-        from coordcheck.escaping import printable
+        from coordcheck.common.escaping import printable
 
         folder = self.folder.relative_to(start) if self.folder.is_relative_to(start) else self.folder
         parts = [f"{printable(folder.as_posix())}/{{{','.join(self.names)}}}"] if self.names else []
@@ -86,9 +86,9 @@ class Files(NamedTuple):
 
 def write_files(report: Report, folder: Path) -> Files:
     """Figures, page and JSON of a check in a folder of its own. Never raises: the check has something else to say."""
-    from coordcheck.escaping import printable
-    from coordcheck.redaction import redacted
-    from coordcheck.runfiles import replace_file
+    from coordcheck.common.escaping import printable
+    from coordcheck.common.redaction import redacted
+    from coordcheck.runs.files import replace_file
 
     kinds = ["divergence", *(["exponents"] if report.findings else [])]
     writers: dict[str, Any] = {f"{kind}.png": lambda path, kind=kind: report.figure(kind, path=path) for kind in kinds}

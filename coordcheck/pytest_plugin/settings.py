@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from coordcheck.errors import CoordCheckError
+from coordcheck.common.errors import CoordCheckError
 
 LEAST_WIDTHS = 3  # slopes.MIN_WIDTHS, which would load numpy into every run of pytest
 ACCEPTED = {
@@ -88,7 +88,7 @@ def parsed(name: str, value: object, source: str) -> Any:
         pytest.UsageError: it is not accepted; the message names the source.
     """
     __tracebackhide__ = True
-    from coordcheck import arguments
+    from coordcheck.runs import arguments
 
     parsers: dict[str, Callable[[Any], Any]] = {
         "widths": _widths,
@@ -105,7 +105,7 @@ def parsed(name: str, value: object, source: str) -> Any:
 
 
 def _widths(value: Any) -> list[int]:
-    from coordcheck.arguments import distinct_widths, words_of
+    from coordcheck.runs.arguments import distinct_widths, words_of
 
     found = distinct_widths(words_of(value) if isinstance(value, str) else value)
     if len(found) < LEAST_WIDTHS:

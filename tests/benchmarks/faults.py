@@ -37,13 +37,13 @@ import torch.nn.functional as F  # noqa: E402
 from conftest import pair_batch  # noqa: E402
 
 import coordcheck  # noqa: E402
-from coordcheck.agreement import largest_difference  # noqa: E402
-from coordcheck.claims import Claims  # noqa: E402
-from coordcheck.errors import RunFileError  # noqa: E402
-from coordcheck.keeper import FolderKeeper  # noqa: E402
+from coordcheck.common.errors import RunFileError  # noqa: E402
 from coordcheck.models import mlp  # noqa: E402
-from coordcheck.records import RunKey  # noqa: E402
-from coordcheck.runfiles import RunFolder  # noqa: E402
+from coordcheck.runs.agreement import largest_difference  # noqa: E402
+from coordcheck.runs.claims import Claims  # noqa: E402
+from coordcheck.runs.files import RunFolder  # noqa: E402
+from coordcheck.runs.records import RunKey  # noqa: E402
+from coordcheck.training.keeper import FolderKeeper  # noqa: E402
 
 Found = tuple[str, str, str]
 """What was done, what was found, and the goal."""
@@ -166,7 +166,7 @@ def _runs(folder: Path) -> dict[str, Any]:
 def signalled(count: int) -> Iterator[Found]:
     """Signals at random moments of a command, from its first instant on."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.demo:build_sp", "--seeds", "200"]
+        arguments = [sys.executable, "-m", "coordcheck", "run", "coordcheck.checks.demo:build_sp", "--seeds", "200"]
         right = total = lost = 0
         for number in range(max(3, count // 4)):
             which = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP][number % 3]

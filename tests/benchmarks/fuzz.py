@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import coordcheck
-from coordcheck.baselines import compare
-from coordcheck.baselines.files import read_baseline
-from coordcheck.documents import LIMITS
-from coordcheck.errors import CoordCheckError
-from coordcheck.escaping import printable
-from coordcheck.formats import github, junit, markdown
-from coordcheck.records import Kind, Outcome, Quantity, Status
-from coordcheck.runfiles import slug
+from coordcheck.common.errors import CoordCheckError
+from coordcheck.common.escaping import printable
+from coordcheck.pytest_plugin.baselines import compare
+from coordcheck.pytest_plugin.baselines.files import read_baseline
+from coordcheck.reporting.ci import github, junit, markdown
+from coordcheck.runs.documents import LIMITS
+from coordcheck.runs.files import slug
+from coordcheck.runs.records import Kind, Outcome, Quantity, Status
 
 Figures = dict[str, "int | float"]
 WRITTEN = Path(__file__).parent.parent / "data" / "written_by_0_1"

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import coordcheck
-from coordcheck.batches import Batches
-from coordcheck.losses import as_loss
 from coordcheck.models import mlp, transformer
-from coordcheck.records import RunKey
-from coordcheck.training import execute
-from coordcheck.trials import Probe, Run
+from coordcheck.recording.batches import Batches
+from coordcheck.runs.records import RunKey
+from coordcheck.training.losses import as_loss
+from coordcheck.training.run import execute
+from coordcheck.training.trials import Probe, Run
 
 STEPS = 4
 PROCESSES = 3  # whose peak memory is measured: it varies by a tenth

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import coordcheck
-from coordcheck.demo import next_byte_loss
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import mlp, transformer
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 import coordcheck
-from coordcheck.verdicts import Verdict
+from coordcheck.analysis.verdicts import Verdict
 from faultbench.faults import REGISTRY, Fault
 
 WIDTHS, SEEDS = (64, 128, 256), 2

@@ -1,0 +1,1 @@
+"""Records -> measurements -> slopes -> verdicts, and exponents -> diagnosis -> culprits; `Result`. Without torch."""

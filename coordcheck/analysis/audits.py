@@ -1,0 +1,167 @@
+"""What the settings themselves tell, without a slope: notes for the reader of a report."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from coordcheck.analysis.diagnosis import BASE, Cause, Finding, power
+from coordcheck.analysis.slopes import exponent_of
+from coordcheck.analysis.verdicts import Verdict
+from coordcheck.runs.records import RunRecord, Status, pattern
+
+NAMES = 3  # named of many
+EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
+
+LIMITS = (
+    "not seen by any coordinate check: constants that do not depend on the width, weight decay equilibria, schedules, "
+    "depth, loss of alignment late in training. Passing does not prove that learning rates transfer."
+)
+
+
+def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """Notes on every label: its decay, degrees and first movement; and labels that are one and the same."""
+    notes = []
+    for label, found in findings.items():
+        own = [record for record in records if record.key.label == label]
+        told = (
+            *_common(found),
+            *decay_notes(own),
+            *_movement(found),
+            *_degrees(found),
+            *_clipped(found),
+            *_not_visible(found),
+        )
+        notes += [f"{label}: {note}" for note in told]
+    return [*notes, *_identical(records), *_same_seeds(records)]
+
+
+def _same_seeds(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Several seeds of a label that gave the same numbers: they are one run, and its intervals mean nothing."""
+    runs: dict[tuple[str, int], list[RunRecord]] = {}
+    for record in records:
+        if record.finished and record.parameters:
+            runs.setdefault((record.key.label, record.key.width), []).append(record)
+    same: dict[str, set[int]] = {}
+    for (label, width), several in runs.items():
+        if len(several) > 1 and all(record.rows == several[0].rows for record in several[1:]):
+            same.setdefault(label, set()).add(width)
+    for label, widths in same.items():
+        if len(widths) == sum(key[0] == label for key in runs):
+            yield (
+                f"{label}: all seeds gave the same numbers, so the intervals say nothing: does build set a seed "
+                "itself? Leave that to the check"
+            )
+
+
+def _common(found: Sequence[Finding]) -> Iterator[str]:
+    """Every response off by one and the same power."""
+    judged = [f for f in found if not math.isnan(f.response_target) and f.response.known]
+    rates = {f.learning_rate for f in judged}
+    if len(judged) > 1 and len(rates) == 1 and all(f.cause is Cause.LEARNING_RATE for f in judged):
+        factor = f"{power(rates.pop())}, {BASE}"
+        yield f"all learning rates are off by one factor: multiply the base learning rate by {factor}"
+
+
+def decay_notes(records: Sequence[RunRecord]) -> Iterator[str]:
+    """The slope of learning rate times weight decay, which a decoupled decay acts by."""
+    by_name: dict[str, dict[int, float]] = {}
+    for record in records:
+        for info in record.parameters:
+            if info.learning_rate and info.weight_decay:
+                by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
+    slopes = {name: round(exponent_of(at) * 2) / 2 for name, at in by_name.items() if len(at) > 1}
+    for slope in sorted({slope for slope in slopes.values() if slope}):
+        names = [name for name, found in slopes.items() if found == slope]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"learning rate x weight decay of {names[0]}{more} scales as m^{slope:g} ({BASE}): a decoupled decay "
+            f"(AdamW) then pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
+        )
+
+
+def _movement(found: Sequence[Finding]) -> Iterator[str]:
+    steps = {f.exponents.step for f in found if f.exponents.moved}
+    if steps and min(steps) > 1:
+        yield f"nothing moved before t={min(steps)}: is the learning rate zero at first? Judged there"
+
+
+def _degrees(found: Sequence[Finding]) -> Iterator[str]:
+    between = [
+        f
+        for f in found
+        if f.exponents.has_gradient
+        and f.verdict is not Verdict.NOT_VISIBLE
+        and EPS_VISIBLE < f.exponents.degree < 1 - EPS_VISIBLE
+        and f.part.parameter
+    ]
+    if between:
+        more = f" and {len(between) - 1} more" if len(between) > 1 else ""
+        yield (
+            f"the update of {between[0].part.parameter}{more} is of degree {between[0].exponents.degree:.2f} in the "
+            "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient? "
+            "Or are some of its coordinates clipped?"
+        )
+
+
+def _clipped(found: Sequence[Finding]) -> Iterator[str]:
+    """What stands between gradients and updates, such as clipping, and depends on the width."""
+    own = [f for f in found if f.part.parameter and f.part.trained and f.verdict is not Verdict.NOT_VISIBLE]
+    some = [f for f in own if f.exponents.clipped]
+    if some:
+        widths = sorted({width for f in some for width in f.exponents.clipped})
+        yield (
+            f"something shrinks the updates of {listed([f.part.name for f in some])} at width "
+            f"{', '.join(map(str, widths))} and not at others, such as clipping: that is no power of the width. Raise "
+            "its threshold until it never acts, or lower it until it always does"
+        )
+        return
+    slopes = [f.exponents.shrinking.value for f in own if f.exponents.shrinking.known]
+    slope = round(float(np.median(slopes)) * 2) / 2 if slopes else 0.0
+    if slope < 0:
+        yield (
+            f"updates are m^{np.median(slopes):.2f} times learning rate x gradient ({BASE}): something shrinks them, "
+            f"such as clipping. Multiply its threshold by {power(-slope)}, or the learning rates as said"
+        )
+
+
+def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
+    """Parameters of which nothing is said, with the reason."""
+    reasons: dict[str, list[str]] = {}
+    for finding in found:
+        if finding.verdict is Verdict.NOT_VISIBLE:
+            reasons.setdefault(finding.explanation, []).append(finding.part.name)
+    for reason, names in reasons.items():
+        yield f"not visible: {listed(names)}: {reason}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names: those of repeated blocks as one, and at most three.
+
+    >>> listed(["a", "blocks.0.b", "blocks.1.b", "blocks.2.b"])
+    'a, blocks.*.b (3)'
+    """
+    alike = Counter(map(pattern, names)) if len(names) > NAMES else Counter(names)
+    texts = [f"{name} ({count})" if count > 1 else name for name, count in alike.items()]
+    return ", ".join(texts[:NAMES]) + (f" and {len(texts) - NAMES} more" if len(texts) > NAMES else "")
+
+
+def _identical(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Labels all of whose runs gave the same numbers: one of them was never switched on."""
+    values: dict[str, dict[tuple[int, int], list[tuple[int, int, str, float]]]] = {}
+    for record in records:
+        if record.finished:
+            rows = [
+                (row.site, row.step, row.quantity.value, row.value)
+                for row in record.rows
+                if row.status is Status.OK and row.value is not None
+            ]
+            values.setdefault(record.key.label, {})[record.key.width, record.key.seed] = rows
+    labels = list(values)
+    for number, label in enumerate(labels):
+        for other in labels[:number]:
+            if values[label] and any(values[label].values()) and values[label] == values[other]:
+                yield f"{other} and {label} gave identical numbers: was the difference between them switched on?"

@@ -1,0 +1,435 @@
+"""Exponents -> the cause: which parameter is to blame, what for, and the power of the width that mends it.
+
+Every exponent is local to one parameter, so one fault flags one parameter however far its symptoms spread:
+
+    gain off                            its initialisation
+    response off                        its learning rate
+    both off, by e and (1 + k) e        the scalar that multiplies it
+    no movement under a gradient        frozen
+    growth off, gain and response right its gradient sums over a number of terms that grows with the width
+
+Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
+its whole 95 % interval, and is rounded to the nearest half.
+
+Source of the targets: Yang & Hu 2021 (arXiv:2011.14522), table 1, and Yang et al. 2022 (arXiv:2203.03466), table 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
+from coordcheck.analysis.roles import Part
+from coordcheck.analysis.slopes import exponent_of
+from coordcheck.analysis.verdicts import Answer, Verdict, compare
+from coordcheck.runs.records import Role, is_between
+
+LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
+COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
+# functions in which a vector multiplies what it meets
+UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
+SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
+NAMED_WITHIN = 0.35  # distance to a parametrization's exponents up to which the model is called by its name
+WEAK = 0.2  # distance of alignment from 1 from which on it is told
+
+
+class Cause(str, Enum):
+    """What is wrong with a parameter; the words are the user's."""
+
+    INIT = "init"
+    LEARNING_RATE = "lr"
+    MULTIPLIER = "multiplier"
+    FROZEN = "frozen"
+    ATTENTION_SCALE = "attention scale"
+    GRADIENT_FAN_IN = "gradient fan-in"
+    FORWARD_SCALE = "forward scale"
+
+
+class Targets(NamedTuple):
+    """A parametrization's gain and response, by role; response under an optimizer of degree 0 and of degree 1."""
+
+    name: str
+    gain: Mapping[Role, float]
+    adam: Mapping[Role, float]
+    sgd: Mapping[Role, float]
+    attention: float
+    """Slope of the attention logits beyond those of query and key, per slope of the head size."""
+
+    def response(self, role: Role, degree: float) -> float:
+        exponents = self.sgd if degree > 0.5 else self.adam
+        return exponents.get({Role.NARROW: Role.HIDDEN, Role.VECTOR: Role.INPUT}.get(role, role), 0.0)
+
+
+def _by_role(input: float, hidden: float, readout: float) -> dict[Role, float]:
+    return {Role.INPUT: input, Role.HIDDEN: hidden, Role.READOUT: readout, Role.NARROW: hidden}
+
+
+# fmt: off
+PARAMETRIZATIONS = {
+    #                                 gain                     response: degree 0       degree 1
+    "mup": Targets("µP",         _by_role(0, 0, -.5), _by_role(0,  0,  0), _by_role( 1,  1,  0), -0.5),
+    "sp": Targets("SP",          _by_role(0, 0,   0), _by_role(0,  1,  1), _by_role( 0,  1,  1),  0.0),
+    "ntk": Targets("NTK",        _by_role(0, 0,   0), _by_role(0, .5, .5), _by_role( 0,  0,  0),  0.0),
+    "mean-field": Targets("mean-field", _by_role(0, 0, -.5), _by_role(0, .5, 0), _by_role( 0, 0, -1), -0.5),
+}
+# fmt: on
+
+
+class Finding(NamedTuple):
+    """What the diagnosis says of one part."""
+
+    part: Part
+    exponents: Exponents
+    verdict: Verdict
+    cause: Cause | None = None
+    init: float = 0.0
+    """Power of width / base_width to multiply the initial standard deviation by."""
+    learning_rate: float = 0.0
+    multiplier: float = 0.0
+    explanation: str = ""
+    gain: Exponent = UNKNOWN
+    gain_target: float = math.nan
+    response: Exponent = UNKNOWN
+    response_target: float = math.nan
+
+    @property
+    def culprit(self) -> bool:
+        return self.cause is not None
+
+    @property
+    def exponent(self) -> float:
+        """The power of the width that mends the cause."""
+        first = (self.init, self.multiplier, self.learning_rate)
+        return next((exponent for exponent in first if exponent), math.nan)
+
+
+def diagnose(
+    parts: Sequence[Part], exponents: Mapping[str, Exponents], targets: Targets, tolerance: float
+) -> list[Finding]:
+    """One finding per part of one label.
+
+    Blocks of a fused matrix replace the whole where they do not agree with one another. A second use of a parameter is
+    judged by what the first leaves to explain. The growth is looked at last, where nothing else is wrong.
+    """
+    if not any(found.moved or found.not_finite for found in exponents.values()):
+        idle = not any(found.has_gradient for found in exponents.values())
+        why = "every gradient is zero: is any target in the batch?" if idle else "is the learning rate zero?"
+        why = f"nothing moved: {why}"
+        return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
+    trained = [part for part in parts if part.parameter and part.trained]
+    finite = not any(found.not_finite for found in exponents.values())
+    if trained and finite and all(part.degree is None for part in trained):
+        why = "the degree of the optimizer's update in the gradient was not measured"
+        return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
+    findings: list[Finding] = []
+    firsts: dict[str, Finding] = {}
+    for part in parts:
+        first = firsts.get(part.parameter) if part.tied else None
+        findings.append(_judge(part, exponents[part.name], targets, tolerance, first))
+        firsts.setdefault(part.parameter, findings[-1])
+    findings = _without_blocks(findings)
+    if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
+        shift = _common_growth(findings)
+        findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
+    return findings
+
+
+def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, first: Finding | None) -> Finding:
+    if part.role is Role.ATTENTION and not part.hidden:
+        return _judge_attention(part, found, targets, tolerance)
+    if part.role is Role.FUNCTION:
+        return _judge_function(part, found, tolerance)
+    if part.hidden:
+        return Finding(part, found, Verdict.NOT_VISIBLE, explanation=part.hidden)
+    if found.not_finite:
+        return Finding(part, found, Verdict.NOT_FINITE, explanation="NaN or Inf on the probe")
+    if not part.trained:
+        gain, target = _gain(part, found, targets, first)
+        fixed = Finding(part, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
+        return _decide(fixed, tolerance) if _off(gain, target, tolerance) else fixed
+    if not found.has_gradient:
+        why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
+        return Finding(part, found, Verdict.NOT_VISIBLE, explanation=why)
+    if not found.moved:
+        why = "it has a gradient and never moves: is it in an optimizer, with a learning rate?"
+        return Finding(part, found, Verdict.FROZEN, Cause.FROZEN, explanation=why)
+    gain, gain_target = _gain(part, found, targets, first)
+    response, response_target = _response(part, found, targets, first)
+    judged = Finding(part, found, Verdict.OK, None, 0.0, 0.0, 0.0, "", gain, gain_target, response, response_target)
+    return _decide(judged, tolerance)
+
+
+def _gain(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
+    """The gain to judge, and what it should be; unknown where there is none to judge."""
+    vector = part.role is Role.VECTOR
+    if part.role is Role.CONSTANT or found.zero_init or part.operation in UNSIZED or not found.gain_weight.known:
+        return UNKNOWN, math.nan
+    if vector and part.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
+        return UNKNOWN, math.nan
+    target = targets.gain.get(part.role, 0.0)
+    weight, measured = found.gain_weight, found.gain
+    if first is not None:  # a shared matrix: what its first use already explains
+        weight = weight.shifted(first.init)
+    if part.tied or vector or not part.exact or not measured.known:
+        return weight, target
+    gap = measured.value - weight.value
+    margin = (measured.high - measured.low) / 2
+    # weights that are not drawn independently of one another: what they do counts, not their size
+    return (measured if abs(gap) - margin > 0.25 else weight), target
+
+
+def _response(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
+    """The response to judge, and what it should be: the parameter's own side, where its operation tells all of it."""
+    target = targets.response(part.role, round(found.degree))
+    own_side = part.exact or part.role in (Role.VECTOR, Role.CONSTANT) or part.operation != "module"
+    if is_between(found.degree):  # and there is no target in between
+        return UNKNOWN, target
+    weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
+    return (weight if own_side and weight.known else found.response), target
+
+
+def _decide(judged: Finding, tolerance: float) -> Finding:
+    """Which of init, learning rate and multiplier is off."""
+    part, k = judged.part, round(judged.exponents.degree)
+    answer = {
+        "gain": _compare(judged.gain, judged.gain_target, tolerance),
+        "response": _compare(judged.response, judged.response_target, tolerance),
+    }
+    gain_off = answer["gain"] in (Answer.GROWS, Answer.SHRINKS)
+    response_off = answer["response"] in (Answer.GROWS, Answer.SHRINKS)
+    notes: list[str] = []
+    if answer["gain"] is Answer.SHRINKS and part.role is Role.NARROW:
+        notes.append("warning: what it makes of a growing layer shrinks with the width")
+        gain_off = False
+    if gain_off and _harmless(judged):
+        notes.append("warning: initialised as in SP, which a large vocabulary forgives; µP wants 1/fan_in")
+        gain_off = False
+    if response_off and part.role is Role.NARROW and k and not _agrees(judged, answer["response"], tolerance):
+        notes.append("its own update does not show it: the loss sees its output directly")
+        response_off = False
+    excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
+    judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
+    if gain_off and part.tied:  # its init and learning rate belong to the first use
+        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER, multiplier=-_half(excess))
+    shrinks = _shrinks(judged.exponents, tolerance)
+    if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
+        judged = judged._replace(multiplier=-_half(excess), learning_rate=-_half(shrinks))
+        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER)
+    if gain_off:
+        rate = -_half(lead) if response_off else 0.0
+        return judged._replace(verdict=_size(excess), cause=Cause.INIT, init=-_half(excess), learning_rate=rate)
+    if response_off:
+        verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
+        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-_half(lead))
+    if _off(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(judged):
+        beyond = judged.exponents.response.value - judged.response.value
+        why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
+        return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
+    undecided = answer["response"] is Answer.UNDECIDED or not judged.response.known
+    if undecided or judged.exponents.clipped or answer["gain"] is Answer.UNDECIDED:
+        why = judged.explanation or "its exponents could not be measured"
+        return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
+    return judged
+
+
+def _shrinks(found: Exponents, tolerance: float) -> float:
+    """By which power of the width clipping shrinks all updates, which is no multiplier's doing."""
+    shrinking = found.shrinking
+    return 0.0 if found.clipped or not _off(shrinking, 0.0, tolerance) else shrinking.value
+
+
+def _off(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
+    """How an exponent is beyond its target, if it is."""
+    answer = _compare(exponent, target, tolerance)
+    return answer if answer in (Answer.GROWS, Answer.SHRINKS) else None
+
+
+def _agrees(judged: Finding, answer: Answer | None, tolerance: float) -> bool:
+    """Whether the own update grows or shrinks as the response says: a narrow output's gradient may not."""
+    growth = _off(judged.exponents.growth, 0.0, tolerance)
+    return growth is answer
+
+
+def _follows_gradient(judged: Finding) -> bool:
+    """A matrix whose update is one of its gradient, of which both sides are known."""
+    part = judged.part
+    return part.exact and not part.tied and judged.exponents.degree > 0.5 and part.role in (Role.INPUT, Role.HIDDEN)
+
+
+def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Finding:
+    return finding._replace(
+        verdict=Verdict.LEARNS_TOO_FAST,
+        cause=Cause.GRADIENT_FAN_IN,
+        learning_rate=-_half(excess),
+        explanation=explanation,
+    )
+
+
+def _harmless(judged: Finding) -> bool:
+    widest = max(judged.part.fan_ins.values(), default=1)
+    excess = judged.gain.value - judged.gain_target
+    return (
+        judged.part.role is Role.READOUT and excess < 0.75 and judged.part.largest_fan_out >= LARGE_VOCABULARY * widest
+    )
+
+
+def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: float) -> Finding:
+    """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
+    value = exponent_of(part.multipliers) + part.fan_in / 2
+    target = targets.attention * part.fan_in
+    gain = Exponent(value, 0.0, value, value)
+    finding = Finding(part, found, Verdict.OK, gain=gain, gain_target=target)
+    finding = finding._replace(
+        explanation=f"its scale is m^{exponent_of(part.multipliers):.2f}, its head size m^{part.fan_in:.2f}"
+    )
+    excess = value - target
+    if math.isnan(excess) or abs(excess) < tolerance:
+        return finding
+    return finding._replace(verdict=_size(excess), cause=Cause.ATTENTION_SCALE, multiplier=-_half(excess))
+
+
+def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
+    """A module without parameters: what it gives must not scale with the width when what it takes does not."""
+    finding = Finding(part, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
+    answers = _compare(found.gain, 0.0, tolerance), _compare(found.output, 0.0, tolerance)
+    if answers[0] is not answers[1] or answers[0] not in (Answer.GROWS, Answer.SHRINKS):
+        return finding
+    return finding._replace(
+        verdict=_size(found.gain.value),
+        cause=Cause.FORWARD_SCALE,
+        multiplier=-_half(found.gain.value),
+        explanation=f"its output / its input ~ m^{found.gain.value:.2f}",
+    )
+
+
+def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:
+    """Under an optimizer of degree 1: an own update that grows though gain and response are right."""
+    part, growth = finding.part, finding.exponents.growth.shifted(-shift)
+    if finding.culprit or finding.verdict is not Verdict.OK or finding.exponents.degree < 0.5:
+        return finding
+    if part.role in (Role.CONSTANT, Role.ATTENTION) or _off(growth, 0.0, tolerance) is not Answer.GROWS:
+        return finding
+    why = f"own update ~ m^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
+    return _gradient_fan_in(finding, growth.value, why + "number grows with the width")
+
+
+def _common_growth(findings: Sequence[Finding]) -> float:
+    """The growth that all updates share: chance in the loss's gradient, which is no parameter's own."""
+    values = [f.exponents.growth.value for f in findings if f.exponents.growth.known]
+    middle = float(np.median(values)) if values else 0.0
+    return middle if abs(middle) < COMMON else 0.0
+
+
+def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
+    """Blocks that agree with one another say no more than the whole; the whole says less than blocks that differ."""
+    blocks: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.part.name != finding.part.parameter and finding.part.name.startswith(f"{finding.part.parameter}["):
+            blocks.setdefault(finding.part.parameter, []).append(finding)
+    differing = {
+        name
+        for name, found in blocks.items()
+        if len({(f.cause, f.init, f.learning_rate, f.multiplier) for f in found}) > 1
+    }
+    kept = []
+    for finding in findings:
+        name = finding.part.parameter
+        is_block = finding in blocks.get(name, [])
+        if is_block == (name in differing):
+            kept.append(finding)
+    return kept
+
+
+def parametrization(findings: Sequence[Finding]) -> str | None:
+    """The parametrization whose exponents are nearest: "SP", "NTK", "mean-field" or "µP"; None when none is near.
+
+    A common shift of all responses under an optimizer of degree 1 is a global learning rate, and does not count.
+    """
+    measured = {
+        (kind, role): float(np.median(values))
+        for kind in ("gain", "response")
+        for role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
+        if (values := [v for f in findings if f.part.role is role and not math.isnan(v := getattr(f, kind).value)])
+    }
+    degree = float(np.median([f.exponents.degree for f in findings])) if findings else 0.0
+    if len(measured) < 3:
+        return None
+    distances = {}
+    for targets in PARAMETRIZATIONS.values():
+        gaps = {
+            (kind, role): value - (targets.gain[role] if kind == "gain" else targets.response(role, round(degree)))
+            for (kind, role), value in measured.items()
+        }
+        shift = (
+            float(np.median([gap for (kind, _), gap in gaps.items() if kind == "response"])) if degree > 0.5 else 0.0
+        )
+        far = max(abs(gap - shift * (kind == "response")) for (kind, _), gap in gaps.items())
+        distances[targets.name] = far + abs(shift) / 100  # of two that differ by a shift, the one without it
+    best = min(distances, key=lambda name: distances[name])
+    return best if distances[best] <= NAMED_WITHIN else None
+
+
+def remedy(finding: Finding, provisional: bool) -> str:
+    """What to change, with the exact factor."""
+    name = finding.part.parameter or finding.part.name
+    name = finding.part.name if "[" in finding.part.name else name
+    steps = []
+    if finding.cause is Cause.FROZEN:
+        return f"{name}: give it to the optimizer, with a learning rate above 0"
+    if finding.init:
+        steps.append(f"multiply its initial standard deviation by {power(finding.init)}")
+    if finding.multiplier:
+        what = {Cause.ATTENTION_SCALE: "the attention scale", Cause.FORWARD_SCALE: "its output"}.get(
+            finding.cause or Cause.MULTIPLIER, "its forward multiplier"
+        )
+        steps.append(f"multiply {what} by {power(finding.multiplier)}")
+    if finding.learning_rate:
+        later = " (provisional: check again once the initialisation is right)" if provisional else ""
+        steps.append(f"multiply its learning rate by {power(finding.learning_rate)}{later}")
+    return f"{name}: {' and '.join(steps)}, {BASE}" if steps else ""
+
+
+BASE = "m = width / base width"  # said once in every text that has powers
+
+
+def power(exponent: float) -> str:
+    """The factor of a remedy, as a power of m = width / base width."""
+    return f"m^{exponent:g}"
+
+
+def _compare(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
+    """The three-valued comparison; None where there is nothing to compare."""
+    if math.isnan(target) or not exponent.known:
+        return None
+    return compare(exponent, target, tolerance)
+
+
+def _half(value: float) -> float:
+    """The nearest multiple of 1/2."""
+    return round(2 * value) / 2
+
+
+def _size(excess: float) -> Verdict:
+    return Verdict.TOO_LARGE if excess > 0 else Verdict.TOO_SMALL
+
+
+def _seen(judged: Finding) -> str:
+    texts = []
+    if judged.gain.known and not math.isnan(judged.gain_target):
+        texts.append(f"gain ~ m^{judged.gain.value:.2f} (should be {judged.gain_target:g})")
+    if judged.response.known:
+        texts.append(f"response ~ m^{judged.response.value:.2f} (should be {judged.response_target:g})")
+    found = judged.exponents
+    if is_between(found.degree):
+        texts.append(f"its update is of degree {found.degree:.2f} in the gradient, neither 0 (Adam) nor 1 (SGD)")
+    if abs(found.alignment - 1) > WEAK:
+        texts.append(f"weak alignment {found.alignment:.2f}")
+    if found.clipped:
+        at = ", ".join(map(str, found.clipped))
+        texts.append(f"without what shrinks its update at width {at} alone, such as clipping: that is no power of m")
+    return ", ".join(texts)

@@ -1,0 +1,190 @@
+"""Uses at several widths -> roles: how a parameter's shape grows decides how it should be scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import numpy as np
+
+from coordcheck.analysis.slopes import exponent_of
+from coordcheck.runs.records import FORWARD, Kind, ParameterInfo, Role, RunRecord, Use
+
+GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
+EMBEDDING = "embedding"
+
+
+class Part(NamedTuple):
+    """One parameter in one use (or a block of its rows), or one attention, across the widths of a label."""
+
+    name: str
+    parameter: str
+    layer: str
+    operation: str
+    role: Role
+    fan_in: float
+    """Slope of log2(fan-in) against log2(width); for attention, of the head size."""
+    fan_out: float
+    largest_fan_out: int
+    degree: float | None
+    exact: bool
+    to_attention: bool
+    """Whether its output goes into attention logits: queries and keys."""
+    tied: bool
+    """Whether it is the second use of a parameter, such as an embedding that is read out as well."""
+    trained: bool
+    hidden: str
+    multipliers: Mapping[int, float]
+    """By width."""
+    fan_ins: Mapping[int, int]
+    fan_outs: Mapping[int, int]
+    sizes: Mapping[int, int]
+    """How many coordinates it has."""
+    rates: Mapping[int, float]
+    """Its learning rate."""
+
+
+def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
+    """Every part of one label's models, in data-flow order, with its role.
+
+    Args:
+        records: the runs of one label.
+        overrides: glob of parameter names -> role, where the shapes do not tell.
+    """
+    uses: dict[str, dict[int, tuple[Use, RunRecord]]] = {}
+    for record in records:
+        for use in record.uses:
+            uses.setdefault(record.sites[use.site].layer, {}).setdefault(record.key.width, (use, record))
+    grows = {name: growth({w: u.fan_in for w, (u, _) in at.items()}) for name, at in uses.items()}
+    outs = {name: growth({w: u.fan_out for w, (u, _) in at.items()}) for name, at in uses.items()}
+    feeds = {name: _fed(at) for name, at in uses.items()}
+    followed = _followed(feeds, {n for n in uses if max(grows[n], outs[n]) > GROWS})
+    attentions = {name for name, at in uses.items() if _is_attention(next(iter(at.values()))[0])}
+    known = {use.site: name for name, at in uses.items() for use, _ in at.values()}
+    infos = {id(record): {info.name: info for info in record.parameters} for record in records}
+    first: dict[str, str] = {}
+    found = []
+    for name in sorted(uses, key=lambda name: _order(uses[name])):
+        use, record = next(iter(uses[name].values()))
+        if name in attentions and use.hidden and grows[name] <= GROWS:
+            continue  # a product over a fixed axis, as of attention weights and values, has no scale to judge
+        block = name.startswith(f"{use.parameter}[")
+        tied = bool(use.parameter) and not block and first.setdefault(use.parameter, name) != name
+        elementwise = record.sites[use.site].kind is Kind.PARAMETER and _elementwise(use, record)
+        role = (
+            Role.ATTENTION
+            if name in attentions
+            else Role.FUNCTION
+            if use.operation == FORWARD
+            else role_of(grows[name], outs[name], elementwise, name in followed)
+        )
+        role = override_of(use.parameter, overrides) or role
+        multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name], infos)
+        found.append(
+            Part(
+                *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
+                max(u.fan_out for u, _ in uses[name].values()),
+                next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
+                all(u.exact for u, _ in uses[name].values()),
+                any(known.get(fed) in attentions for fed in use.feeds),
+                *(tied, not use.parameter or use.parameter in infos[id(record)]),
+                hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
+                multipliers=multipliers,
+                fan_ins=fan_ins,
+                fan_outs=fan_outs,
+                sizes=sizes,
+                rates=rates,
+            )
+        )
+    return found
+
+
+def _by_width(
+    at: Mapping[int, tuple[Use, RunRecord]], infos: Mapping[int, Mapping[str, ParameterInfo]]
+) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int], Mapping[int, float]]:
+    """Multiplier, fan-in, fan-out, number of coordinates and learning rate."""
+    found = {width: infos[id(record)].get(use.parameter) for width, (use, record) in at.items()}
+    return (
+        {width: use.multiplier for width, (use, _) in at.items()},
+        {width: use.fan_in for width, (use, _) in at.items()},
+        {width: use.fan_out for width, (use, _) in at.items()},
+        {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
+        {width: info.learning_rate for width, info in found.items() if info and info.learning_rate is not None},
+    )
+
+
+def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:
+    """The role that the last matching glob says, if any."""
+    wanted = None
+    for glob, role in (overrides or {}).items():
+        if parameter and fnmatchcase(parameter, glob):
+            wanted = Role(role)
+    return wanted
+
+
+def _is_attention(use: Use) -> bool:
+    return not use.parameter and use.operation != FORWARD
+
+
+def outside(records: Sequence[RunRecord]) -> dict[tuple[str, str], float]:
+    """The exponent of the width that a layer's output should have, because of a scalar outside of it.
+
+    A readout whose logits are divided by the width may give logits that grow with it.
+
+    Returns:
+        Per (label, layer): minus the slope of log2 of the scalar against log2(width).
+    """
+    factors: dict[tuple[str, str], dict[int, float]] = {}
+    for record in records:
+        for path, factor in record.outside.items():
+            factors.setdefault((record.key.label, path), {})[record.key.width] = abs(factor)
+    slopes = {key: -round(2 * growth(by_width)) / 2 for key, by_width in factors.items()}
+    return {key: slope for key, slope in slopes.items() if slope}
+
+
+def role_of(fan_in: float, fan_out: float, elementwise: bool, followed: bool) -> Role:
+    """The role of a parameter by the slopes of its fans, and by whether anything that grows takes up its output."""
+    if elementwise:
+        return Role.VECTOR if fan_out > GROWS else Role.CONSTANT
+    if fan_in > GROWS:
+        if fan_out > GROWS:
+            return Role.HIDDEN
+        return Role.NARROW if followed else Role.READOUT
+    return Role.INPUT if fan_out > GROWS else Role.CONSTANT
+
+
+def _elementwise(use: Use, record: RunRecord) -> bool:
+    """A parameter that is not summed over: a vector, or a table that is added or multiplied."""
+    shape = record.sites[use.site].shape
+    return use.operation != EMBEDDING and (len(shape) < 2 or (use.fan_in == 1 and use.fan_out == math.prod(shape)))
+
+
+def growth(sizes: Mapping[int, float]) -> float:
+    """How a size grows with the width; not at all when there is one width."""
+    found = exponent_of(sizes)
+    return 0.0 if math.isnan(found) else found
+
+
+def _order(at: Mapping[int, tuple[Use, RunRecord]]) -> float:
+    return float(np.median([use.site for use, _ in at.values()]))
+
+
+def _fed(at: Mapping[int, tuple[Use, RunRecord]]) -> set[str]:
+    return {record.sites[site].layer for use, record in at.values() for site in use.feeds}
+
+
+def _followed(feeds: Mapping[str, set[str]], growing: set[str]) -> set[str]:
+    """The parts from which a growing matrix (or an attention) is reached."""
+    takers: dict[str, list[str]] = {}
+    for name, fed in feeds.items():
+        for taken in fed:
+            takers.setdefault(taken, []).append(name)
+    followed = {name for name, fed in feeds.items() if fed & growing - {name}}
+    waiting = list(followed)
+    while waiting:
+        before = [name for name in takers.get(waiting.pop(), ()) if name not in followed]
+        followed.update(before)
+        waiting += before
+    return followed

@@ -1,0 +1,134 @@
+"""`plan`: what a check would train, and what stands in its way, before any of it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from coordcheck.checks.check import SEEDS, STEPS, WIDTHS
+from coordcheck.checks.plans.blueprints import Blueprint
+from coordcheck.checks.plans.drafting import draw_next
+from coordcheck.checks.plans.tables import PlanTables
+from coordcheck.checks.plans.text import plain, render
+from coordcheck.checks.plans.timings import Untimed, carried_on, time_runs
+from coordcheck.common.escaping import json_text
+from coordcheck.runs.arguments import distinct_widths, labelled, role_overrides, seed_numbers, whole_number
+from coordcheck.runs.records import RunKey
+from coordcheck.training.trials import Build
+
+SCHEMA = 1
+
+
+class Plan(PlanTables):
+    """What a check would train; `print` it, or read its tables.
+
+    Attributes:
+        blueprints: what `build` made, per label and width.
+        widths: ascending.
+        seeds: which seeds a check would run.
+        steps: updates per run.
+        axis: what the widths count.
+        roles: parameter glob -> role, where the shapes do not tell.
+        base: m of the settings' powers is width / base; None is the smallest width.
+        timings: seconds per run by label and width; empty where none was timed.
+        untimed: labels that were to be timed and could not be.
+    """
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    def __rich__(self) -> Any:
+        """The plan as rich renders it: `rich.print(plan)` shows it in colour."""
+        return render(self)
+
+    def to_json(self) -> str:
+        """The tables as strict JSON (no NaN: null)."""
+        tables = {"builds": self.builds, "parameters": self.parameters, "shapes": self.shapes}
+        data = {
+            "format": "coordcheck plan",
+            "schema": SCHEMA,
+            "exit_code": self.exit_code,
+            "axis": self.axis,
+            "base": self.base_width,
+            "untimed": [one._asdict() for one in self.untimed],
+            "labels": self.labels,
+            "widths": list(self.widths),
+            "seeds": list(self.seeds),
+            "steps": self.steps,
+            "cost": _clean(vars(self.cost)),
+            "problems": self.problems.to_dict("records"),
+        } | {name: [_clean(row) for row in table.to_dict("records")] for name, table in tables.items()}
+        return json_text(data)
+
+
+def _clean(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row as JSON data: NaN and Inf become null."""
+    return {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def plan(
+    build: Build | Mapping[str, Build],
+    *,
+    widths: Sequence[int] = WIDTHS,
+    seeds: int | Sequence[int] = SEEDS,
+    steps: int = STEPS,
+    roles: Mapping[str, str] | None = None,
+    axis: str = "width",
+    base: int | None = None,
+    timed: bool = False,
+    batch: Any = None,
+    loss: Callable[..., Any] | None = None,
+) -> Plan:
+    """What `check` would train with the same arguments, without training it.
+
+    Every width is built on the meta device, where a model of any size takes neither memory nor arithmetic; builds that
+    cannot run there are built for real, while that is small.
+
+    Args:
+        build: as for `check`.
+        widths: as for `check`.
+        seeds: as for `check`; the first one is set before every build.
+        steps: as for `check`.
+        roles: as for `check`.
+        axis: as for `check`.
+        base: the width at which the learning rates were tuned: settings are told as powers of m = width / base. None
+            takes the smallest of `widths`.
+        timed: run the two smallest widths once, on `batch` with `loss`, and say how long all runs will take.
+        batch: as for `check`; looked at where `timed`.
+        loss: as for `check`; looked at where `timed`.
+
+    Returns:
+        A `Plan`: print it, `plan.parameters`, `plan.builds`, `plan.problems`, `plan.cost`, `plan.exit_code`.
+
+    Raises:
+        CoordCheckError: arguments that `check` would refuse as well. What a build raises stands in the plan.
+
+    >>> from coordcheck.models import mlp
+    >>> found = plan(mlp("µP")).parameters.set_index("parameter")
+    >>> found.loc["hidden.0.weight", ["role", "shape", "learning_rate_text"]].tolist()
+    ['hidden', 'n×n', '0.001 × m^-1']
+    """
+    builds, given, numbers = labelled(build), distinct_widths(widths), seed_numbers(seeds)
+    steps, overrides = whole_number("steps", steps, 0), role_overrides(roles)
+    if base is not None:
+        base = whole_number("base", base, 1)
+    seconds, untimed = dict[str, list[float]](), list[Untimed]()
+    if timed:
+        at = {"seed": numbers[0], "steps": steps}
+        seconds, untimed = time_runs(builds, given, (batch, loss), **at, diagnosed=axis == "width")
+    blueprints: list[Blueprint] = []
+    for label, function in builds.items():
+        own: list[Blueprint] = []
+        for width in given:
+            own.append(draw_next(function, RunKey(label, width, numbers[0]), own))
+        blueprints += own
+    timings = []
+    for label, known in seconds.items():
+        sizes = {one.width: one.size for one in blueprints if one.label == label and one.place.built}
+        timings += carried_on(label, sizes, known)
+    return Plan(
+        *(tuple(blueprints), tuple(given), tuple(numbers), steps, axis, overrides, base),
+        timings=tuple(timings),
+        untimed=tuple(untimed),
+    )

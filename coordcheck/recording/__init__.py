@@ -1,0 +1,1 @@
+"""One model under hooks: what its layers and its parameters did, as the rows of a record."""

@@ -1,0 +1,1 @@
+"""Every module's output, step by step."""

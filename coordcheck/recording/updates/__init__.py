@@ -1,0 +1,1 @@
+"""What each parameter's own update does to the input that it saw at initialisation."""

@@ -1,0 +1,1 @@
+"""What a run's numbers depend on, in words and hashes."""
