@@ -18,7 +18,6 @@ import coordcheck
 from coordcheck.analysis import culprits as blame
 from coordcheck.analysis import diagnosis, roles
 from coordcheck.recording.graph import uses
-from coordcheck.recording.graph.retracing import Retracer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import SiteRecorder
@@ -58,7 +57,7 @@ class Deep(NamedTuple):
     tracer: Tracer
     taken: Snapshot
     effects: effects.Effects
-    later: Retracer
+    later: Tracer
     report: Report
 
 
@@ -70,7 +69,7 @@ def deep(layers: int) -> Deep:
     loss.backward()
     initial = {name: p.detach().clone() for name, p in model.named_parameters()}
     seen = frozenset(name for name, p in model.named_parameters() if p.grad is not None)
-    later = Retracer(model, tracer)
+    later = Tracer(model, gradients=False)
     with later:
         model(x + 1)
     report = coordcheck.diagnose(
@@ -110,11 +109,6 @@ def traced(deep: Deep) -> None:
         deep.model(pair_batch(examples=3)[0])
 
 
-def retraced(deep: Deep) -> None:
-    with Retracer(deep.model, deep.tracer):
-        deep.model(pair_batch(examples=3)[0])
-
-
 def found_again(deep: Deep) -> None:
     seen = Later.of(deep.later)
     for part in deep.effects.parts:
@@ -150,7 +144,6 @@ def written(deep: Deep) -> None:
 
 STAGES = {
     "tracing": traced,
-    "retracing": retraced,
     "parts": lambda deep: parts_of(deep.taken),
     "parts again": found_again,
     "recording": recorded,

@@ -27,7 +27,6 @@ from coordcheck.models import mlp
 from coordcheck.recording import recorder as recorder_module
 from coordcheck.recording import scales
 from coordcheck.recording.graph import keeping as keeping_module
-from coordcheck.recording.graph.retracing import Retracer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks import hooks as hooks_module
 from coordcheck.recording.hooks import optimizers as parameters_module
@@ -1349,7 +1348,7 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
 
 
 PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
-PARTS += [LiveEffects, Effects, Facts, Tracer, Retracer, FunctionReplay]
+PARTS += [LiveEffects, Effects, Facts, Tracer, FunctionReplay]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_map
 
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import probes, to_device
-from coordcheck.recording.graph.retracing import Retracer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.recorder import parameter_infos
 from coordcheck.recording.updates.changes import gradients_of, initial_values
@@ -140,7 +139,7 @@ class _Session:
             self.update()
             self.effects.note_updates(step)
             more = step < MAX_UPDATES and self.effects.waiting(step)
-            later = Tracer(self.model) if more else Retracer(self.model, self.effects.tracer)
+            later = Tracer(self.model, gradients=more)
             loss = self._forward(later)  # with gradients, even if they are not asked for: some losses take them
             self.effects.note_trace(step, later)
             if not more:

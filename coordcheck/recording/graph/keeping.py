@@ -35,14 +35,6 @@ def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand
     return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
 
 
-def kept_leaf(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], at: int, *, sampled: bool) -> Any:
-    """One of them."""
-    if ops.examples_axis(name, leaves) is not None:
-        return kept_leaves(name, leaves, operands, sampled=sampled)[at]
-    sizes = {position: operand.size for position, operand in operands.items()}
-    return _subset(name, sizes, at, leaves[at]) if sampled else snapshot(leaves[at])
-
-
 def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, Any, Any, Any]:
     """Of a fused attention its scale, its queries, keys and logits; sampled, the RMS of some of them."""
     query, scale = given["query"], given.get("scale")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.keeping import copied, fused_attention, kept_leaves, rows
-from coordcheck.recording.graph.steps import Marks, Step, plain_leaves
+from coordcheck.recording.graph.marks import Marks
 from coordcheck.recording.graph.uses import (
     COMPUTED,
     MAX_BLOCKS,
@@ -38,7 +38,7 @@ from coordcheck.recording.graph.uses import (
     tensors_in,
     unflattened,
 )
-from coordcheck.recording.hooks.hooks import Hook, modules_called
+from coordcheck.recording.hooks.hooks import Hook
 from coordcheck.recording.hooks.modes import Mode, others_see, transforming, unseen
 from coordcheck.recording.layers.activations import ROOT, in_backward
 from coordcheck.recording.layers.calls import version
@@ -55,7 +55,6 @@ class _Seen(NamedTuple):
     spec: Any
     operands: dict[int, Operand]
     in_place: bool
-    step: Step
 
 
 class Tracer:
@@ -66,6 +65,7 @@ class Tracer:
         keep_calls: also keep the inputs and outputs of every module call.
         sampled: of large tensors keep a subset of rows or examples, where a function acts on each of them by itself,
             and the calls of modules without parameters alone.
+        gradients: also keep the gradients of outputs, where a backward pass follows.
 
     Attributes:
         uses: the last call per (parameter, function), in the order of the first.
@@ -73,26 +73,24 @@ class Tracer:
         attentions: in the order of their softmax.
         products: all products of two activations, those of attentions that are not fused among them.
         calls: the last call of each module.
-        steps: every function call, in order.
         parameters: the model's, by name.
     """
 
-    def __init__(self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False, gradients: bool = True
+    ) -> None:
         self.uses: dict[tuple[str, str], UseCall] = {}
         self.slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
         self.attentions: list[AttentionCall] = []
         self._attended: set[AttentionCall] = set()
         self.products: list[AttentionCall] = []
         self.calls: dict[str, ModuleCall] = {}
-        self.steps: list[Step] = []
         self.skipped: Counter[str] = Counter()
         self.sampled = sampled
         self.parameters = dict(model.named_parameters())
-        self._model, self._keep_calls = model, keep_calls
+        self._model, self._keep_calls, self._gradients = model, keep_calls, gradients
         self._stack: list[str] = []
-        self._paths: dict[nn.Module, str] | None = None  # where the stack is not followed
         self._marks: Marks[Mark | Operand | str] = Marks()
-        self._origins: Marks[int] = Marks()  # of tensors, the step that made them
         self._storages: dict[int, list[tuple[str, Tensor]]] = {}
         self._sizes: dict[str, int] = {}
         self._parametric = {ROOT, *_prefixes(self.parameters)}
@@ -137,16 +135,6 @@ class Tracer:
         self._watch()
         self._hooks.callback(self._model.register_forward_hook(ended, always_call=True).remove)
         self._enter(ROOT, self._model, args, kwargs)
-
-    def begin_within(self, known: Iterable[tuple[Tensor, Mark | Operand | str]]) -> None:
-        """Enter somewhere inside a call of the model, with what is known of tensors from before.
-
-        Whoever does so hands the functions to `run`. Modules that were entered before tell nothing when they are left.
-        """
-        self._begin(())
-        self._paths = {module: name or ROOT for name, module in self._model.named_modules()}
-        for tensor, mark in known:
-            self._marks[tensor] = mark
 
     def _watch(self) -> None:
         self._mode.put_on()
@@ -198,13 +186,10 @@ class Tracer:
         if ops.inside(func) and not others_see(args, kwargs):  # one of torch's own: its steps come here
             with self._mode:
                 return ops.steps_of(func)(*args, **kwargs)
-        step, number = Step(func), len(self.steps)
-        self.steps.append(step)
         try:
             with unseen():
                 leaves, spec = flattened(args, kwargs)
                 operands = self._operands(leaves)
-                self._note(step, leaves, operands)
                 kept = kept_leaves(name, leaves, operands, sampled=self.sampled) if operands else leaves
                 versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
@@ -214,8 +199,7 @@ class Tracer:
         try:
             with unseen():
                 in_place = versions != [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-                self._see(_Seen(name, func, leaves, kept, spec, operands, in_place, step), output)
-                self._note_given(number, output)
+                self._see(_Seen(name, func, leaves, kept, spec, operands, in_place), output)
         except Exception as error:  # likewise
             self.skipped[f"{name} ({type(error).__name__})"] += 1
         return output
@@ -232,8 +216,6 @@ class Tracer:
 
     @property
     def _layer(self) -> str:
-        if self._paths is not None:
-            return next((self._paths[m] for m in reversed(modules_called()) if m in self._paths), ROOT)
         return self._stack[-1] if self._stack else ROOT
 
     def _operands(self, leaves: Sequence[Any]) -> dict[int, Operand]:
@@ -257,24 +239,6 @@ class Tracer:
             if 0 <= offset < max(parameter.numel(), 1) and tensor.dtype == parameter.dtype:
                 return Operand(name, tuple(tensor.shape), tuple(tensor.stride()), int(offset), 1.0, tensor.dtype)
         return None
-
-    def _note(self, step: Step, leaves: Sequence[Any], operands: Mapping[int, Operand]) -> None:
-        """Note which parameters a step takes."""
-        for at in operands:
-            leaf = leaves[at]
-            if leaf.layout is torch.strided and leaf.untyped_storage().data_ptr() in self._storages:
-                step.addresses[at] = leaf.data_ptr()
-            else:
-                step.origins[at] = self._origins.get(leaf)
-        step.plain = plain_leaves(leaves) if operands else []
-
-    def _note_given(self, number: int, output: Any) -> None:
-        """Note what is known of a step's output: of the first one, for it is the same of all."""
-        for made in tensors_in(output):
-            mark = self._marks.get(made)
-            if mark is not None and (not isinstance(mark, Mark) or mark.product or mark.factor != 1.0):
-                self.steps[number].given = mark
-                self._origins[made] = number
 
     def _see(self, seen: _Seen, output: Any) -> None:
         if seen.name == "__setitem__":  # what is written to is what it gives
@@ -314,7 +278,6 @@ class Tracer:
         flow = joined(mark.flow for mark in marks.values())
         tensors = _without_uniform(name, activations, marks)
         factor = ops.scalar(name, seen.leaves, tensors)
-        seen.step.scalar = None if factor is None else (next(iter(tensors)), factor)
         first = next(iter(marks.values()), Mark())
         product = next((mark for mark in marks.values() if mark.product), None)
         if factor is not None:
@@ -324,7 +287,6 @@ class Tracer:
             self._put(produced, first)
         elif name in ops.SOFTMAXES and product is not None:
             self._attend(product)
-            seen.step.attends = product.product
             self._put(produced, Mark(flow=flow))
         elif name == ops.ATTENTION:
             self._put(produced, Mark(flow=self._fused_attention(seen)))
@@ -364,7 +326,6 @@ class Tracer:
         if self._operand(made) is not None and not (marked and seen.in_place):
             return
         factor = None if more else ops.scalar(seen.name, seen.leaves, {position: tensor})
-        seen.step.scalar = None if factor is None else (position, factor)
         view = ops.shares_storage({0: tensor}, [made])
         alone = not more and not seen.in_place and not _values_beside(seen, position)
         if factor is not None and not operand.curve:
@@ -383,7 +344,6 @@ class Tracer:
     def _use(self, seen: _Seen, activations: Mapping[int, Tensor], produced: Sequence[Tensor]) -> None:
         """A function of activations and parameters: note how it uses each of these."""
         uses = self._uses_of(seen, produced[0])
-        seen.step.uses = uses
         if not uses:
             self._follow(seen, activations, produced, contracted=False)
             return
@@ -440,7 +400,7 @@ class Tracer:
         return Mark(held=held, flow=frozenset(matrices) or flow)
 
     def _follow_gradient(self, uses: Sequence[UseCall], output: Tensor) -> None:
-        if not output.requires_grad:  # inside a function of its own backward, or a checkpoint
+        if not (self._gradients and output.requires_grad):  # inside a function of its own backward, or a checkpoint
             return
 
         def keep(gradient: Tensor) -> None:
@@ -489,7 +449,7 @@ class Tracer:
         (left_at, left), (right_at, right) = list(activations.items())[-2:]
         args, kwargs = unflattened(seen.leaves, seen.spec)
         fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
-        attention = seen.step.product = AttentionCall(self._layer, seen.name)
+        attention = AttentionCall(self._layer, seen.name)
         attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left_at, right_at)
         attention.query = copied(left, sampled=self.sampled), marks[left_at].factor
         attention.key = copied(right, sampled=self.sampled), marks[right_at].factor
@@ -504,7 +464,7 @@ class Tracer:
     def _fused_attention(self, seen: _Seen) -> frozenset[Node]:
         """Rebuild the logits of a fused attention; what its output depends on."""
         given = fused_arguments(seen.leaves, seen.spec)
-        attention = seen.step.product = AttentionCall(self._layer, ops.ATTENTION)
+        attention = AttentionCall(self._layer, ops.ATTENTION)
         before = [self._mark(given["query"]), self._mark(given["key"])]
         self._take_up(before, contracted=True)
         values = self._mark(given["value"])

@@ -74,16 +74,6 @@ def in_backward() -> bool:
     return graph_task() != OUTSIDE
 
 
-def modules_called() -> list[nn.Module]:
-    """The modules whose calls this thread is inside of, the outermost first; slow."""
-    found, frame = [], sys._getframe()
-    while frame is not None:
-        if frame.f_code is nn.Module._call_impl.__code__:
-            found.append(frame.f_locals["self"])
-        frame = frame.f_back  # type: ignore[assignment]  # None above the outermost
-    return found[::-1]
-
-
 class Eager:
     """From `begin` to `end`, whatever `torch.compile` made runs eagerly, and hooks fire in it.
 

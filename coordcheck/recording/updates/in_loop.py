@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.recording.distributed.shards import local_part
-from coordcheck.recording.graph.retracing import Retracer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.backwards import AfterBackward
 from coordcheck.recording.hooks.modes import transforming
@@ -40,7 +39,7 @@ class LiveEffects:
         self._initial: dict[str, Tensor] = {}
         self._effects: Effects | None = None
         self._degrees: dict[str, float] = {}
-        self._tracer: Tracer | Retracer | None = None
+        self._tracer: Tracer | None = None
         self._tracing = False
         self._beginning = threading.RLock()
         self._step = -1
@@ -76,7 +75,7 @@ class LiveEffects:
             self._more = step < MAX_UPDATES and self._effects.waiting(step)
         self._step, self._noted, self._arrived = step, set(), {}
         if self._effects is not None and not self._more:  # this pass will not be asked for its gradients
-            self._tracer = Retracer(self._model, self._effects.tracer)
+            self._tracer = Tracer(self._model, sampled=True, gradients=False)
             self._listen_no_longer()
         else:
             tracer = Tracer(self._model, keep_calls=step == 0, sampled=True)
@@ -118,7 +117,7 @@ class LiveEffects:
         """
         self.end()
         tracer = self._tracer
-        if not isinstance(tracer, Tracer):
+        if tracer is None:
             return
         if self._effects is None:
             self._degrees = degrees(self._model, self._optimizers)
