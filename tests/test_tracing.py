@@ -477,8 +477,6 @@ def test_eager_attention_is_seen_as_fused_attention_is(kind: str):
     eager, tracer = attention_of(kind)
     assert (eager.scale, eager.head_size) == (pytest.approx(fused.scale), fused.head_size)
     assert rms(eager.logits) == pytest.approx(rms(fused.logits), rel=1e-5)
-    for found, expected in ((eager.query, fused.query), (eager.key, fused.key)):
-        assert rms(found[0]) / found[1] == pytest.approx(rms(expected[0]) / expected[1], rel=1e-5)
     assert eager in only(tracer, "q.weight").feeds
     assert eager in only(tracer, "k.weight").feeds
 

@@ -58,9 +58,9 @@ class Quantity(str, Enum):
     LOGITS = "logits"
     """RMS of the attention logits q k^T * scale before the softmax, masked ones left out."""
     QUERY = "query"
-    """RMS of q."""
+    """RMS of q: of run files that an earlier version wrote."""
     KEY = "key"
-    """RMS of k."""
+    """RMS of k: likewise."""
 
 
 class Status(str, Enum):

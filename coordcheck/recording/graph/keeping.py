@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording.graph import operations as ops
-from coordcheck.recording.graph.uses import Operand, fused_logits, fused_scales, snapshot
+from coordcheck.recording.graph.uses import Operand, fused_logits, fused_rms, snapshot
 from coordcheck.recording.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 
 
@@ -35,15 +35,12 @@ def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand
     return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
 
 
-def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, Any, Any, Any]:
-    """Of a fused attention its scale, its queries, keys and logits; sampled, the RMS of some of them."""
-    query, scale = given["query"], given.get("scale")
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, float | Tensor]:
+    """Of a fused attention its scale and its logits; sampled, the RMS of some of these."""
+    scale = given.get("scale")
+    scale = given["query"].shape[-1] ** -0.5 if scale is None else float(scale)
     with torch.no_grad():
-        if sampled:
-            logits, queries, keys = fused_scales(given, scale)
-            return scale, queries, keys, logits
-        return scale, query.detach(), given["key"].detach(), fused_logits(given, scale)
+        return scale, (fused_rms if sampled else fused_logits)(given, scale)
 
 
 def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: Any) -> Any:

@@ -446,13 +446,11 @@ class Tracer:
     ) -> Mark:
         """A product of two activations: attention logits, if a softmax follows."""
         self._take_up(marks.values(), contracted=True)
-        (left_at, left), (right_at, right) = list(activations.items())[-2:]
+        left_at, (right_at, right) = list(activations)[-2], list(activations.items())[-1]
         args, kwargs = unflattened(seen.leaves, seen.spec)
         fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
         attention = AttentionCall(self._layer, seen.name)
         attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left_at, right_at)
-        attention.query = copied(left, sampled=self.sampled), marks[left_at].factor
-        attention.key = copied(right, sampled=self.sampled), marks[right_at].factor
         alpha = kwargs.get("alpha", 1) if seen.name in ops.ADDED else 1
         attention.scale = marks[left_at].factor * marks[right_at].factor * float(alpha)
         attention.logits = copied(output, sampled=self.sampled)  # what is masked in place later was a logit, too
@@ -470,9 +468,8 @@ class Tracer:
         values = self._mark(given["value"])
         self._take_up([values])
         attention.head_size = int(given["query"].shape[-1])
-        scale, query, key, attention.logits = fused_attention(given, sampled=self.sampled)
+        scale, attention.logits = fused_attention(given, sampled=self.sampled)
         attention.scale = scale * before[0].factor * before[1].factor
-        attention.query, attention.key = (query, before[0].factor), (key, before[1].factor)
         for node in before[0].flow | before[1].flow:
             node.feeds.add(attention)
         self.attentions.append(attention)

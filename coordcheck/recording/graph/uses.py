@@ -221,9 +221,6 @@ class AttentionCall(Node):
         """The scalar between the product and the softmax."""
         self.logits: Tensor | float | None = None
         """Values, or their RMS."""
-        self.query: tuple[Tensor | float, float] | None = None
-        """The queries, or their RMS, and the scalar that they were multiplied by before."""
-        self.key: tuple[Tensor | float, float] | None = None
 
 
 class Mark(NamedTuple):
@@ -275,21 +272,19 @@ def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
 
     Long sequences are looked at on `QUERY_ROWS` queries spread over them.
     """
-    logits, seen, _ = _logits(given, QUERY_ROWS)
+    logits, seen = _logits(given, QUERY_ROWS)
     return (logits * scale)[seen.expand_as(logits)]
 
 
-def fused_scales(given: Mapping[str, Any], scale: float) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
-    """The RMS of these logits, and of queries and keys, for a few examples: which does not wait for a device."""
-    few = _first_examples(given)
-    logits, seen, query = _logits(few, FEWEST_ROWS)
+def fused_rms(given: Mapping[str, Any], scale: float) -> float | Tensor:
+    """The RMS of these logits, for a few examples: which does not wait for a device."""
+    logits, seen = _logits(_first_examples(given), FEWEST_ROWS)
     count = seen.expand_as(logits).sum() if seen.dim() > 2 else seen.sum() * (logits.numel() // seen.numel())
-    of_logits = scales.norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
-    return of_logits, scales.rms_of(query), scales.rms_of(few["key"])
+    return scales.norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
 
 
-def _logits(given: Mapping[str, Any], most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits of at most so many queries before they are scaled, which of them are not masked, and these queries."""
+def _logits(given: Mapping[str, Any], most: int) -> tuple[Tensor, Tensor]:
+    """The logits of at most so many queries before they are scaled, and which of them are not masked."""
     query, key = given["query"].detach(), given["key"].detach()
     length = query.shape[-2]
     rows, seen = _positions(length, key.shape[-2], most, bool(given.get("is_causal")), query.device)
@@ -302,7 +297,7 @@ def _logits(given: Mapping[str, Any], most: int) -> tuple[Tensor, Tensor, Tensor
         allowed = mask if mask.dtype is torch.bool else mask > MASKED
         allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
         seen = seen & allowed
-    return logits, seen, query
+    return logits, seen
 
 
 @lru_cache(maxsize=64)

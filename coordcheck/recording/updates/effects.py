@@ -241,12 +241,10 @@ class Effects:
 
     def _note_attentions(self, step: int, tracer: Trace) -> None:
         for name, attention in _named(tracer, self._names).items():
-            pairs = {Quantity.LOGITS: (attention.logits, 1.0)}
-            pairs |= {Quantity.QUERY: attention.query, Quantity.KEY: attention.key}  # type: ignore[dict-item]  # set when made
-            for quantity, (tensor, factor) in pairs.items():
-                if tensor is not None:
-                    scale = _rms(tensor) if isinstance(tensor, Tensor) else tensor
-                    self._facts.put(name, step, quantity, scale / abs(factor) if factor else math.nan)
+            logits = attention.logits
+            if logits is not None:
+                scale = _rms(logits) if isinstance(logits, Tensor) else logits
+                self._facts.put(name, step, Quantity.LOGITS, scale)
 
     def _measure(self, part: Part, step: int, quantity: Quantity, replay: Any) -> None:
         if part.block is None or not part.block.stacked:  # else which part of the output is its own is not known

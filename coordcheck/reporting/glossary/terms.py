@@ -215,8 +215,8 @@ TERMS: tuple[Term, ...] = (
         ("weight_update_norm", "Largest singular value of p_t - p_0 as a (fan-out, fan-in) matrix."),
         ("weight_gradient", "RMS of dL/dp, where it is not zero."),
         ("logits", "RMS of the attention logits before the softmax, without masked ones."),
-        ("query", "RMS of the queries."),
-        ("key", "RMS of the keys."),
+        ("query", "RMS of the queries; in files of earlier versions."),
+        ("key", "RMS of the keys; in files of earlier versions."),
     ),
     *_terms(
         "status",
