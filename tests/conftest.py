@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import coordcheck
 from coordcheck.models import mlp
-from coordcheck.runs.records import Kind, Quantity, Row, RunKey, RunRecord, Site, status_of
+from coordcheck.runs.records import Row, RunKey, RunRecord, Site
+from coordcheck.runs.words import Kind, Quantity, status_of
 
 WIDTHS = (64, 128, 256)
 # its modules make an optimizer of every kind when they are imported; test_faultbench.py says why it is skipped

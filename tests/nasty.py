@@ -16,7 +16,8 @@ from matplotlib.transforms import Bbox
 
 from coordcheck import Report
 from coordcheck.analysis.criteria import Criteria
-from coordcheck.runs.records import RunRecord, Status
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 FAST = {"activation": 0.0, "change": 1.0}

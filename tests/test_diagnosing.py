@@ -23,7 +23,7 @@ from coordcheck import CoordCheckError, Trial, check, diagnose
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.recording.batches import PROBE_EXAMPLES
 from coordcheck.recording.updates.changes import spectral_norm
-from coordcheck.runs.records import Kind, Quantity
+from coordcheck.runs.words import Kind, Quantity
 
 GRID = (16, 32, 64)
 BASE = 16

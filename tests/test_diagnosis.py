@@ -17,7 +17,7 @@ from coordcheck.analysis.exponents import Exponent, Exponents
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
 from coordcheck.reporting.report import Report
-from coordcheck.runs.records import Role
+from coordcheck.runs.words import Role
 
 UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
 

@@ -34,8 +34,9 @@ from coordcheck.models.transformer import Attention
 from coordcheck.recording.distributed import ranks
 from coordcheck.recording.distributed.shards import local_part
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import Kind, Quantity, RunKey, RunRecord, Status
+from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.runs.schemas import read_run
+from coordcheck.runs.words import Kind, Quantity, Status
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 

@@ -34,7 +34,8 @@ from coordcheck.pytest_plugin.baselines.files import read_baseline, write_baseli
 from coordcheck.reporting.ci import github, junit, markdown
 from coordcheck.reporting.page import render_fragment
 from coordcheck.runs.files import slug
-from coordcheck.runs.records import Outcome, ParameterInfo, RunKey, RunRecord, kept
+from coordcheck.runs.records import ParameterInfo, RunKey, RunRecord, kept
+from coordcheck.runs.words import Outcome
 
 FLAT, GROWING = {"activation": 0.0, "change": 0.0}, {"activation": 0.0, "change": 1.0}
 PAIR = "\ud800" + "\udc00"  # which JSON cannot tell from the character that it stands for

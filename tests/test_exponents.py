@@ -9,7 +9,7 @@ import pytest
 from coordcheck.analysis.exponents import Exponent, _sampled, exponents
 from coordcheck.analysis.exponents import Logs as LogTable
 from coordcheck.analysis.roles import Part
-from coordcheck.runs.records import Role
+from coordcheck.runs.words import Role
 
 WIDTHS = (64, 128, 256)
 

@@ -12,7 +12,7 @@ from zoo import FAMILIES, WIDTHS, Unused, in_mup, library, with_adamw
 
 import coordcheck
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.records import Role
+from coordcheck.runs.words import Role
 
 
 def family(name):

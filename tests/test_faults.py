@@ -33,7 +33,8 @@ from coordcheck.reporting.ci import github, junit
 from coordcheck.runs.agreement import largest_difference
 from coordcheck.runs.claims import Claims
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import Outcome, RunRecord, Status
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Outcome, Status
 from coordcheck.training.keeper import FolderKeeper
 from coordcheck.training.surroundings import numeric_state
 

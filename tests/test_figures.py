@@ -27,13 +27,14 @@ from nasty import REPORTS, faults, labels, texts_of
 from coordcheck import CoordCheckError, Report, diagnose
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.checks.demo import next_byte_loss
+from coordcheck.common.escaping import printable
 from coordcheck.models import transformer
 from coordcheck.reporting.figures import View, save_figure
 from coordcheck.reporting.figures.divergence import draw_divergence
 from coordcheck.reporting.figures.exponents import draw_exponents
 from coordcheck.reporting.figures.slope_map import draw_slope_map
 from coordcheck.reporting.summaries import headline
-from coordcheck.runs.records import Quantity, Status, printable
+from coordcheck.runs.words import Quantity, Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.5, "change": 0.5}

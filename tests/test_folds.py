@@ -15,7 +15,7 @@ from coordcheck import CoordCheckError, Report
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.measurements import measurements
 from coordcheck.runs.folds import folded
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 BLOCKS = {f"blocks.{k}.mlp": {"activation": float(k)} for k in range(3)} | {"readout": {"activation": 0.0}}
 

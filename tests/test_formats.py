@@ -12,7 +12,7 @@ from coordcheck import Report
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.reporting.ci import ANNOTATIONS, SUMMARY_BYTES, github, junit, markdown
 from coordcheck.reporting.summaries import headline
-from coordcheck.runs.records import Outcome
+from coordcheck.runs.words import Outcome
 
 GROWING = {"activation": 0.0, "change": 1.0}
 FLAT = {"activation": 0.0, "change": 0.0}

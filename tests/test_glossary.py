@@ -24,7 +24,7 @@ from coordcheck.reporting import text
 from coordcheck.reporting.glossary import ALSO, FRAMES, TERMS, explain, found, listing
 from coordcheck.reporting.glossary.columns import HOLDS
 from coordcheck.reporting.glossary.terms import KINDS
-from coordcheck.runs.records import Kind, Outcome, Quantity, Role, Status
+from coordcheck.runs.words import Kind, Outcome, Quantity, Role, Status
 
 WORDS: list[tuple[str, type[Enum]]] = [
     ("verdict", Verdict),

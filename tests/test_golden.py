@@ -19,7 +19,7 @@ import coordcheck
 from coordcheck import CoordCheckError, IncompleteCheck, NotWidthInvariant, Report, RunFileError, SweepInterrupted
 from coordcheck.cli.main import main
 from coordcheck.models import mlp
-from coordcheck.runs.records import Outcome
+from coordcheck.runs.words import Outcome
 
 GOLDEN = Path(__file__).parent / "golden"
 FLAT = {"activation": 0.0, "change": 0.0}

@@ -21,7 +21,7 @@ import coordcheck
 from coordcheck.integrations import loggers
 from coordcheck.integrations.callback import Recording
 from coordcheck.reporting.report import Report
-from coordcheck.runs.records import Outcome, Quantity, Status
+from coordcheck.runs.words import Outcome, Quantity, Status
 
 WIDTHS = (16, 64, 256)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording.recorder import Recorder
-from coordcheck.runs.records import RunRecord, Status
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Status
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(beta|prototype|nested|Nested|quantized|deprecated|TypedStorage|MaskedTensor).*"

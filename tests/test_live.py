@@ -33,7 +33,7 @@ from coordcheck.recording.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 from coordcheck.recording.updates.changes import initial_values
 from coordcheck.recording.updates.degrees import degrees
 from coordcheck.recording.updates.replays import FunctionReplay
-from coordcheck.runs.records import Quantity, Status
+from coordcheck.runs.words import Quantity, Status
 from coordcheck.training.trials import seed_everything
 
 WIDTHS = (32, 64, 128)

@@ -9,7 +9,8 @@ import pytest
 from conftest import power_law_records
 
 from coordcheck.analysis.measurements import COLUMNS, growing_outputs, judged, measurements, not_finite, partial_layers
-from coordcheck.runs.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status
+from coordcheck.runs.records import Row, RunKey, RunRecord, Site
+from coordcheck.runs.words import Kind, Quantity, Status
 
 
 def run(layers: list[str], width: int = 64, seed: int = 0, values: list[float | None] | None = None) -> RunRecord:

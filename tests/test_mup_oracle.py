@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from coordcheck.models import transformer
 from coordcheck.recording.batches import Batches
 from coordcheck.recording.layers.activations import ROOT
-from coordcheck.runs.records import Quantity, RunKey
+from coordcheck.runs.records import RunKey
+from coordcheck.runs.words import Quantity
 from coordcheck.training.run import execute
 from coordcheck.training.trials import Run
 

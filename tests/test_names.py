@@ -17,7 +17,9 @@ from coordcheck import Report
 from coordcheck.pytest_plugin.baselines import baseline_of, compare
 from coordcheck.pytest_plugin.baselines.files import read_baseline, write_baseline
 from coordcheck.runs.folds import folded
-from coordcheck.runs.records import Kind, Quantity, Row, RunKey, RunRecord, Site, Status, distinct
+from coordcheck.runs.names import distinct
+from coordcheck.runs.records import Row, RunKey, RunRecord, Site
+from coordcheck.runs.words import Kind, Quantity, Status
 
 OPTIONS: dict[str, Any] = {"loss": F.cross_entropy, "widths": (16, 32, 64), "seeds": 1, "steps": 1}
 AWKWARD = [

@@ -28,6 +28,7 @@ from coordcheck import CoordCheckError, Report
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.diagnosis import Cause
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.escaping import printable
 from coordcheck.models import mlp
 from coordcheck.reporting.ci import _plain as plain_markdown
 from coordcheck.reporting.ci import markdown
@@ -35,7 +36,8 @@ from coordcheck.reporting.figures.inline import drawings
 from coordcheck.reporting.page import render_fragment, render_page
 from coordcheck.reporting.pagedata import layer_details, table_data
 from coordcheck.reporting.summaries import evidence, remedy_text
-from coordcheck.runs.records import Outcome, RunKey, RunRecord, Status, printable
+from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.words import Outcome, Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 1.0}

@@ -24,7 +24,7 @@ from coordcheck.recording.hooks.randomness import seed_everything
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.probing import Onlooker
 from coordcheck.recording.recorder import Recorder
-from coordcheck.runs.records import Quantity, Status
+from coordcheck.runs.words import Quantity, Status
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:

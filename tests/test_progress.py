@@ -18,7 +18,8 @@ from conftest import pair_batch
 import coordcheck
 from coordcheck.cli.main import main
 from coordcheck.models import mlp
-from coordcheck.runs.records import Outcome, RunKey, RunRecord
+from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.words import Outcome
 from coordcheck.training import progress
 from coordcheck.training.progress import Lines, Progress, silent
 

@@ -29,7 +29,8 @@ from coordcheck.analysis.slopes import MIN_WIDTHS
 from coordcheck.pytest_plugin.fixture import started_by
 from coordcheck.pytest_plugin.outcomes import folder_name
 from coordcheck.pytest_plugin.settings import LEAST_WIDTHS
-from coordcheck.runs.records import Outcome, RunKey, RunRecord
+from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.words import Outcome
 
 pytest_plugins = ["pytester"]
 

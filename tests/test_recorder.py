@@ -50,7 +50,8 @@ from coordcheck.recording.updates.in_loop import LiveEffects
 from coordcheck.recording.updates.replays import FunctionReplay
 from coordcheck.runs import files as runfiles_module
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import Kind, Outcome, Quantity, Row, RunRecord, Status
+from coordcheck.runs.records import Row, RunRecord
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status
 from coordcheck.training.trials import seed_everything
 
 INNER = (16, 32, 64)  # widths of the small MLPs trained here

@@ -13,22 +13,11 @@ from conftest import power_law_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordcheck.runs.names import same_label
 from coordcheck.runs.reading import Wrong
-from coordcheck.runs.records import (
-    Kind,
-    Outcome,
-    ParameterInfo,
-    Quantity,
-    Row,
-    RunKey,
-    RunRecord,
-    Site,
-    Status,
-    Use,
-    same_label,
-    status_of,
-)
+from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
 from coordcheck.runs.schemas import RUN, read_run
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status, status_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)

@@ -9,7 +9,8 @@ import pytest
 
 from coordcheck.recording.distributed.ranks import Part, notes_of
 from coordcheck.recording.distributed.reduction import reduce_ranks
-from coordcheck.runs.records import Kind, ParameterInfo, Quantity, Row, RunKey, RunRecord, Site, Status
+from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site
+from coordcheck.runs.words import Kind, Quantity, Status
 
 
 def part(rank: int, *rows: Any, sizes: dict[int, int] | None = None, **fields: Any) -> Part:

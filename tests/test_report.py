@@ -24,7 +24,8 @@ import coordcheck
 from coordcheck import CoordCheckError, IncompleteCheck, NotWidthInvariant, Report
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.records import Outcome, ParameterInfo, Quantity, RunKey, RunRecord
+from coordcheck.runs.records import ParameterInfo, RunKey, RunRecord
+from coordcheck.runs.words import Outcome, Quantity
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}

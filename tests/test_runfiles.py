@@ -28,7 +28,8 @@ from coordcheck.models import mlp
 from coordcheck.runs import documents
 from coordcheck.runs.documents import read_document
 from coordcheck.runs.files import RunFolder, slug, write_document
-from coordcheck.runs.records import RunKey, RunRecord, same_label
+from coordcheck.runs.names import same_label
+from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.runs.schemas import read_run
 
 MUTANTS = 4000

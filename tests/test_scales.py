@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from coordcheck.recording import scales
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 N = 200_000  # coordinates: a closed form of a random tensor then holds to about 1 %
 

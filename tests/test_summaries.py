@@ -17,7 +17,7 @@ from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.designs import by_design
 from coordcheck.reporting.summaries import Headline, blames, headline
 from coordcheck.reporting.text import Head, NamedRows, Row, render
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 FLAT = {"activation": 0.0, "change": 0.0}
 GROWING = {"activation": 0.0, "change": 0.5}

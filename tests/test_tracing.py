@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from coordcheck.recording.graph.attention import fused_logits
 from coordcheck.recording.graph.tracer import AttentionCall, Tracer, UseCall
-from coordcheck.recording.graph.uses import fused_logits
 
 IN, OUT = 8, 12
 

@@ -24,7 +24,8 @@ import coordcheck
 from coordcheck import CoordCheckError, Trial, output_loss
 from coordcheck.models import mlp
 from coordcheck.recording.batches import cached_batches
-from coordcheck.runs.records import Outcome, RunKey, RunRecord, Status
+from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.words import Outcome, Status
 from coordcheck.training.losses import as_loss, model_loss
 from coordcheck.training.run import execute
 from coordcheck.training.trials import Run

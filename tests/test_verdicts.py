@@ -23,7 +23,7 @@ from coordcheck.analysis.verdicts import (
     label_status,
     summary,
 )
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 WIDTHS = (64, 128, 256, 512)
 NEVER = -math.inf  # as an exponent, this makes a scale that is exactly zero

@@ -11,7 +11,9 @@ import numpy as np
 from coordcheck.analysis.diagnosis import BASE, Cause, Finding, power
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.records import RunRecord, Status, pattern
+from coordcheck.runs.names import pattern
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Status
 
 NAMES = 3  # named of many
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen

@@ -10,7 +10,7 @@ import pandas as pd
 
 from coordcheck.analysis.diagnosis import Cause, Finding, remedy
 from coordcheck.analysis.verdicts import TRANSIENT, Verdict
-from coordcheck.runs.records import Quantity, Role
+from coordcheck.runs.words import Quantity, Role
 
 COLUMNS = [
     *("label", "layer", "parameter", "role", "order", "verdict", "culprit", "cause", "exponent", "remedy"),

@@ -11,7 +11,7 @@ import numpy as np
 from coordcheck.analysis.marks import Mark
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.records import Quantity, Status
+from coordcheck.runs.words import Quantity, Status
 
 
 class Design(NamedTuple):

@@ -27,7 +27,8 @@ from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
 from coordcheck.analysis.roles import Part
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Answer, Verdict, compare
-from coordcheck.runs.records import Role, is_between
+from coordcheck.runs.records import is_between
+from coordcheck.runs.words import Role
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from coordcheck.analysis.clipping import clipping
 from coordcheck.analysis.roles import Part
 from coordcheck.analysis.slopes import fit_logs
-from coordcheck.runs.records import Quantity, Role, Status
+from coordcheck.runs.words import Quantity, Role, Status
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.verdicts import OF_SITES, TRANSIENT, Verdict
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 KEYS = ["label", "layer", "quantity", "step"]
 

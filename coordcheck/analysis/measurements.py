@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from coordcheck.runs.records import Kind, RunRecord, Status
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Kind, Status
 
 COLUMNS = ("label", "width", "seed", "step", "layer", "order", "kind", "quantity", "value", "status")
 OUTPUTS = (Kind.MODULE, Kind.PASSTHROUGH)

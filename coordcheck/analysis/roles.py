@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from coordcheck.analysis.slopes import exponent_of
-from coordcheck.runs.records import FORWARD, Kind, ParameterInfo, Role, RunRecord, Use
+from coordcheck.runs.records import ParameterInfo, RunRecord, Use
+from coordcheck.runs.words import FORWARD, Kind, Role
 
 GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
 EMBEDDING = "embedding"

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from coordcheck.analysis.measurements import judged
 from coordcheck.common.errors import CoordCheckError
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 MIN_WIDTHS = 3
 CONFIDENCE = 0.95

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
-from coordcheck.runs.records import Quantity, Status
+from coordcheck.runs.words import Quantity, Status
 
 TOLERANCE = 0.25
 TRANSIENT = 0.5

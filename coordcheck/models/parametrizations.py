@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from coordcheck.common.errors import CoordCheckError
-from coordcheck.runs.records import same_label
+from coordcheck.runs.names import same_label
 
 
 class Rule(NamedTuple):

@@ -20,8 +20,8 @@ Property = tuple[str, "str | float | int"]
 
 def properties(report: Report) -> Iterator[Property]:
     """A check in a few plain values; `layers` is text for the terminal, a line per layer."""
+    from coordcheck.common.escaping import printable
     from coordcheck.reporting.summaries import blames, status
-    from coordcheck.runs.records import printable
 
     yield "status", status(report)
     worst = _worst(report)
@@ -52,7 +52,7 @@ def _worst(report: Report) -> list[Any]:
 
 def _name(row: Any, report: Report) -> str:
     """A layer's name, with its label where there are several."""
-    from coordcheck.runs.records import printable
+    from coordcheck.common.escaping import printable
 
     name = f"{row.label}: {row.layer}" if len(report.labels) > 1 else row.layer
     shown = printable(name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.common.errors import CoordCheckError
+from coordcheck.common.escaping import printable
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.distributed.ranks import PATIENCE, sharing_ranks
 from coordcheck.recording.distributed.reduction import SharedRun
@@ -29,7 +30,8 @@ from coordcheck.recording.layers.probing import BeforeUpdate, ProbePass
 from coordcheck.recording.updates.in_loop import LiveEffects
 from coordcheck.runs.arguments import labelled, whole_number
 from coordcheck.runs.files import RunFolder, versions
-from coordcheck.runs.records import Outcome, RunKey, RunRecord, kept, printable
+from coordcheck.runs.records import RunKey, RunRecord, kept
+from coordcheck.runs.words import Outcome
 
 
 class Recorder:

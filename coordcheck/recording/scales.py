@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import blas
 from torch import Tensor
 
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 # Rows of a large output on which its change is followed, the same rows at every step and width. 64 rows of 64
 # channels are 4096 coordinates, whose RMS has a standard error near 1 % (1 / sqrt(2 n) when independent).

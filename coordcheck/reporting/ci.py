@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from coordcheck.analysis.audits import LIMITS
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.escaping import printable
 from coordcheck.reporting.summaries import (
     blames,
     cause_text,
@@ -22,7 +23,6 @@ from coordcheck.reporting.summaries import (
     slope_text,
     worst,
 )
-from coordcheck.runs.records import printable
 
 ANNOTATIONS = 10  # GitHub shows so many of one kind per step
 SUMMARY_BYTES = 900 * 1024  # GitHub drops a job summary of more than 1 MiB as a whole

@@ -22,6 +22,7 @@ from coordcheck.analysis.audits import LIMITS
 from coordcheck.analysis.diagnosis import PARAMETRIZATIONS
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.escaping import printable
 from coordcheck.common.version import __version__
 from coordcheck.reporting.pagedata import SYMBOLS, table_data, tone
 from coordcheck.reporting.summaries import (
@@ -38,7 +39,6 @@ from coordcheck.reporting.summaries import (
     worst,
 )
 from coordcheck.runs.files import versions
-from coordcheck.runs.records import printable
 
 WORST = 10  # layers shown per label above the table of all
 BLAMES = 40  # groups of culprits shown per label

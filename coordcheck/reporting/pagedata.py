@@ -14,8 +14,9 @@ from coordcheck.analysis.designs import decisive, spread
 from coordcheck.analysis.measurements import judged
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.common.escaping import printable
 from coordcheck.reporting.summaries import cause_text, change, evidence, remedy_text
-from coordcheck.runs.records import Quantity, Role, Status, printable
+from coordcheck.runs.words import Quantity, Role, Status
 
 CURVES = {Quantity.ACTIVATION: "RMS of the output h_t", Quantity.CHANGE: "RMS of the change h_t − h_0"}
 """The scales that are shown per layer, with their titles."""

@@ -20,7 +20,9 @@ from coordcheck.common.version import __version__
 from coordcheck.reporting.summaries import failure
 from coordcheck.runs.files import RunFolder, replace_file
 from coordcheck.runs.labels import folder_paths, in_order, selected, told_apart
-from coordcheck.runs.records import Outcome, Quantity, RunKey, RunRecord, differences, same_label
+from coordcheck.runs.names import differences, same_label
+from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.words import Outcome, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

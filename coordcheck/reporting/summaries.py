@@ -17,8 +17,9 @@ from coordcheck.analysis.designs import Design, by_design
 from coordcheck.analysis.diagnosis import Cause
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict, summary
-from coordcheck.runs.records import Role, printable
+from coordcheck.common.escaping import printable
 from coordcheck.runs.repeats import PARTS, starred, together
+from coordcheck.runs.words import Role
 
 
 class Headline(NamedTuple):

@@ -32,7 +32,7 @@ from coordcheck.reporting.summaries import (
     slope_text,
     worst,
 )
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 WORST = 8  # layers shown per label
 SYMPTOMS = 5  # layers shown where their causes are shown, too

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.runs.folds import Fold
+from coordcheck.runs.names import same_label
 from coordcheck.runs.reading import LARGEST, WIDEST
-from coordcheck.runs.records import Role, same_label
+from coordcheck.runs.words import Role
 
 
 def labelled(build: object) -> dict[str, Callable[[int], Any]]:

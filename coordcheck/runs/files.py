@@ -27,7 +27,8 @@ from uuid import uuid4
 from coordcheck.common.errors import CoordCheckError, RunFileError
 from coordcheck.common.version import __version__
 from coordcheck.runs.documents import LIMITS, SCHEMA, read_document, refuse
-from coordcheck.runs.records import RunKey, RunRecord, same_label
+from coordcheck.runs.names import same_label
+from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.runs.schemas import read_experiment, read_run
 
 FILES = 100_000  # run files of a folder

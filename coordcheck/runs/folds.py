@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 
-from coordcheck.runs.records import Kind, Row, RunRecord, Status, distinct
+from coordcheck.runs.names import distinct
+from coordcheck.runs.records import Row, RunRecord
+from coordcheck.runs.words import Kind, Status
 
 FOLDED = (Kind.MODULE, Kind.PASSTHROUGH)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.runs.arguments import folder_path, suggestion
-from coordcheck.runs.records import RunKey, RunRecord, same_label
+from coordcheck.runs.names import same_label
+from coordcheck.runs.records import RunKey, RunRecord
 
 
 def in_order(records: Iterable[RunRecord], labels: Iterable[str]) -> list[RunRecord]:

@@ -33,18 +33,8 @@ from coordcheck.runs.reading import (
     text,
     wrong,
 )
-from coordcheck.runs.records import (
-    Kind,
-    Outcome,
-    ParameterInfo,
-    Quantity,
-    Row,
-    RunKey,
-    RunRecord,
-    Site,
-    Status,
-    Use,
-)
+from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status
 
 STEPS = 2**31 - 1
 MOST_ROWS, MOST_SITES = 2**20, 2**17

@@ -10,7 +10,8 @@ from coordcheck.common.errors import CoordCheckError, RunFileError
 from coordcheck.runs.agreement import largest_difference
 from coordcheck.runs.claims import Claims
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import RunKey, RunRecord, differences
+from coordcheck.runs.names import differences
+from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.trials import Run
 
 

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from coordcheck.runs.records import RunKey, RunRecord, printable
+from coordcheck.common.escaping import printable
+from coordcheck.runs.records import RunKey, RunRecord
 
 LOGGER = logging.getLogger("coordcheck")
 PAUSE = 10.0  # seconds between two lines, at least

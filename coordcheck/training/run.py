@@ -18,7 +18,8 @@ from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.probing import Onlooker
 from coordcheck.recording.recorder import parameter_infos
-from coordcheck.runs.records import Outcome, RunRecord, kept
+from coordcheck.runs.records import RunRecord, kept
+from coordcheck.runs.words import Outcome
 from coordcheck.training import progress
 from coordcheck.training.probe import diagnose_run
 from coordcheck.training.surroundings import preserved_state

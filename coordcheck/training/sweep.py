@@ -15,7 +15,8 @@ import torch
 from coordcheck.common.errors import CoordCheckError, SweepInterrupted
 from coordcheck.common.interrupts import deferred, look
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import Outcome, RunRecord
+from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Outcome
 from coordcheck.training.keeper import keeping
 from coordcheck.training.progress import progress
 from coordcheck.training.run import execute

@@ -17,7 +17,8 @@ import torch
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import summary, user_code
 from coordcheck.common.output import streams_that_flush
-from coordcheck.runs.records import Outcome, RunRecord, kept
+from coordcheck.runs.records import RunRecord, kept
+from coordcheck.runs.words import Outcome
 from coordcheck.training.payloads import packed, unpacked
 from coordcheck.training.run import execute
 from coordcheck.training.trials import Run

@@ -38,7 +38,7 @@ from coordcheck.pytest_plugin.baselines.files import read_baseline
 from coordcheck.reporting.ci import github, junit, markdown
 from coordcheck.runs.documents import LIMITS
 from coordcheck.runs.files import slug
-from coordcheck.runs.records import Kind, Outcome, Quantity, Status
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status
 
 Figures = dict[str, "int | float"]
 WRITTEN = Path(__file__).parent.parent / "data" / "written_by_0_1"

@@ -10,7 +10,8 @@ from coordcheck.analysis.audits import NAMES, decay_notes, listed
 from coordcheck.analysis.slopes import MIN_WIDTHS
 from coordcheck.checks.plans.blueprints import Blueprint, Drawn, Place, by_name
 from coordcheck.checks.plans.shapes import is_regular, power_of, size_text
-from coordcheck.runs.records import ParameterInfo, Role, RunKey, RunRecord
+from coordcheck.runs.records import ParameterInfo, RunKey, RunRecord
+from coordcheck.runs.words import Role
 
 
 class Level(str, Enum):

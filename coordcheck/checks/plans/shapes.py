@@ -10,7 +10,8 @@ from typing import NamedTuple
 from coordcheck.analysis.roles import GROWS, growth, override_of, role_of
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.checks.plans.blueprints import Drawn, Shape
-from coordcheck.runs.records import Role, pattern
+from coordcheck.runs.names import pattern
+from coordcheck.runs.words import Role
 
 LARGEST_DENOMINATOR = 64  # of a size n*p/q + b
 EXACT = 1e-3  # relative distance from a power of the width up to which a setting is that power

@@ -14,8 +14,8 @@ from coordcheck.checks.plans.blueprints import Place
 from coordcheck.checks.plans.obstacles import Level
 from coordcheck.checks.plans.tables import PlanTables
 from coordcheck.checks.plans.timings import Timing
+from coordcheck.common.escaping import printable
 from coordcheck.common.output import plain_text
-from coordcheck.runs.records import printable
 from coordcheck.training.progress import duration
 
 GROUPS = 24  # rows of parameters shown per label; those that differ in a number of their name only are one row

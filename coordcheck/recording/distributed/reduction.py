@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from coordcheck.recording.distributed.ranks import Exchange, Part, notes_of, own_rank
 from coordcheck.recording.layers.activations import ROOT
-from coordcheck.runs.records import Kind, ParameterInfo, Quantity, Row, RunRecord, Site, Status, status_of
+from coordcheck.runs.records import ParameterInfo, Row, RunRecord, Site
+from coordcheck.runs.words import Kind, Quantity, Status, status_of
 
 MEASURED = {Status.OK, Status.ZERO, Status.NAN, Status.INF}
 UNCHANGED = (Status.MOVED_INPUT, Status.SHAPE_CHANGED, Status.NOT_CALLED)  # why a change has no value, worst first

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording.scales import NotMeasurable
-from coordcheck.runs.records import Status
+from coordcheck.runs.words import Status
 
 
 def is_spread(tensor: object) -> bool:

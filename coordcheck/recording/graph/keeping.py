@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording.graph import operations as ops
-from coordcheck.recording.graph.uses import Operand, fused_logits, fused_rms, snapshot
+from coordcheck.recording.graph.arguments import snapshot
+from coordcheck.recording.graph.attention import fused_logits, fused_rms
+from coordcheck.recording.graph.uses import Operand
 from coordcheck.recording.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 
 

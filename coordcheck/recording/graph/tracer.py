@@ -20,24 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording.graph import operations as ops
+from coordcheck.recording.graph.arguments import flattened, tensors_in, unflattened
+from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.keeping import copied, fused_attention, kept_leaves, rows
 from coordcheck.recording.graph.marks import Marks
-from coordcheck.recording.graph.uses import (
-    COMPUTED,
-    MAX_BLOCKS,
-    AttentionCall,
-    Mark,
-    ModuleCall,
-    Node,
-    Operand,
-    UseCall,
-    flattened,
-    fused_arguments,
-    joined,
-    summed,
-    tensors_in,
-    unflattened,
-)
+from coordcheck.recording.graph.nodes import AttentionCall, Node, joined
+from coordcheck.recording.graph.uses import COMPUTED, MAX_BLOCKS, Mark, ModuleCall, Operand, UseCall, summed
 from coordcheck.recording.hooks.hooks import Hook
 from coordcheck.recording.hooks.modes import Mode, others_see, transforming, unseen
 from coordcheck.recording.layers.activations import ROOT, in_backward

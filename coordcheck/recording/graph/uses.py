@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from coordcheck.recording import scales
 from coordcheck.recording.graph import operations as ops
+from coordcheck.recording.graph.arguments import first_tensor, unflattened
+from coordcheck.recording.graph.nodes import MOST, AttentionCall, Node
 from coordcheck.recording.graph.operations import Fans
-from coordcheck.recording.scales import FEWEST_EXAMPLES, FEWEST_ROWS
 
-QUERY_ROWS = 64  # queries of a long sequence for which logits are rebuilt
-MASKED = -1e4  # an additive mask below this hides the position
-MOST = 64  # nodes that a tensor depends on, or uses that it sums, that are followed one by one
 MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
 
 
@@ -53,41 +49,6 @@ class Operand(NamedTuple):
             return first_tensor(function(*args, **kwargs))
 
         return self._replace(then=then, curve=self.curve or curve)
-
-
-class Node:
-    """A matrix operation or an attention: what takes up the output of others."""
-
-    def __init__(self, layer: str, operation: str) -> None:
-        self.layer = layer
-        self.operation = operation
-        self.feeds: set[Node] = set()
-
-    @property
-    def fed(self) -> set[Node]:
-        """The operations and attentions among its `feeds`; of those behind a `Junction` the first ones."""
-        found, waiting = set[Node](), [self]
-        seen = set[Node]()
-        while waiting and len(found) < MOST:
-            for node in waiting.pop().feeds - seen:
-                seen.add(node)
-                waiting.append(node) if isinstance(node, Junction) else found.add(node)
-        return found
-
-
-class Junction(Node):
-    """Where a tensor depends on so many nodes that they are followed as one: a residual stream, far down."""
-
-    def __init__(self, nodes: Iterable[Node]) -> None:
-        super().__init__("", "")
-        for node in nodes:
-            node.feeds.add(self)
-
-
-def joined(flows: Iterable[frozenset[Node]]) -> frozenset[Node]:
-    """What a tensor that depends on several others depends on."""
-    together = frozenset[Node]().union(*flows)
-    return together if len(together) <= MOST else frozenset({Junction(together)})
 
 
 class Terms:
@@ -208,21 +169,6 @@ class UseCall(Node):
         return first_tensor(self.function(*args, **kwargs))
 
 
-class AttentionCall(Node):
-    """One product of two activations: of queries and keys, when a softmax follows."""
-
-    def __init__(self, layer: str, operation: str) -> None:
-        super().__init__(layer, operation)
-        self.scale = 1.0
-        self.head_size = 1
-        self.places: tuple[int, int] | None = None
-        """The positions of queries and keys among the arguments; None for a fused attention."""
-        self.after = 1.0
-        """The scalar between the product and the softmax."""
-        self.logits: Tensor | float | None = None
-        """Values, or their RMS."""
-
-
 class Mark(NamedTuple):
     """What is known of a tensor."""
 
@@ -258,128 +204,3 @@ class ModuleCall(NamedTuple):
     kwargs: dict[str, Any]
     output: Any
     random_state: Tensor
-
-
-def fused_arguments(leaves: Sequence[Any], spec: Any) -> dict[str, Any]:
-    """The arguments of a `scaled_dot_product_attention` call by name."""
-    args, kwargs = unflattened(leaves, spec)
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def fused_logits(given: Mapping[str, Any], scale: float) -> Tensor:
-    """The logits q k^T * scale of one `scaled_dot_product_attention` call, masked ones left out: (logits,).
-
-    Long sequences are looked at on `QUERY_ROWS` queries spread over them.
-    """
-    logits, seen = _logits(given, QUERY_ROWS)
-    return (logits * scale)[seen.expand_as(logits)]
-
-
-def fused_rms(given: Mapping[str, Any], scale: float) -> float | Tensor:
-    """The RMS of these logits, for a few examples: which does not wait for a device."""
-    logits, seen = _logits(_first_examples(given), FEWEST_ROWS)
-    count = seen.expand_as(logits).sum() if seen.dim() > 2 else seen.sum() * (logits.numel() // seen.numel())
-    return scales.norm(logits * seen) * (abs(scale) / count.clamp(min=1).sqrt())
-
-
-def _logits(given: Mapping[str, Any], most: int) -> tuple[Tensor, Tensor]:
-    """The logits of at most so many queries before they are scaled, and which of them are not masked."""
-    query, key = given["query"].detach(), given["key"].detach()
-    length = query.shape[-2]
-    rows, seen = _positions(length, key.shape[-2], most, bool(given.get("is_causal")), query.device)
-    query = query if length <= most else query.index_select(-2, rows)
-    if query.dim() == 4 and key.shape[-3] != query.shape[-3]:  # (batch, heads, time, D): grouped queries
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    logits = (query @ key.transpose(-2, -1)).float()
-    mask = given.get("attn_mask")
-    if mask is not None:
-        allowed = mask if mask.dtype is torch.bool else mask > MASKED
-        allowed = allowed[..., rows, :] if allowed.shape[-2] == length else allowed
-        seen = seen & allowed
-    return logits, seen
-
-
-@lru_cache(maxsize=64)
-def _positions(length: int, keys: int, most: int, causal: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """At most so many queries, spread over a sequence, and which keys each of them sees: (rows,), (rows, keys)."""
-    rows = torch.arange(length, device=device)
-    if length > most:
-        rows = (torch.arange(most, device=device) * length) // most
-    if causal:
-        return rows, rows[:, None] >= torch.arange(keys, device=device)[None, :]
-    return rows, torch.ones(len(rows), keys, dtype=torch.bool, device=device)
-
-
-def _first_examples(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an attention for a few examples of its batch: (batch, heads, time, D)."""
-    batch = given["query"].shape[0]
-    few = {
-        name: tensor[:FEWEST_EXAMPLES]
-        for name, tensor in given.items()
-        if isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[0] == batch
-    }
-    return {**given, **few}
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a function's or module's output."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [leaf for leaf in tree_flatten(value)[0] if isinstance(leaf, Tensor)]
-
-
-def first_tensor(value: Any) -> Tensor:
-    """The first floating tensor in a function's or module's output.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for tensor in tensors_in(value):
-        if tensor.is_floating_point():
-            return tensor
-    raise ValueError("no floating tensor in the output")
-
-
-class Flat(NamedTuple):
-    """How plain arguments lie in a list: so many by place, then those with a name."""
-
-    places: int
-    names: tuple[str, ...]
-
-
-_NESTED = (list, tuple, dict)
-
-
-def flattened(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
-    """The arguments of a call in a list, with what `unflattened` needs.
-
-    Most calls of torch functions take no containers, and these are taken apart by hand, which is faster.
-    """
-    if "input" in kwargs:  # where arguments are told by their place, the input comes first
-        kwargs = {"input": kwargs["input"], **kwargs}
-    leaves = [*args, *kwargs.values()]
-    if any(isinstance(leaf, _NESTED) and not _sizes(leaf) for leaf in leaves):
-        return tree_flatten((tuple(args), dict(kwargs)))
-    return leaves, Flat(len(args), tuple(kwargs))
-
-
-def _sizes(nested: Any) -> bool:
-    """Whether it is a plain tuple of numbers, which is one argument as it is."""
-    return type(nested) in (tuple, torch.Size) and all(type(item) is int for item in nested)
-
-
-def unflattened(leaves: Sequence[Any], spec: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments that `flattened` put into a list."""
-    if isinstance(spec, Flat):
-        return leaves[: spec.places], dict(zip(spec.names, leaves[spec.places :], strict=True))
-    args, kwargs = tree_unflatten(list(leaves), spec)
-    return args, kwargs
-
-
-def snapshot(value: Any, copy: Callable[[Tensor], Tensor] = torch.clone) -> Any:
-    """A copy of every tensor in nested arguments, which later in-place operations do not change."""
-    if isinstance(value, Tensor):
-        return copy(value.detach())
-    leaves, spec = tree_flatten(value)
-    return tree_unflatten([copy(leaf.detach()) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)

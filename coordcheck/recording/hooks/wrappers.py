@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from coordcheck.common.errors import CoordCheckError
-from coordcheck.runs.records import RunRecord, distinct
+from coordcheck.runs.names import distinct
+from coordcheck.runs.records import RunRecord
 
 # a compiled module, a checkpointed one: modules that call the one inside of them, and nothing else
 INSIDE = ("_orig_mod", "_checkpoint_wrapped_module")

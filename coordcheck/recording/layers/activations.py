@@ -19,7 +19,9 @@ from coordcheck.recording.hooks.wrappers import layers_of
 from coordcheck.recording.layers.calls import Call, Reference, leaves, shape_of, version
 from coordcheck.recording.layers.inputs import InitialInputs
 from coordcheck.recording.layers.windows import Window, rows_of_windows
-from coordcheck.runs.records import Kind, Row, Site, Status, distinct
+from coordcheck.runs.names import distinct
+from coordcheck.runs.records import Row, Site
+from coordcheck.runs.words import Kind, Status
 
 ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""

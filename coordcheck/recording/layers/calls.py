@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
-from coordcheck.runs.records import Quantity, Row, Site, Status, measured_row
+from coordcheck.runs.records import Row, Site, measured_row
+from coordcheck.runs.words import Quantity, Status
 
 MAX_DEPTH = 8  # of containers inside an output; deeper ones are counted as not measured
 WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copied and reduced later, many at once

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from coordcheck.recording.layers.calls import Call, fetched, reduced, rows_of
 from coordcheck.recording.layers.inputs import any_of
-from coordcheck.runs.records import Quantity, Row, Site, Status
+from coordcheck.runs.records import Row, Site
+from coordcheck.runs.words import Quantity, Status
 
 
 class Window(NamedTuple):

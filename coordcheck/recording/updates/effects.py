@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording import scales
+from coordcheck.recording.graph.arguments import first_tensor
+from coordcheck.recording.graph.nodes import AttentionCall, Node
 from coordcheck.recording.graph.operations import GROUPED, PICKS
 from coordcheck.recording.graph.tracer import Tracer
-from coordcheck.recording.graph.uses import AttentionCall, Node, UseCall, first_tensor
+from coordcheck.recording.graph.uses import UseCall
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.updates import changes
@@ -27,7 +29,9 @@ from coordcheck.recording.updates.changes import laid_out
 from coordcheck.recording.updates.facts import Facts
 from coordcheck.recording.updates.parts import Later, Part, Snapshot, Trace, again, parts_of
 from coordcheck.recording.updates.replays import Block, FunctionReplay
-from coordcheck.runs.records import FORWARD, Kind, Quantity, RunRecord, Site, Status, Use, distinct, measured_row
+from coordcheck.runs.names import distinct
+from coordcheck.runs.records import RunRecord, Site, Use, measured_row
+from coordcheck.runs.words import FORWARD, Kind, Quantity, Status
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
 ROUNDED = 100  # an update of fewer roundings than this beside its parameter is one that precision blurs

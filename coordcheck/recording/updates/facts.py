@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 
 class Facts:

@@ -21,7 +21,8 @@ from coordcheck.recording.updates import gradients
 from coordcheck.recording.updates.changes import gradients_of, initial_values
 from coordcheck.recording.updates.degrees import degrees
 from coordcheck.recording.updates.effects import MAX_UPDATES, Effects
-from coordcheck.runs.records import Quantity, Row, RunRecord
+from coordcheck.runs.records import Row, RunRecord
+from coordcheck.runs.words import Quantity
 
 TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 UNCHANGED = 1e-5  # relative difference of two norms of one gradient

@@ -7,9 +7,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from coordcheck.recording.graph.nodes import AttentionCall
 from coordcheck.recording.graph.operations import is_known
 from coordcheck.recording.graph.tracer import Tracer
-from coordcheck.recording.graph.uses import MAX_BLOCKS, AttentionCall, UseCall
+from coordcheck.recording.graph.uses import MAX_BLOCKS, UseCall
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.layers.calls import leaves
@@ -22,7 +23,7 @@ from coordcheck.recording.updates.replays import (
     blocks,
     stacked,
 )
-from coordcheck.runs.records import distinct
+from coordcheck.runs.names import distinct
 
 
 class Trace(Protocol):

@@ -13,15 +13,8 @@ from torch.func import functional_call
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph import operations as ops
-from coordcheck.recording.graph.uses import (
-    MAX_BLOCKS,
-    ModuleCall,
-    Operand,
-    UseCall,
-    first_tensor,
-    snapshot,
-    unflattened,
-)
+from coordcheck.recording.graph.arguments import first_tensor, snapshot, unflattened
+from coordcheck.recording.graph.uses import MAX_BLOCKS, ModuleCall, Operand, UseCall
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 

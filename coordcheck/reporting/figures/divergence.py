@@ -35,8 +35,8 @@ from coordcheck.reporting.figures.panels import LEFT, LINE, Layout, finish_axes,
 from coordcheck.reporting.figures.style import NAME_LENGTH, QUANTITY_NAMES, own_style
 from coordcheck.reporting.figures.views import MOST_COLUMNS, Column, View, columns
 from coordcheck.reporting.summaries import headline
-from coordcheck.runs.records import Quantity, Status
 from coordcheck.runs.repeats import starred
+from coordcheck.runs.words import Quantity, Status
 
 HEIGHT, NARROWEST, WIDEST = 1.22, 0.8, 1.7  # inches: of a panel, and its width at least and at most
 PAGE = {1: 7.2, 2: 10.0}  # inches: the figure's width, by how many labels stand in a row

@@ -19,7 +19,7 @@ from coordcheck.reporting.figures.rows import Rows, rows_of
 from coordcheck.reporting.figures.style import own_style
 from coordcheck.reporting.figures.views import View
 from coordcheck.reporting.summaries import counts
-from coordcheck.runs.records import Role
+from coordcheck.runs.words import Role
 
 PANEL, APART = 1.75, 0.1  # inches
 ROW = 0.165  # inches

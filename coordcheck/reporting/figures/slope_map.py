@@ -20,7 +20,7 @@ from coordcheck.common.escaping import legible
 from coordcheck.reporting.figures.rows import Rows, rows_of
 from coordcheck.reporting.figures.style import QUANTITY_NAMES, own_style
 from coordcheck.reporting.figures.views import View, chosen_steps
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 CELL = (0.42, 0.155)  # inches
 TOP, BOTTOM, BAR, APART = (

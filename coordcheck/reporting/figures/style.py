@@ -26,7 +26,7 @@ from matplotlib.font_manager import FontProperties
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.escaping import legible
 from coordcheck.runs.files import replace_file
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 SIZES: dict[Any, float] = {
     **{"font.size": 7.5, "axes.titlesize": 7.5, "axes.labelsize": 7.5},

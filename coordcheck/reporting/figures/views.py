@@ -16,7 +16,7 @@ from coordcheck.analysis.measurements import judged
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import OF_SITES
 from coordcheck.common.errors import CoordCheckError
-from coordcheck.runs.records import Quantity
+from coordcheck.runs.words import Quantity
 
 MOST_COLUMNS = 6  # steps of a figure that chooses them itself
 MOST_INCHES = 200  # of a figure, in each direction

@@ -1,0 +1,59 @@
+"""What a tensor depends on: matrix operations and attentions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+MOST = 64  # nodes that a tensor depends on, or uses that it sums, that are followed one by one
+
+
+class Node:
+    """A matrix operation or an attention: what takes up the output of others."""
+
+    def __init__(self, layer: str, operation: str) -> None:
+        self.layer = layer
+        self.operation = operation
+        self.feeds: set[Node] = set()
+
+    @property
+    def fed(self) -> set[Node]:
+        """The operations and attentions among its `feeds`; of those behind a `Junction` the first ones."""
+        found, waiting = set[Node](), [self]
+        seen = set[Node]()
+        while waiting and len(found) < MOST:
+            for node in waiting.pop().feeds - seen:
+                seen.add(node)
+                waiting.append(node) if isinstance(node, Junction) else found.add(node)
+        return found
+
+
+class Junction(Node):
+    """Where a tensor depends on so many nodes that they are followed as one: a residual stream, far down."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        super().__init__("", "")
+        for node in nodes:
+            node.feeds.add(self)
+
+
+def joined(flows: Iterable[frozenset[Node]]) -> frozenset[Node]:
+    """What a tensor that depends on several others depends on."""
+    together = frozenset[Node]().union(*flows)
+    return together if len(together) <= MOST else frozenset({Junction(together)})
+
+
+class AttentionCall(Node):
+    """One product of two activations: of queries and keys, when a softmax follows."""
+
+    def __init__(self, layer: str, operation: str) -> None:
+        super().__init__(layer, operation)
+        self.scale = 1.0
+        self.head_size = 1
+        self.places: tuple[int, int] | None = None
+        """The positions of queries and keys among the arguments; None for a fused attention."""
+        self.after = 1.0
+        """The scalar between the product and the softmax."""
+        self.logits: Tensor | float | None = None
+        """Values, or their RMS."""
