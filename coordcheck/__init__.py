@@ -17,7 +17,8 @@ from coordcheck.common.version import __version__ as __version__
 if TYPE_CHECKING:
     from coordcheck import models
     from coordcheck.analysis.slopes import SlopeFit, fit_slope
-    from coordcheck.checks.check import assert_width_invariant, check, diagnose
+    from coordcheck.checks.assertions import assert_width_invariant
+    from coordcheck.checks.check import check, diagnose
     from coordcheck.checks.plans import plan
     from coordcheck.checks.transfer import transfer_sweep
     from coordcheck.common.errors import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from coordcheck.training.trials import Trial
 
 _HOMES = {
-    "assert_width_invariant": "checks.check",
+    "assert_width_invariant": "checks.assertions",
     "check": "checks.check",
     "diagnose": "checks.check",
     "huggingface": "integrations.huggingface",

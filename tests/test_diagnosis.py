@@ -12,8 +12,11 @@ from conftest import pair_batch
 from test_exponents import part
 
 import coordcheck
-from coordcheck.analysis.diagnosis import PARAMETRIZATIONS, Cause, diagnose, parametrization, remedy
+from coordcheck.analysis.diagnosis import diagnose
 from coordcheck.analysis.exponents import Exponent, Exponents
+from coordcheck.analysis.findings import Cause
+from coordcheck.analysis.remedies import remedy
+from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
 from coordcheck.reporting.report import Report

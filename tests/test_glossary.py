@@ -16,7 +16,8 @@ from test_golden import as_golden
 
 import coordcheck
 from coordcheck import CoordCheckError
-from coordcheck.analysis.diagnosis import PARAMETRIZATIONS, Cause
+from coordcheck.analysis.findings import Cause
+from coordcheck.analysis.targets import PARAMETRIZATIONS
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.cli.main import main
 from coordcheck.models import mlp

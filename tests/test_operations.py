@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from coordcheck.recording.graph import fans
 from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.tracer import Tracer
 
@@ -27,7 +28,7 @@ class Called(nn.Module):
         return self.function(self.weight, x)
 
 
-def traced_fans(module: nn.Module, x: Tensor, name: str = "weight") -> ops.Fans | None:
+def traced_fans(module: nn.Module, x: Tensor, name: str = "weight") -> fans.Fans | None:
     """The fans of a module's parameter in the one use that a tracer sees."""
     with Tracer(module) as tracer:
         module(x)
@@ -35,7 +36,7 @@ def traced_fans(module: nn.Module, x: Tensor, name: str = "weight") -> ops.Fans 
     return use.fans
 
 
-def counted_fans(module: nn.Module, x: Tensor) -> ops.Fans:
+def counted_fans(module: nn.Module, x: Tensor) -> fans.Fans:
     """Fan-in: the largest number of input coordinates that an output coordinate depends on.
 
     Fan-out: the number of output coordinates over the number of input groups that no axis is summed for.
@@ -43,7 +44,7 @@ def counted_fans(module: nn.Module, x: Tensor) -> ops.Fans:
     jacobian = torch.autograd.functional.jacobian(module, x)  # (*output, *input)
     outputs = module(x).numel()
     fan_in = int((jacobian.reshape(outputs, -1) != 0).sum(1).max())
-    return ops.Fans(fan_in, outputs)
+    return fans.Fans(fan_in, outputs)
 
 
 # Closed forms
@@ -242,7 +243,7 @@ def test_fans_are_what_the_jacobian_counts(module: nn.Module, x: Tensor):
     ],
 )
 def test_an_equation_is_read_as_torch_reads_it(text: str, expected: tuple[list[str], str]):
-    assert ops.equation(text) == expected
+    assert fans.equation(text) == expected
 
 
 AXES = {"a": 2, "b": 3, "c": 5, "d": 7}
@@ -281,7 +282,7 @@ def test_fans_of_any_einsum_multiply_out(terms: tuple[str, str, str], weight_fir
 def test_an_implicit_output_is_the_one_torch_computes(terms: tuple[str, str, str]):
     left, right, _ = terms
     x, y = (torch.randn([AXES[a] for a in term]) for term in (left, right))
-    _, output = ops.equation(f"{left},{right}")
+    _, output = fans.equation(f"{left},{right}")
     assert torch.einsum(f"{left},{right}", x, y).shape == tuple(AXES[axis] for axis in output)
 
 
@@ -290,12 +291,12 @@ def test_an_implicit_output_is_the_one_torch_computes(terms: tuple[str, str, str
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "embedding", "matmul", "einsum", "mul", "add", "__rmul__"])
 def test_products_and_sums_are_linear(name: str):
-    assert ops.is_linear(name)
+    assert fans.is_linear(name)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "lstm", "relu", "softmax", "pow", "scaled_dot_product_attention"])
 def test_other_functions_are_not_taken_for_linear(name: str):
-    assert not ops.is_linear(name)
+    assert not fans.is_linear(name)
 
 
 def test_a_quotient_is_not_linear_in_what_it_divides_by():

@@ -26,7 +26,7 @@ from conftest import pair_batch, power_law_records
 import coordcheck
 from coordcheck import CoordCheckError, Report
 from coordcheck.analysis.criteria import Criteria
-from coordcheck.analysis.diagnosis import Cause
+from coordcheck.analysis.findings import Cause
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.common.escaping import printable
 from coordcheck.models import mlp

@@ -16,7 +16,7 @@ import torch
 import yaml
 from zoo import library
 
-from coordcheck.analysis.diagnosis import Cause
+from coordcheck.analysis.findings import Cause
 from coordcheck.cli.options import parser
 
 pytest_plugins = ["pytester"]

@@ -12,17 +12,10 @@ from conftest import power_law_records
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordcheck.analysis.judging import judge
 from coordcheck.analysis.measurements import growing_outputs, measurements
 from coordcheck.analysis.slopes import fit_slopes
-from coordcheck.analysis.verdicts import (
-    Answer,
-    Evidence,
-    Verdict,
-    compare,
-    judge,
-    label_status,
-    summary,
-)
+from coordcheck.analysis.verdicts import Answer, Evidence, Verdict, compare, label_status, summary
 from coordcheck.runs.words import Quantity
 
 WIDTHS = (64, 128, 256, 512)

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.analysis.diagnosis import BASE, Cause, Finding, power
+from coordcheck.analysis.findings import Cause, Finding
+from coordcheck.analysis.remedies import BASE, power
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.runs.names import pattern

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from coordcheck.analysis.diagnosis import Cause, Finding, remedy
+from coordcheck.analysis.findings import Cause, Finding
+from coordcheck.analysis.remedies import remedy
 from coordcheck.analysis.verdicts import TRANSIENT, Verdict
 from coordcheck.runs.words import Quantity, Role
 

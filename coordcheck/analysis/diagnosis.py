@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import NamedTuple
 
 import numpy as np
 
 from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
+from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.roles import Part
 from coordcheck.analysis.slopes import exponent_of
+from coordcheck.analysis.targets import Targets
 from coordcheck.analysis.verdicts import Answer, Verdict, compare
 from coordcheck.runs.records import is_between
 from coordcheck.runs.words import Role
@@ -35,78 +35,10 @@ COMMON = 0.4  # growth shared by all updates up to which it is put down to chanc
 # functions in which a vector multiplies what it meets
 UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
-NAMED_WITHIN = 0.35  # distance to a parametrization's exponents up to which the model is called by its name
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
-class Cause(str, Enum):
-    """What is wrong with a parameter; the words are the user's."""
-
-    INIT = "init"
-    LEARNING_RATE = "lr"
-    MULTIPLIER = "multiplier"
-    FROZEN = "frozen"
-    ATTENTION_SCALE = "attention scale"
-    GRADIENT_FAN_IN = "gradient fan-in"
-    FORWARD_SCALE = "forward scale"
-
-
-class Targets(NamedTuple):
-    """A parametrization's gain and response, by role; response under an optimizer of degree 0 and of degree 1."""
-
-    name: str
-    gain: Mapping[Role, float]
-    adam: Mapping[Role, float]
-    sgd: Mapping[Role, float]
-    attention: float
-    """Slope of the attention logits beyond those of query and key, per slope of the head size."""
-
-    def response(self, role: Role, degree: float) -> float:
-        exponents = self.sgd if degree > 0.5 else self.adam
-        return exponents.get({Role.NARROW: Role.HIDDEN, Role.VECTOR: Role.INPUT}.get(role, role), 0.0)
-
-
-def _by_role(input: float, hidden: float, readout: float) -> dict[Role, float]:
-    return {Role.INPUT: input, Role.HIDDEN: hidden, Role.READOUT: readout, Role.NARROW: hidden}
-
-
-# fmt: off
-PARAMETRIZATIONS = {
-    #                                 gain                     response: degree 0       degree 1
-    "mup": Targets("µP",         _by_role(0, 0, -.5), _by_role(0,  0,  0), _by_role( 1,  1,  0), -0.5),
-    "sp": Targets("SP",          _by_role(0, 0,   0), _by_role(0,  1,  1), _by_role( 0,  1,  1),  0.0),
-    "ntk": Targets("NTK",        _by_role(0, 0,   0), _by_role(0, .5, .5), _by_role( 0,  0,  0),  0.0),
-    "mean-field": Targets("mean-field", _by_role(0, 0, -.5), _by_role(0, .5, 0), _by_role( 0, 0, -1), -0.5),
-}
 # fmt: on
-
-
-class Finding(NamedTuple):
-    """What the diagnosis says of one part."""
-
-    part: Part
-    exponents: Exponents
-    verdict: Verdict
-    cause: Cause | None = None
-    init: float = 0.0
-    """Power of width / base_width to multiply the initial standard deviation by."""
-    learning_rate: float = 0.0
-    multiplier: float = 0.0
-    explanation: str = ""
-    gain: Exponent = UNKNOWN
-    gain_target: float = math.nan
-    response: Exponent = UNKNOWN
-    response_target: float = math.nan
-
-    @property
-    def culprit(self) -> bool:
-        return self.cause is not None
-
-    @property
-    def exponent(self) -> float:
-        """The power of the width that mends the cause."""
-        first = (self.init, self.multiplier, self.learning_rate)
-        return next((exponent for exponent in first if exponent), math.nan)
 
 
 def diagnose(
@@ -344,63 +276,6 @@ def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
         if is_block == (name in differing):
             kept.append(finding)
     return kept
-
-
-def parametrization(findings: Sequence[Finding]) -> str | None:
-    """The parametrization whose exponents are nearest: "SP", "NTK", "mean-field" or "µP"; None when none is near.
-
-    A common shift of all responses under an optimizer of degree 1 is a global learning rate, and does not count.
-    """
-    measured = {
-        (kind, role): float(np.median(values))
-        for kind in ("gain", "response")
-        for role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
-        if (values := [v for f in findings if f.part.role is role and not math.isnan(v := getattr(f, kind).value)])
-    }
-    degree = float(np.median([f.exponents.degree for f in findings])) if findings else 0.0
-    if len(measured) < 3:
-        return None
-    distances = {}
-    for targets in PARAMETRIZATIONS.values():
-        gaps = {
-            (kind, role): value - (targets.gain[role] if kind == "gain" else targets.response(role, round(degree)))
-            for (kind, role), value in measured.items()
-        }
-        shift = (
-            float(np.median([gap for (kind, _), gap in gaps.items() if kind == "response"])) if degree > 0.5 else 0.0
-        )
-        far = max(abs(gap - shift * (kind == "response")) for (kind, _), gap in gaps.items())
-        distances[targets.name] = far + abs(shift) / 100  # of two that differ by a shift, the one without it
-    best = min(distances, key=lambda name: distances[name])
-    return best if distances[best] <= NAMED_WITHIN else None
-
-
-def remedy(finding: Finding, provisional: bool) -> str:
-    """What to change, with the exact factor."""
-    name = finding.part.parameter or finding.part.name
-    name = finding.part.name if "[" in finding.part.name else name
-    steps = []
-    if finding.cause is Cause.FROZEN:
-        return f"{name}: give it to the optimizer, with a learning rate above 0"
-    if finding.init:
-        steps.append(f"multiply its initial standard deviation by {power(finding.init)}")
-    if finding.multiplier:
-        what = {Cause.ATTENTION_SCALE: "the attention scale", Cause.FORWARD_SCALE: "its output"}.get(
-            finding.cause or Cause.MULTIPLIER, "its forward multiplier"
-        )
-        steps.append(f"multiply {what} by {power(finding.multiplier)}")
-    if finding.learning_rate:
-        later = " (provisional: check again once the initialisation is right)" if provisional else ""
-        steps.append(f"multiply its learning rate by {power(finding.learning_rate)}{later}")
-    return f"{name}: {' and '.join(steps)}, {BASE}" if steps else ""
-
-
-BASE = "m = width / base width"  # said once in every text that has powers
-
-
-def power(exponent: float) -> str:
-    """The factor of a remedy, as a power of m = width / base width."""
-    return f"m^{exponent:g}"
 
 
 def _compare(exponent: Exponent, target: float, tolerance: float) -> Answer | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from coordcheck.analysis.criteria import Criteria
-from coordcheck.analysis.diagnosis import Finding
+from coordcheck.analysis.findings import Finding
 from coordcheck.analysis.measurements import not_finite, partial_layers
 from coordcheck.analysis.verdicts import Verdict, mostly_unseen
 from coordcheck.runs.records import NOT_COMPARED, RunRecord

@@ -12,13 +12,16 @@ from coordcheck.analysis import notes
 from coordcheck.analysis.audits import audit
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.culprits import combined
-from coordcheck.analysis.diagnosis import PARAMETRIZATIONS, Finding, diagnose, parametrization
+from coordcheck.analysis.diagnosis import diagnose
 from coordcheck.analysis.exponents import exponents
+from coordcheck.analysis.findings import Finding
+from coordcheck.analysis.judging import judge
 from coordcheck.analysis.marks import marks
 from coordcheck.analysis.measurements import growing_outputs, measurements, partial_layers, rerouted_layers
 from coordcheck.analysis.roles import outside, parts
 from coordcheck.analysis.slopes import MIN_WIDTHS, fit_slopes
-from coordcheck.analysis.verdicts import Verdict, judge, label_status
+from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
+from coordcheck.analysis.verdicts import Verdict, label_status
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.runs.folds import folded
 from coordcheck.runs.labels import selected

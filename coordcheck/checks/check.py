@@ -12,27 +12,25 @@ from torch import Tensor
 
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.verdicts import TOLERANCE, Expectation
-from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant, SweepInterrupted
+from coordcheck.checks.watching import WidthWatch
+from coordcheck.common.errors import CoordCheckError, SweepInterrupted
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import Batches, cached_batches
 from coordcheck.reporting.report import Report
 from coordcheck.runs.arguments import (
     Means,
-    bounded_grid,
-    distinct_widths,
     expectation,
     fold_names,
     folder_path,
     labelled,
     means,
     optional_callable,
-    positive,
     role_overrides,
-    seed_numbers,
-    whole_number,
 )
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.grids import bounded_grid, distinct_widths, seed_numbers
+from coordcheck.runs.numbers import positive, whole_number
+from coordcheck.runs.records import RunKey
 from coordcheck.training.fingerprints.fingerprint import fingerprint, settings_of
 from coordcheck.training.losses import as_loss
 from coordcheck.training.surroundings import numeric_state, preserved_state, state_settings
@@ -44,7 +42,6 @@ DIAGNOSED_WIDTHS = (64, 128, 256)
 DIAGNOSED_SEEDS = 2
 SEEDS = 3
 STEPS = 4
-CONTROL = "control"  # the label of a negative control
 
 
 def check(
@@ -263,76 +260,3 @@ class _Plan:
             probe = Probe(given, degrees=key.width == self._smallest)
         shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe, state=self._state)
-
-
-def assert_width_invariant(
-    build: Build | Mapping[str, Build], batch: Any = None, *, control: Build | None = None, **options: Any
-) -> Report:
-    """Check, and raise an AssertionError with the report's text when a layer's scale depends on the width.
-
-    Args:
-        build: as for `check`.
-        batch: as for `check`.
-        control: a negative control: a factory that must fail the same check, such as your model in SP. When it does
-            not, the check is too weak to find anything (a learning rate of nearly 0, widths too close), and says so.
-        options: the other arguments of `check`.
-
-    Returns:
-        The report of `build`, which passed.
-
-    Raises:
-        NotWidthInvariant: (an AssertionError) a layer is violated.
-        IncompleteCheck: runs are missing, the evidence does not decide, or the control passed.
-        CoordCheckError: input that cannot be checked.
-    """
-    __tracebackhide__ = True  # pytest shows the report, not this function
-    check_control(control)
-    report = check(build, batch, **options)
-    report.raise_for_status()
-    if control is not None:
-        assert_control_fails(control, batch, **options)
-    return report
-
-
-def check_control(control: Any) -> None:
-    """Refuse a negative control that is no function.
-
-    Raises:
-        CoordCheckError: it is neither None nor callable.
-    """
-    optional_callable("control", control, "a function of the width that must fail, such as your model in SP")
-
-
-def assert_control_fails(control: Build, batch: Any = None, **options: Any) -> None:
-    """Check a negative control, which must be violated; the other arguments are those of `check`.
-
-    Raises:
-        IncompleteCheck: it is not: then the check is too weak to find anything.
-        CoordCheckError: input that cannot be checked.
-    """
-    found = check({CONTROL: control}, batch, **{**options, "save_to": None})  # not among the runs of the model
-    if found.exit_code != NotWidthInvariant.exit_code:
-        raise IncompleteCheck(
-            f"the check is too weak: the negative control, which must fail, is {found.status[CONTROL].value}. "
-            "A larger learning rate, a wider range of widths or more seeds make it stronger; or there is nothing wrong "
-            f"with the control.\n{found}"
-        )
-
-
-class WidthWatch:
-    """Refuses a factory that ignores its width, as soon as two widths of one label have been built."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, list[tuple[str, tuple[int, ...]]]]] = {}
-
-    def __call__(self, record: RunRecord) -> None:
-        if not record.finished:
-            return
-        shapes = [(info.name, info.shape) for info in record.parameters]
-        width, other = self._seen.setdefault(record.key.label, (record.key.width, shapes))
-        if width != record.key.width and shapes == other:
-            raise CoordCheckError(
-                f"build of {record.key.label!r} made models with equal parameter shapes at widths {width} and "
-                f"{record.key.width}: does the factory use its width argument? If another axis is checked, "
-                'name it: axis="depth".'
-            )

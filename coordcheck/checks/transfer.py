@@ -18,18 +18,10 @@ from coordcheck.analysis.optima import DIVERGED, FINISHED, Optima, find_optima
 from coordcheck.common.errors import CoordCheckError, SweepInterrupted
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import Batches, cached_batches
-from coordcheck.runs.arguments import (
-    bounded_grid,
-    distinct_widths,
-    folder_path,
-    labelled,
-    means,
-    optional_callable,
-    positive,
-    seed_numbers,
-    whole_number,
-)
+from coordcheck.runs.arguments import folder_path, labelled, means, optional_callable
 from coordcheck.runs.files import RunFolder
+from coordcheck.runs.grids import bounded_grid, distinct_widths, seed_numbers
+from coordcheck.runs.numbers import positive, whole_number
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.fingerprints.fingerprint import fingerprint, settings_of
 from coordcheck.training.losses import as_loss

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.recording.recorder import Recorder
-from coordcheck.runs.arguments import labelled, whole_number
+from coordcheck.runs.arguments import labelled
 from coordcheck.runs.files import RunFolder
+from coordcheck.runs.numbers import whole_number
 from coordcheck.runs.records import RunRecord
 
 

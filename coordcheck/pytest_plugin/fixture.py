@@ -99,9 +99,10 @@ class Check:
         self, build: Any, batch: Any, options: dict[str, Any], control: Any, stored: Stored | None, invariant: bool
     ) -> Report:
         """Run the check, and raise with the whole explanation when anything is not as it should be."""
+        from coordcheck.checks import assertions
         from coordcheck.checks import check as checks
 
-        checks.check_control(control)
+        assertions.check_control(control)
         _known(options)
         with _share_of_the_cores():
             report = checks.check(build, batch, **options)
@@ -113,7 +114,7 @@ class Check:
                 _measured(report)
             if control is not None:
                 with _share_of_the_cores():
-                    checks.assert_control_fails(control, batch, **options)
+                    assertions.assert_control_fails(control, batch, **options)
             if stored is not None:
                 self._hold_baseline(report, stored)
         except CoordCheckError as error:
@@ -149,7 +150,7 @@ class Check:
         """The baseline of a name, looked at before any time is spent on training."""
         from coordcheck.pytest_plugin.baselines import TOLERANCE
         from coordcheck.pytest_plugin.baselines.files import NewerBaseline, read_baseline
-        from coordcheck.runs.arguments import positive
+        from coordcheck.runs.numbers import positive
 
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", name):
             raise CoordCheckError(

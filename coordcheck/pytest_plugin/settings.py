@@ -88,14 +88,14 @@ def parsed(name: str, value: object, source: str) -> Any:
         pytest.UsageError: it is not accepted; the message names the source.
     """
     __tracebackhide__ = True
-    from coordcheck.runs import arguments
+    from coordcheck.runs import arguments, grids, numbers
 
     parsers: dict[str, Callable[[Any], Any]] = {
         "widths": _widths,
-        "seeds": lambda v: arguments.seeds_of(v) if isinstance(v, str) else arguments.seed_numbers(v) and v,
-        "steps": lambda v: arguments.whole_number("steps", _number(v, int), 0),
-        "tolerance": lambda v: arguments.positive("tolerance", _number(v, float)),
-        "jobs": lambda v: arguments.whole_number("jobs", _number(v, int), 1),
+        "seeds": lambda v: grids.seeds_of(v) if isinstance(v, str) else grids.seed_numbers(v) and v,
+        "steps": lambda v: numbers.whole_number("steps", _number(v, int), 0),
+        "tolerance": lambda v: numbers.positive("tolerance", _number(v, float)),
+        "jobs": lambda v: numbers.whole_number("jobs", _number(v, int), 1),
         "expect": arguments.expectation,
     }
     try:
@@ -105,7 +105,7 @@ def parsed(name: str, value: object, source: str) -> Any:
 
 
 def _widths(value: Any) -> list[int]:
-    from coordcheck.runs.arguments import distinct_widths, words_of
+    from coordcheck.runs.grids import distinct_widths, words_of
 
     found = distinct_widths(words_of(value) if isinstance(value, str) else value)
     if len(found) < LEAST_WIDTHS:

@@ -28,8 +28,9 @@ from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.probing import BeforeUpdate, ProbePass
 from coordcheck.recording.updates.in_loop import LiveEffects
-from coordcheck.runs.arguments import labelled, whole_number
+from coordcheck.runs.arguments import labelled
 from coordcheck.runs.files import RunFolder, versions
+from coordcheck.runs.numbers import whole_number
 from coordcheck.runs.records import RunKey, RunRecord, kept
 from coordcheck.runs.words import Outcome
 

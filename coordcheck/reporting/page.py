@@ -19,8 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from coordcheck.analysis.audits import LIMITS
-from coordcheck.analysis.diagnosis import PARAMETRIZATIONS
 from coordcheck.analysis.result import Result
+from coordcheck.analysis.targets import PARAMETRIZATIONS
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.common.escaping import printable
 from coordcheck.common.version import __version__

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from coordcheck.analysis.designs import Design, by_design
-from coordcheck.analysis.diagnosis import Cause
+from coordcheck.analysis.findings import Cause
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict, summary
 from coordcheck.common.escaping import printable

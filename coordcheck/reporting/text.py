@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordcheck.analysis.audits import LIMITS
-from coordcheck.analysis.diagnosis import Cause
+from coordcheck.analysis.findings import Cause
 from coordcheck.analysis.measurements import judged
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict

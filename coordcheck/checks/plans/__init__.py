@@ -13,7 +13,9 @@ from coordcheck.checks.plans.tables import PlanTables
 from coordcheck.checks.plans.text import plain, render
 from coordcheck.checks.plans.timings import Untimed, carried_on, time_runs
 from coordcheck.common.escaping import json_text
-from coordcheck.runs.arguments import distinct_widths, labelled, role_overrides, seed_numbers, whole_number
+from coordcheck.runs.arguments import labelled, role_overrides
+from coordcheck.runs.grids import distinct_widths, seed_numbers
+from coordcheck.runs.numbers import whole_number
 from coordcheck.runs.records import RunKey
 from coordcheck.training.trials import Build
 

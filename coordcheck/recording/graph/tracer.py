@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.arguments import flattened, tensors_in, unflattened
 from coordcheck.recording.graph.attention import fused_arguments
+from coordcheck.recording.graph.fans import fans_of, is_linear
 from coordcheck.recording.graph.keeping import copied, fused_attention, kept_leaves, rows
 from coordcheck.recording.graph.marks import Marks
 from coordcheck.recording.graph.nodes import AttentionCall, Node, joined
@@ -350,7 +351,7 @@ class Tracer:
         uses = []
         for position, operand in seen.operands.items():
             use = UseCall(operand, position, seen.function, self._layer, seen.kept, seen.spec)
-            use.fans = ops.fans(seen.name, seen.kept[position], position, seen.kept, args, kwargs)
+            use.fans = fans_of(seen.name, seen.kept[position], position, seen.kept, args, kwargs)
             if use.matrix and operand.curve:  # how large a function of a matrix is depends on more than its scale
                 continue
             use.others = {p: other for p, other in seen.operands.items() if p != position}
@@ -384,7 +385,7 @@ class Tracer:
         if seen.name in ops.SUMS | ops.JOINS:  # a bias: the sum is still what it was
             return summed(list(marks.values()))._replace(flow=flow)
         self._take_up(marks.values())
-        held = tuple((use, 1.0) for use in matrices[:1] if ops.is_linear(use.operation))
+        held = tuple((use, 1.0) for use in matrices[:1] if is_linear(use.operation))
         return Mark(held=held, flow=frozenset(matrices) or flow)
 
     def _follow_gradient(self, uses: Sequence[UseCall], output: Tensor) -> None:
@@ -436,7 +437,7 @@ class Tracer:
         self._take_up(marks.values(), contracted=True)
         left_at, (right_at, right) = list(activations)[-2], list(activations.items())[-1]
         args, kwargs = unflattened(seen.leaves, seen.spec)
-        fans = ops.fans(seen.name, right, right_at, seen.leaves, args, kwargs)
+        fans = fans_of(seen.name, right, right_at, seen.leaves, args, kwargs)
         attention = AttentionCall(self._layer, seen.name)
         attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left_at, right_at)
         alpha = kwargs.get("alpha", 1) if seen.name in ops.ADDED else 1

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.arguments import first_tensor, unflattened
+from coordcheck.recording.graph.fans import Fans, is_linear
 from coordcheck.recording.graph.nodes import MOST, AttentionCall, Node
-from coordcheck.recording.graph.operations import Fans
 
 MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
 
@@ -126,7 +126,7 @@ class UseCall(Node):
 
     @property
     def linear(self) -> bool:
-        return ops.is_linear(self.operation)
+        return is_linear(self.operation)
 
     @cached_property
     def input_position(self) -> int | None:

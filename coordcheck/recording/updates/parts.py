@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from coordcheck.recording.graph.fans import is_known
 from coordcheck.recording.graph.nodes import AttentionCall
-from coordcheck.recording.graph.operations import is_known
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.graph.uses import MAX_BLOCKS, UseCall
 from coordcheck.recording.hooks.wrappers import submodule

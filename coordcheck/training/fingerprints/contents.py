@@ -10,11 +10,6 @@ import functools
 import hashlib
 import inspect
 import os
-import random
-import sys
-import threading
-import types
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, EnumMeta
 from functools import partial
@@ -28,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.training.fingerprints.codes import compiled, text_of
+from coordcheck.training.fingerprints.kinds import hash_of, is_cached, is_generated, is_silent, name_of
 from coordcheck.training.fingerprints.owners import is_users
 
 MAX_DEPTH = 60  # of values inside values
@@ -36,14 +32,7 @@ WHOLE = 2**28  # bytes of data that are read whole; of larger data, samples
 SAMPLES, SAMPLE = 256, 2**20
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
-# what decides no number, and has no state to compare
-_SILENT = (
-    *(type(threading.Lock()), type(threading.RLock()), threading.Thread, threading.Event, threading.Condition),
-    *(threading.Semaphore, threading.local, weakref.ReferenceType, weakref.ProxyType, weakref.WeakKeyDictionary),
-    *(weakref.WeakValueDictionary, weakref.WeakSet, types.GetSetDescriptorType, types.MemberDescriptorType),
-)
 CACHED = type(functools.lru_cache(abs))
-_SINKS = frozenset({"logging", "rich", "tqdm", "wandb", "mlflow", "tensorboard", "tensorboardX", "trackio", "loguru"})
 _METHODS = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
 _OF_MODULES = frozenset(vars(nn.Module()))
 
@@ -82,8 +71,8 @@ class Reader:
         try:
             return self._digest(value)
         except (Exception, SystemExit) as error:
-            self._unread(f"{_name(type(value))} tells nothing of its state ({type(error).__name__})")
-            return _hash(_name(type(value)).encode())
+            self._unread(f"{name_of(type(value))} tells nothing of its state ({type(error).__name__})")
+            return hash_of(name_of(type(value)).encode())
 
     def _digest(self, value: Any) -> bytes:
         kind = type(value)
@@ -92,14 +81,14 @@ class Reader:
         if id(value) in self._known:
             return self._known[id(value)][0]
         if id(value) in self._open:
-            return _hash(b"itself")
+            return hash_of(b"itself")
         self._left -= 1
         if self._left < 0 or len(self._open) > MAX_DEPTH:
             self._unread(f"holds more than {MAX_VALUES} values, or {MAX_DEPTH} inside each other")
-            return _hash(b"more")
+            return hash_of(b"more")
         self._open.add(id(value))
         try:
-            found = _hash(_name(kind).encode(), *self._parts(value, kind))
+            found = hash_of(name_of(kind).encode(), *self._parts(value, kind))
         finally:
             self._open.discard(id(value))
         self._known[id(value)] = found, value
@@ -109,12 +98,12 @@ class Reader:
         if kind is str:
             self._text(value)
         elif kind is bytes:
-            return _hash(b"bytes", self._bytes(value))
+            return hash_of(b"bytes", self._bytes(value))
         text: str = vars(kind)["__repr__"](value)  # the number's own, whatever its class makes of it
-        return _hash(kind.__name__.encode(), text.encode("utf-8", "surrogatepass"))
+        return hash_of(kind.__name__.encode(), text.encode("utf-8", "surrogatepass"))
 
     def _parts(self, value: Any, kind: type) -> Iterable[bytes]:
-        if _is_silent(value, kind):
+        if is_silent(value, kind):
             return ()
         for kinds, parts in self._readers:
             if issubclass(kind, kinds):
@@ -159,7 +148,7 @@ class Reader:
             return hashlib.sha256(view).digest()
         self._unread(f"has {view.nbytes} bytes, of which samples are compared")
         step = (view.nbytes - SAMPLE) // (SAMPLES - 1)
-        return _hash(str(view.nbytes).encode(), *(view[k * step : k * step + SAMPLE] for k in range(SAMPLES)))
+        return hash_of(str(view.nbytes).encode(), *(view[k * step : k * step + SAMPLE] for k in range(SAMPLES)))
 
     def _tensor(self, value: Tensor) -> Iterator[bytes]:
         if value.is_nested:
@@ -243,7 +232,7 @@ class Reader:
         yield from self._each(*((f.name, f.default, f.default_factory) for f in made.values()))
         for name, member in sorted(vars(value).items()):
             if isinstance(member, _METHODS):
-                yield from () if _is_generated(member) else self._each(name, member)
+                yield from () if is_generated(member) else self._each(name, member)
             elif not name.startswith(("__", "_abc_")) and not (isinstance(value, EnumMeta) and name.startswith("_")):
                 self._data(f"{value.__module__}.{value.__qualname__}.{name}", member)
 
@@ -287,40 +276,7 @@ class Reader:
         make, args, *rest = reduced
         state, items, pairs = [*rest, None, None, None][:3]
         if isinstance(state, dict):  # without what is computed once and kept
-            state = {k: v for k, v in state.items() if not _is_cached(kind, k)} or None
+            state = {k: v for k, v in state.items() if not is_cached(kind, k)} or None
         yield from self._each(make, args, state, list(items or ()), list(pairs or ()))
         if is_users(kind.__module__):
             yield self.digest(kind)
-
-
-def _is_silent(value: Any, kind: type) -> bool:
-    """Whether a value changes no number, whatever its state; global random states are seeded before each run."""
-    if issubclass(kind, _SILENT) or str(kind.__module__).partition(".")[0] in _SINKS:
-        return True
-    # those of numpy and random are where `from random import random` comes from
-    states = random.__dict__["_inst"], np.random.mtrand.__dict__["_rand"], torch.default_generator
-    return any(value is one for one in (sys.stdin, sys.stdout, sys.stderr, os.environ, *states))
-
-
-def _is_cached(kind: type, name: object) -> bool:
-    found = inspect.getattr_static(kind, name, None) if isinstance(name, str) else None
-    return isinstance(found, functools.cached_property)
-
-
-def _is_generated(member: Any) -> bool:
-    """Whether a method was written by a decorator, such as a dataclass's: its fields tell it."""
-    function = getattr(member, "__func__", getattr(member, "fget", member))
-    file = function.__code__.co_filename if isinstance(function, FunctionType) else ""
-    return file.startswith("<") and not file.startswith(("<ipython", "<stdin", "<console"))
-
-
-def _name(kind: type) -> str:
-    return type.__getattribute__(kind, "__qualname__")
-
-
-def _hash(*pieces: Any) -> bytes:
-    whole = hashlib.sha256()
-    for piece in pieces:
-        whole.update(len(piece).to_bytes(8, "little"))
-        whole.update(piece)
-    return whole.digest()

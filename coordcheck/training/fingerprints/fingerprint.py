@@ -5,7 +5,6 @@ They are part of a run's settings, so that runs of different code or data are ne
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -13,20 +12,17 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from coordcheck.runs.records import NOT_COMPARED
 from coordcheck.training.fingerprints.codes import Mentions, absolute, mentions
 from coordcheck.training.fingerprints.contents import CACHED, Reader
 from coordcheck.training.fingerprints.owners import is_pythons, is_users, owns, record_of, version_of
+from coordcheck.training.fingerprints.readings import Reading, short_hash
 
 MAX_CODE = 2000  # functions and classes that are followed
-MAX_READS = 100  # values, files and variables that are listed one by one
 FORMAT = "2"  # of settings: told in them, so that folders of earlier versions say why they differ
-SHORT = 12  # hexadecimal digits of a hash in a description
 LARGEST_FILE = 2**28  # bytes; of larger files the size is compared
 
 _LOOKS_INTO_FOLDERS = frozenset({"glob", "rglob", "iterdir", "listdir", "scandir", "walk", "ImageFolder"})
@@ -37,35 +33,13 @@ _MAY_BE_A_FILE = re.compile(r"(?=.*[./\\])[^\n\r\0]{2,300}")
 _PLAIN = (bool, int, float, complex, type(None))
 
 
-@dataclass
-class Reading:
-    """A function and all that it reads."""
-
-    text: str
-    """The function in one line; it changes when its source, a value bound to it, or code that it reaches does."""
-    reads: dict[str, str] = field(default_factory=dict)
-    """Full name -> the value, or its hash: globals, class attributes, files, environment variables, packages."""
-    unread: dict[str, str] = field(default_factory=dict)
-    """Name -> why its value could not be compared."""
-
-    def settings(self, name: str) -> dict[str, str]:
-        """The reading as settings of a run."""
-        shown = dict(sorted(self.reads.items())[:MAX_READS])
-        more = sorted(self.reads.items())[MAX_READS:]
-        rest = {f"reads {len(more)} more": _short(repr(more).encode())} if more else {}
-        return (
-            {name: self.text}
-            | {f"reads {key}": value for key, value in shown.items()}
-            | rest
-            | {NOT_COMPARED + key: why for key, why in sorted(self.unread.items())[:MAX_READS]}
-        )
-
-
 def fingerprint(value: Any) -> str:
     """A hash of a value's data: tensors and arrays by their coordinates, containers and objects by their parts."""
     reading = read(value)
     return (
-        _short(reading.text.encode(), repr(sorted(reading.reads.items())).encode()) if reading.reads else reading.text
+        short_hash(reading.text.encode(), repr(sorted(reading.reads.items())).encode())
+        if reading.reads
+        else reading.text
     )
 
 
@@ -150,7 +124,7 @@ class _Walk:
             else:
                 self._not_read(f"reaches more than {MAX_CODE} functions", "code")
                 break
-        self._reading.text = _short(*pieces)
+        self._reading.text = short_hash(*pieces)
         return self._reading
 
     def _installed(self, value: Any) -> bytes:
@@ -250,7 +224,7 @@ class _Walk:
         self._place = _Place(name, place.folder, place.named)
         if isinstance(value, str):
             self._variable(value)
-        found = _short(self._reader.whole(value))
+        found = short_hash(self._reader.whole(value))
         self._reading.reads[name] = repr(value) if type(value) in _PLAIN else f"{type(value).__name__} {found}"
 
     def _note(self, name: str, value: Any) -> None:
@@ -268,7 +242,7 @@ class _Walk:
 
     def _variable(self, name: str) -> None:
         if self._place.named.reads_environment and name in os.environ and name not in _OF_THE_MACHINE:
-            self._reading.reads[f"environment {name}"] = _short(os.environ[name].encode("utf-8", "surrogateescape"))
+            self._reading.reads[f"environment {name}"] = short_hash(os.environ[name].encode("utf-8", "surrogateescape"))
 
     def _file(self, text: str) -> None:
         """Note the content of a file that a text names, beside the code or in the current folder."""
@@ -291,11 +265,4 @@ class _Walk:
             self._not_read(f"has {size} bytes, and its size alone is compared", f"file {text}")
             return f"{size} bytes"
         with open(path, "rb") as file:
-            return f"{size} bytes, {_short(file.read())}"
-
-
-def _short(*pieces: bytes) -> str:
-    whole = hashlib.sha256()
-    for piece in pieces:
-        whole.update(piece)
-    return whole.hexdigest()[:SHORT]
+            return f"{size} bytes, {short_hash(file.read())}"
