@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import coordcheck
 from coordcheck.analysis import culprits as blame
 from coordcheck.analysis import diagnosis, roles
-from coordcheck.recording.graph import uses
+from coordcheck.analysis.targets import PARAMETRIZATIONS
+from coordcheck.recording.graph import nodes, uses
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import SiteRecorder
@@ -84,7 +85,8 @@ def deep(layers: int) -> Deep:
 def two() -> tuple[Deep, Deep]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uses, "MOST", 8)  # both are deeper than that
+        for module in (nodes, uses):
+            patch.setattr(module, "MOST", 8)  # both are deeper than that
         return deep(FEW), deep(2 * FEW)
 
 
@@ -125,7 +127,7 @@ def judged(deep: Deep) -> None:
     parts = roles.parts(deep.report.records)
     exponents = {finding.part.name: finding.exponents for finding in next(iter(deep.report.findings.values()))}
     kept = [part for part in parts if part.name in exponents]
-    diagnosis.diagnose(kept, exponents, diagnosis.PARAMETRIZATIONS["mup"], 0.25)
+    diagnosis.diagnose(kept, exponents, PARAMETRIZATIONS["mup"], 0.25)
 
 
 def blamed(deep: Deep) -> None:

@@ -99,7 +99,7 @@ def test_every_package_says_what_it_is():
 def test_the_import_tests_can_fail():
     lazy = "def f():\n    from coordcheck.reporting.report import Report\n"
     assert wrong_way("analysis.slopes", lazy) == {"reporting.report"}
-    annotation = "if TYPE_CHECKING:\n    from coordcheck.checks.check import plans\n"
+    annotation = "if TYPE_CHECKING:\n    from coordcheck.checks import plans\n"
     assert wrong_way("training.sweep", annotation) == {"checks.plans"}
     assert wrong_way("reporting.text", "import coordcheck.recording.recorder") == {"recording.recorder"}
     assert wrong_way("checks.check", "from coordcheck import Report") == {"__init__"}

@@ -1,4 +1,4 @@
-"""Real short trainings of other packages, one process per width, and the loggers a report goes to."""
+"""Real short trainings of other packages, one process per width, and the trackers a report goes to."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import coordcheck
-from coordcheck.integrations import loggers
 from coordcheck.integrations.callback import Recording
+from coordcheck.reporting import trackers
+from coordcheck.reporting.figures import KINDS
 from coordcheck.reporting.report import Report
 from coordcheck.runs.words import Outcome, Quantity, Status
 
@@ -483,7 +484,7 @@ def test_the_other_name_of_lightning_is_used_where_it_is_the_one_imported(monkey
 
 # Loggers
 
-LOGS = pytest.mark.parametrize("log", [loggers.log, Report.log], ids=["function", "method"])
+LOGS = pytest.mark.parametrize("log", [trackers.log, Report.log], ids=["function", "method"])
 
 
 @LOGS
@@ -501,7 +502,7 @@ def test_a_report_in_a_real_tensorboard_file(tmp_path, report, log):
     assert found.Scalars("coordcheck/SP/violated_layers")[0].value > 0
     assert found.Scalars("coordcheck/muP/violated_layers")[0].value == 0
     assert found.Scalars("coordcheck/SP/culprits")[0].value > 0
-    assert set(found.Tags()["images"]) == {f"coordcheck/{kind}" for kind in loggers.KINDS}
+    assert set(found.Tags()["images"]) == {f"coordcheck/{kind}" for kind in KINDS}
     text = found.Tensors("coordcheck/report/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "VIOLATED" in text
 
@@ -567,7 +568,7 @@ def test_a_report_in_a_run_of_wandb_or_trackio(monkeypatch, report, name, text, 
     log(report, package if whole else package.Run(), step=3)
     (call,) = calls.of("log")
     assert call["step"] == 3
-    assert set(call["sizes"]) == {f"coordcheck/{kind}" for kind in loggers.KINDS}
+    assert set(call["sizes"]) == {f"coordcheck/{kind}" for kind in KINDS}
     assert min(call["sizes"].values()) > 1000
     assert len(call["data"]["coordcheck/verdicts"].dataframe) == len(report.verdicts)
     assert call["data"]["coordcheck/report"][0] == text
@@ -626,9 +627,7 @@ def test_a_report_in_mlflow(report, target: Callable[[Client], Any], run, log):
     assert {arguments["run_id"] for _, arguments in client.calls.made} == {run}
     assert [c["artifact_file"] for c in client.calls.of("log_text")] == ["coordcheck/2/report.txt"]
     assert [c["artifact_file"] for c in client.calls.of("log_table")] == ["coordcheck/2/verdicts.json"]
-    assert {c["artifact_file"] for c in client.calls.of("log_figure")} == {
-        f"coordcheck/2/{kind}.png" for kind in loggers.KINDS
-    }
+    assert {c["artifact_file"] for c in client.calls.of("log_figure")} == {f"coordcheck/2/{kind}.png" for kind in KINDS}
     metrics = {c["key"]: c["value"] for c in client.calls.of("log_metric")}
     assert metrics["coordcheck/exit_code"] == 1.0
     assert metrics["coordcheck/SP/violated_layers"] > 0
