@@ -106,6 +106,34 @@ def test_the_import_tests_can_fail():
     assert circles({"a": lazy, "reporting.report": "import coordcheck.b", "b": "import coordcheck.a"})
 
 
+LIMITS = {"module": 300, "class": 200, "function": 65}  # lines
+# what is still longer; a list that gets shorter
+LONGER = {
+    *("module analysis.diagnosis", "module recording.graph.tracer", "module recording.recorder"),
+    *("module recording.updates.effects", "class Tracer", "class SiteRecorder", "class Recorder", "class Effects"),
+    "class Reader",
+}
+
+
+def longer(name: str, source: str) -> set[str]:
+    """What of a module takes more than one sitting to read."""
+    found = {f"module {name}"} if len(source.splitlines()) > LIMITS["module"] else set()
+    for node in ast.walk(ast.parse(source)):
+        kind = {ast.ClassDef: "class", ast.FunctionDef: "function"}.get(type(node), "")
+        if kind and node.end_lineno - node.lineno + 1 > LIMITS[kind]:
+            found.add(f"{kind} {node.name}")
+    return found
+
+
+def test_nothing_takes_more_than_one_sitting():
+    assert set().union(*(longer(name, source) for name, source in SOURCES.items())) == LONGER
+
+
+def test_what_is_long_is_found():
+    assert longer("a.b", "def f():\n" + "    x = 1\n" * 65) == {"function f"}
+    assert longer("a.b", "class A:\n" + "    x = 1\n" * 300) == {"module a.b", "class A"}
+
+
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -97,23 +97,13 @@ def transfer_sweep(
     given, numbers = distinct_widths(widths), seed_numbers(seeds)
     bounded_grid(labels=len(builds), widths=len(given), seeds=len(numbers), lrs=len(rates))
     with preserved_state(), user_code("build, batches or loss"):
-        made, held_out = cached_batches(batches, steps), _held_out(evaluate)
         threads = worker_threads(how.executor, how.jobs)
-        settings = {
-            "passes": f"training, evaluated on {fingerprint(held_out.values) if held_out else 'the next batch'}",
-            **run_settings(
-                made.values if isinstance(made, Batches) else batches, loss, steps=steps, device=device, threads=threads
-            ),
-        }
-        about = {label: settings | settings_of(build=function) for label, function in builds.items()}
-        about = {label: own | state_settings() for label, own in about.items()}  # with what their imports set
-        state = numeric_state()
+        training = _Training(batches, loss, steps=steps, evaluate=evaluate, device=device, threads=threads)
+        training.prepare(builds)
         names, runs = {}, []
         for seed, label, width, lr in product(numbers, builds, given, rates):
-            key = RunKey(f"{label}, lr {lr!r}", width, seed)  # the learning rate is part of what is under test
-            names[key], at = (label, lr), about[label] | {"lr": repr(lr)}
-            run = Run(key, _AtRate(builds[label], lr), made, as_loss(loss), steps, device, threads, at)
-            runs.append(replace(run, figure=False, curve=Curve(held_out), state=state))
+            runs.append(training.run(builds[label], RunKey(label, width, seed), lr))
+            names[runs[-1].key] = label, lr
         try:
             records = sweep(runs, **how._asdict(), folder=folder)
         except SweepInterrupted as stop:
@@ -126,6 +116,32 @@ def transfer_sweep(
 
 def _transfer(records: Sequence[RunRecord], names: Mapping[RunKey, tuple[str, float]]) -> Transfer:
     return Transfer(pd.concat([_curve(record, *names[record.key]) for record in records], ignore_index=True))
+
+
+class _Training:
+    """What the runs of a sweep have in common."""
+
+    def __init__(self, batches: Any, loss: Any, *, steps: int, evaluate: Any, device: str | None, threads: int) -> None:
+        self._batches, self._held_out = cached_batches(batches, steps), _held_out(evaluate)
+        self._loss, self._steps, self._device, self._threads = as_loss(loss), steps, device, threads
+        given = self._batches.values if isinstance(self._batches, Batches) else batches
+        on = fingerprint(self._held_out.values) if self._held_out else "the next batch"
+        common = run_settings(given, loss, steps=steps, device=device, threads=threads)
+        self._settings = {"passes": f"training, evaluated on {on}", **common}
+        self._about: dict[str, dict[str, str]] = {}
+
+    def prepare(self, builds: Mapping[str, BuildAt]) -> None:
+        """Read what each label's runs depend on; reading imports what the builds import when they are called."""
+        read = {label: self._settings | settings_of(build=function) for label, function in builds.items()}
+        self._about = {label: own | state_settings() for label, own in read.items()}  # with what these imports set
+        self._state = numeric_state()
+
+    def run(self, build: BuildAt, key: RunKey, lr: float) -> Run:
+        """The run of a label, width and seed at one learning rate, which is part of what is under test: of its name."""
+        named = RunKey(f"{key.label}, lr {lr!r}", key.width, key.seed)
+        about = self._about[key.label] | {"lr": repr(lr)}
+        run = Run(named, _AtRate(build, lr), self._batches, self._loss, self._steps, self._device, self._threads, about)
+        return replace(run, figure=False, curve=Curve(self._held_out), state=self._state)
 
 
 class _AtRate:
