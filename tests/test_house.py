@@ -106,12 +106,12 @@ def test_the_import_tests_can_fail():
     assert circles({"a": lazy, "reporting.report": "import coordcheck.b", "b": "import coordcheck.a"})
 
 
-LIMITS = {"module": 300, "class": 200, "function": 65}  # lines
+LIMITS = {"module": 300, "class": 200, "function": 60}  # lines
 # what is still longer; a list that gets shorter
 LONGER = {
     *("module analysis.diagnosis", "module recording.graph.tracer", "module recording.recorder"),
     *("module recording.updates.effects", "class Tracer", "class SiteRecorder", "class Recorder", "class Effects"),
-    "class Reader",
+    *("class Reader", "function check", "function plan", "function transfer_sweep", "function exponents"),
 }
 
 
