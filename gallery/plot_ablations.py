@@ -71,7 +71,8 @@ columns = min(len(NAMES), 5)
 count = -(-len(NAMES) // columns)
 figure, axes = lesson.subplots(count, columns, height=0.3 + 1.25 * count, sharex=True, sharey=True, squeeze=False)
 for axis, name in zip(axes.flat, NAMES, strict=False):
-    panel(axis, sweeps[name], name)
+    sweep = sweeps[name]
+    panel(axis, sweep.losses, sweep.optima, sweep.shift, sweep.losses["loss"].dropna())
     colour = lesson.RED if checks[name].status[name].violated else "black"
     axis.set_title(name, fontsize=6.8, color=colour, pad=10, fontweight="normal")
     axis.texts[0].set(text=shifts["text"][name])

@@ -232,7 +232,7 @@ def test_a_standard_error_that_is_gone_ends_nothing(talkative, monkeypatch, stde
 def test_the_log_is_never_configured():
     code = (
         "import logging; before = logging.root.handlers[:], logging.root.level\n"
-        "from coordcheck import progress\n"
+        "from coordcheck.training import progress\n"
         "with progress.progress([]): pass\n"
         "log = progress.LOGGER\n"
         "assert (logging.root.handlers, logging.root.level) == before\n"
