@@ -67,6 +67,7 @@ html_theme = "furo"
 html_show_copyright = html_show_sphinx = html_copy_source = False
 extensions = ["sphinx_gallery.gen_gallery", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 autodoc_typehints = "none"  # the signature has none, and each docstring says what it takes
+default_role = "code"  # a word between single backticks
 myst_heading_anchors = 3  # headings can be linked to
 exclude_patterns = ["_build", "README.md", "tables"]  # the page of the repository, and what its lessons write
 suppress_warnings = ["config.cache"]  # the scraper is a function, which needs no cache
