@@ -6,6 +6,7 @@
 Every lesson runs while the site is built, and one that fails fails the build.
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ project = "coordcheck"
 html_title = "coordcheck: the gallery"
 html_theme = "furo"
 html_show_copyright = html_show_sphinx = html_copy_source = False
-extensions = ["sphinx_gallery.gen_gallery", "myst_parser"]
+extensions = ["sphinx_gallery.gen_gallery", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_typehints = "none"  # the signature has none, and each docstring says what it takes
+default_role = "code"  # a word between single backticks
 myst_heading_anchors = 3  # headings can be linked to
 exclude_patterns = ["_build", "README.md", "tables"]  # the page of the repository, and what its lessons write
 suppress_warnings = ["config.cache"]  # the scraper is a function, which needs no cache
@@ -82,3 +85,13 @@ sphinx_gallery_conf = {
     "min_reported_time": 10**6,
     "write_computation_times": False,
 }
+
+
+def setup(app) -> None:
+    """Links of the guide to the page of the repository lead to the lessons of the site."""
+    app.connect("source-read", link_lessons)
+
+
+def link_lessons(app, name, source) -> None:
+    """Change the text of one page, the one item of `source`, before it is parsed."""
+    source[0] = re.sub(r"\]\(\.\./README\.md(#[^)]*)?\)", "](../lessons/index.rst)", source[0])

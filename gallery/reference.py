@@ -47,6 +47,22 @@ COMMANDS = """# The command line
 
 `coordcheck COMMAND --help` shows the same, with an example. Lists are written with commas, blanks or both: `--widths
 64,128,256`, `--widths 64 128 256`. `--seeds 3` is how many; `--seeds 0,3` is which, and `--seeds 0,` seed 0 alone.
+
+```sh
+coordcheck plan train.py:build                     # parameters, roles, learning rates and cost, before any training
+coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch --loss train.py:loss --figure check.png
+coordcheck run train.py:build --set depth=4 --save-to runs/ --jobs 4 --html check.html
+coordcheck diagnose train.py:build --batch train.py:batch --loss torch.nn.functional:cross_entropy
+coordcheck show runs/
+coordcheck show before/ after/                     # checks side by side
+coordcheck figure runs/ slopes.pdf --kind slopes
+coordcheck report runs/ check.html
+coordcheck explain inherited                       # what a word means
+```
+
+The third is resumed by the same command when it was interrupted (seed your batch). `--timeout 600` ends a run that
+hangs. Jobs of a cluster run [a part each](loop.md#clusters). [In CI](ci.md): exit codes, formats and a workflow.
+[When things go wrong](faults.md): what then happens.
 """
 
 

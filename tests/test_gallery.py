@@ -128,12 +128,13 @@ def test_the_page_is_what_the_docstrings_say():
     assert (GALLERY / "README.md").read_text(encoding="utf-8") == make.readme(list(LESSONS.values()))
 
 
-def test_every_committed_figure_and_table_is_of_a_lesson_or_in_the_readme():
+def test_every_committed_figure_and_table_is_of_a_lesson_or_in_the_readme_or_the_guide():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    guide = "".join(page.read_text(encoding="utf-8") for page in GALLERY.glob("guide/*.md"))
     known = {name for lesson in LESSONS.values() for name in lesson.files}
     for path in (*GALLERY.glob("images/*"), *GALLERY.glob("tables/*")):
         name = path.relative_to(GALLERY).as_posix()
-        assert name in known or f"gallery/{name}" in readme, f"{name} belongs to nothing"
+        assert name in known or f"gallery/{name}" in readme or f"../{name}" in guide, f"{name} belongs to nothing"
 
 
 def test_a_true_lesson_passes_and_is_written(small_gallery, capsys):
@@ -225,6 +226,7 @@ def test_the_site_is_built_and_a_false_lesson_stops_it(small_gallery, true):
     if not true:
         source = TRUE_LESSON.replace("1 + 1 == 2", "1 + 1 == 3")
         (small_gallery / "plot_limits_of_nothing.py").write_text(source, encoding="utf-8")
+    shutil.copytree(GALLERY / "images", small_gallery / "images")  # which the guide shows
     site = small_gallery / "_build" / "site"
     command = [sys.executable, "-m", "sphinx", "-W", "-q", str(small_gallery), str(site)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -233,5 +235,8 @@ def test_the_site_is_built_and_a_false_lesson_stops_it(small_gallery, true):
         page = next(site.glob("lessons/*/plot_limits_of_nothing.html")).read_text(encoding="utf-8")
         assert "sphx_glr_plot_limits_of_nothing_001.png" in page
         assert "What to see: a line." in page
-        for written in (GALLERY / "guide").glob("*.md"):
+        for written in (GALLERY / "guide").iterdir():
             assert (site / "guide" / f"{written.stem}.html").is_file(), written.name
+        limits = (site / "guide" / "limitations.html").read_text(encoding="utf-8")
+        assert "../lessons/index.html" in limits
+        assert "README.md" not in limits

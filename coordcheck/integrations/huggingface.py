@@ -97,13 +97,15 @@ def huggingface(
         base_width: the width that the config itself has; its hidden_size by default.
 
     Returns:
-        The factory. A batch is what the model takes, `{"input_ids": ids, "labels": ids}`; no `loss` is needed.
+        The factory. A batch is what the model takes, such as `input_ids` and `labels`; no `loss` is needed.
 
     Raises:
         CoordCheckError: transformers is not installed, the config has no such field, or a factor is not positive.
 
     Source: which fields make the width, and why heads and not their size should grow: Yang et al. 2022
     (arXiv:2203.03466), appendix on the number of heads and the head size.
+
+    Example::
 
         config = transformers.LlamaConfig(hidden_size=256, intermediate_size=512, num_attention_heads=8,
                                           num_hidden_layers=2, vocab_size=1000)

@@ -30,7 +30,7 @@ MODELS = (
 GRIDS = (
     *(((64, 128, 256), 3), ((64, 128, 256), 5), ((64, 128, 256), 8)),
     ((64, 128, 256, 512), 3),  # the default
-    ((32, 128, 512), 3),  # the marker of the README
+    ((32, 128, 512), 3),  # the marker of the guide
 )
 
 
