@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
+from coordcheck.analysis.audits import _clipped
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
 
 
@@ -45,6 +49,26 @@ def test_a_decay_coupled_to_a_learning_rate_that_falls_is_told():
 @pytest.mark.parametrize("build", [adamw(0.0), with_optimizer(independent)], ids=["no decay", "independent"])
 def test_no_decay_or_an_independent_one_is_not(build):
     assert not any("weight decay" in note for note in diagnosed({"model": build}).notes)
+
+
+def too_fast(model, groups):
+    """Learning rates that do not fall with the width, and a decay that is right once they do."""
+    return torch.optim.AdamW([{**g, "lr": 1e-3, "weight_decay": 1e-4 / g["lr"]} for g in groups])
+
+
+def test_a_decay_that_is_right_once_the_learning_rates_are_is_not_told():
+    report = diagnosed({"model": with_optimizer(too_fast)})
+    assert set(report.culprits["lr_exponent"]) == {-1.0}
+    assert not any("weight decay" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("power", "told"), [(-0.5, "more at larger widths"), (0.5, "less at larger widths")])
+def test_clipping_is_told_whichever_way_the_gradients_go(power, told):
+    own = SimpleNamespace(parameter="w", trained=True, name="w")
+    found = SimpleNamespace(clipped=(), shrinking=SimpleNamespace(known=True, value=power))
+    (note,) = _clipped([SimpleNamespace(part=own, verdict=Verdict.LEARNS_TOO_FAST, exponents=found)])
+    assert told in note
+    assert f"Multiply its threshold by m^{-power:g}" in note
 
 
 def test_labels_that_are_one_and_the_same_are_told():

@@ -266,8 +266,11 @@ BUILDS = {
     "a text": (lambda width: "ok", "returned str; it must return (model, optimizer) or a Trial"),
     "a model alone": (lambda width: parts(width)[0], "returned MLP; it must return (model, optimizer) or a Trial"),
     "an optimizer alone": (lambda width: parts(width)[1], "returned Adam; it must return (model, optimizer)"),
-    "one": (lambda width: parts(width)[:1], "returned tuple; it must return (model, optimizer) or a Trial"),
-    "three": (lambda width: (*parts(width), None), "returned tuple; it must return (model, optimizer) or a Trial"),
+    "one": (lambda width: parts(width)[:1], "returned a tuple of 1; it must return (model, optimizer) or a Trial"),
+    "three": (
+        lambda width: (*parts(width), None),
+        "returned a tuple of 3; it must return (model, optimizer)",
+    ),
     "swapped": (lambda width: parts(width)[::-1], "returned Adam as the model; it must be a torch.nn.Module"),
     "no model": (with_model(lambda model: None), "returned NoneType as the model"),
     "a class": (with_model(type), "returned type as the model; it must be a torch.nn.Module"),

@@ -139,7 +139,7 @@ def test_jobs_find_the_users_file(user_folder, capsys):
             "no --loss was given and the batch is (Tensor[16, 64], Tensor[16]). For a pair (x, y) pass --loss torch.nn",
         ),
         (["show", "nowhere"], 2, "there is no folder nowhere"),
-        (["show", "."], 2, "no run files in"),
+        (["show", "."], 2, "has no run files in its folder runs"),
     ],
 )
 def test_bad_input_is_told_on_stderr(user_folder, capsys, arguments, code, message):

@@ -658,7 +658,7 @@ def test_the_message_of_exponents_that_changed(run, kept):
     result.assert_outcomes(failed=1)
     assert shown_failure(result) == CHANGED.format(rerun=RERUN)
     result.stdout.fnmatch_lines(
-        ["test_model.py::test_model: ok, baseline changed", "*1 check: 1 ok, 1 baseline changed"]
+        ["test_model.py::test_model: ok, baseline changed", "*1 check: 1 ok; 1 baseline changed"]
     )
     assert kept.read_bytes() == before
 

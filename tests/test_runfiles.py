@@ -341,7 +341,7 @@ def test_a_copied_file_is_not_counted_as_a_second_run(folder: RunFolder, record:
     ("prepare", "match"),
     [
         (lambda path: None, "there is no folder"),
-        (lambda path: path.mkdir(), "no run files in"),
+        (lambda path: path.mkdir(), "has no run files in its folder runs"),
         (lambda path: path.write_text("runs"), "there is no folder"),
     ],
     ids=["missing", "empty", "a file"],

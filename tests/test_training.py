@@ -625,7 +625,7 @@ def test_dropout_is_told_when_it_acts(p, training, told):
     def make(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(64, width), nn.Dropout(p), nn.Linear(width, 10)).train(training)
 
-    expected = "model: dropout is on in 1 modules: its noise is part of every change; set p=0 in build"
+    expected = "model: dropout is on in 1 module: its noise is part of every change; set p=0 in build"
     assert notes_of(trained_by_sgd(make)) == ([expected] if told else [])
 
 

@@ -30,9 +30,10 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
+        mended = {f.part.parameter: f.learning_rate for f in found if f.culprit}
         told = (
             *_common(found),
-            *decay_notes(own),
+            *decay_notes(own, mended),
             *_movement(found),
             *_degrees(found),
             *_clipped(found),
@@ -69,19 +70,28 @@ def _common(found: Sequence[Finding]) -> Iterator[str]:
         yield f"all learning rates are off by one factor: multiply the base learning rate by {factor}"
 
 
-def decay_notes(records: Sequence[RunRecord]) -> Iterator[str]:
-    """The slope of learning rate times weight decay, which a decoupled decay acts by."""
+def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None = None) -> Iterator[str]:
+    """The slope of learning rate times weight decay, which a decoupled decay acts by.
+
+    Args:
+        records: the runs of one label.
+        mended: by parameter, the power of the width by which its learning rate is to be multiplied: with it done.
+    """
+    mended = mended or {}
     by_name: dict[str, dict[int, float]] = {}
     for record in records:
         for info in record.parameters:
             if info.learning_rate and info.weight_decay:
                 by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
-    slopes = {name: round(exponent_of(at) * 2) / 2 for name, at in by_name.items() if len(at) > 1}
+    slopes = {
+        name: round((exponent_of(at) + mended.get(name, 0.0)) * 2) / 2 for name, at in by_name.items() if len(at) > 1
+    }
     for slope in sorted({slope for slope in slopes.values() if slope}):
         names = [name for name, found in slopes.items() if found == slope]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        then = ", once the learning rates are as said," if any(mended.get(name) for name in names) else ""
         yield (
-            f"learning rate x weight decay of {names[0]}{more} scales as m^{slope:g} ({BASE}): a decoupled decay "
+            f"learning rate x weight decay of {names[0]}{more}{then} scales as m^{slope:g} ({BASE}): a decoupled decay "
             f"(AdamW) then pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
         )
 
@@ -124,10 +134,11 @@ def _clipped(found: Sequence[Finding]) -> Iterator[str]:
         return
     slopes = [f.exponents.shrinking.value for f in own if f.exponents.shrinking.known]
     slope = round(float(np.median(slopes)) * 2) / 2 if slopes else 0.0
-    if slope < 0:
+    if slope:
         yield (
             f"updates are m^{np.median(slopes):.2f} times learning rate x gradient ({BASE}): something shrinks them, "
-            f"such as clipping. Multiply its threshold by {power(-slope)}, or the learning rates as said"
+            f"{'more' if slope < 0 else 'less'} at larger widths, such as clipping. Multiply its threshold by "
+            f"{power(-slope)}, or the learning rates as said"
         )
 
 

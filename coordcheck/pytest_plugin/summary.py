@@ -66,8 +66,9 @@ def headline(found: Sequence[Outcome]) -> str:
         outcome.status + ("" if outcome.failed or outcome.status == "ok" else " as the test expects")
         for outcome in found
     )
-    words.update(f"baseline {outcome.baseline}" for outcome in found if outcome.bad and outcome.baseline in _TOLD)
-    return f"{count}: {', '.join(f'{number} {word}' for word, number in words.items())}"
+    told = Counter(f"baseline {outcome.baseline}" for outcome in found if outcome.bad and outcome.baseline in _TOLD)
+    kinds = (", ".join(f"{number} {word}" for word, number in some.items()) for some in (words, told) if some)
+    return f"{count}: {'; '.join(kinds)}"
 
 
 _TOLD = "changed", "missing"

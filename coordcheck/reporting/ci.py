@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from coordcheck.analysis.audits import LIMITS
+from coordcheck.analysis.findings import Cause
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.common.escaping import printable
@@ -68,7 +69,8 @@ def _annotations(report: Result) -> Iterator[_Annotation]:
         table, parameters = of_label(report, label)
         culprits = blames(parameters)
         for blame in culprits:
-            count = f" ({len(blame.parameters)} parameters)" if len(blame.parameters) > 1 else ""
+            what = "attention scales" if blame.cause == Cause.ATTENTION_SCALE.value else "parameters"
+            count = f" ({len(blame.parameters)} {what})" if len(blame.parameters) > 1 else ""
             text = f"{blame.name}{count} {blame.verdict}: {blame.change}, with m = width / base width"
             yield _Annotation("error", label, text)
         shown = worst(table)

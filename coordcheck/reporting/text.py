@@ -199,7 +199,7 @@ class NamedRows:
 
 def _with_rest(table: NamedRows, count: int, where: str) -> Group:
     """A table, and under it how many rows it leaves out."""
-    rest = [Text(f"  and {count} more: report.{where}, --html or --format json", style="dim")] if count > 0 else []
+    rest = [Text(f"  and {count} more: report.{where}, the page, JSON", style="dim")] if count > 0 else []
     return Group(table, *rest)
 
 

@@ -178,7 +178,9 @@ class RunFolder:
                 "Divide them over several folders."
             )
         if not paths:
-            raise CoordCheckError(f"no run files in {self._given / 'runs'}. Give the folder that save_to= wrote.")
+            raise CoordCheckError(
+                f"{self._given} has no run files in its folder runs. Give the folder that save_to= wrote."
+            )
         spelled: dict[str, str] = {}  # labels that are the same after NFKC are one, as first spelled
         records = []
         for path in paths:

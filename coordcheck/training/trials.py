@@ -153,7 +153,8 @@ def built(build: Build, key: RunKey) -> tuple[Trial, list[Optimizer]]:
     if isinstance(made, tuple) and len(made) == 2:
         made = Trial(*made)
     if not isinstance(made, Trial):
-        raise CoordCheckError(f"{where} returned {type(made).__name__}; it must return (model, optimizer) or a Trial.")
+        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise CoordCheckError(f"{where} returned {what}; it must return (model, optimizer) or a Trial.")
     if not isinstance(made.model, nn.Module):
         raise CoordCheckError(
             f"{where} returned {type(made.model).__name__} as the model; it must be a torch.nn.Module."

@@ -184,9 +184,8 @@ class SiteRecorder:
             m for m in self._model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p and m.training
         ]
         if dropout and not self._same_noise:
-            notes.append(
-                f"dropout is on in {len(dropout)} modules: its noise is part of every change; set p=0 in build"
-            )
+            many = f"{len(dropout)} module{'s' * (len(dropout) > 1)}"
+            notes.append(f"dropout is on in {many}: its noise is part of every change; set p=0 in build")
         return notes
 
     def _failed(self, error: Exception) -> None:

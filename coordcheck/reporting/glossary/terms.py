@@ -105,8 +105,9 @@ TERMS: tuple[Term, ...] = (
          "response", "eps", "clipping"),
         ("clipping",
          "Gradients above a threshold are made smaller before the update. Adam does not notice; of SGD every "
-         "update shrinks with the width where all steps are clipped, which a threshold that grows mends. What "
-         "is clipped at some widths alone is no power of m, and decides nothing.", "degree"),
+         "update has the threshold's size where all steps are clipped, whatever the gradient's: a threshold "
+         "that grows or falls as the norm does mends it. What is clipped at some widths alone is no power of "
+         "m, and decides nothing.", "degree"),
         ("eps",
          "The number that Adam adds to the root of the squared gradient. Gradients fall with the width; where "
          "they reach eps, updates do not follow the learning rate any more.", "degree"),
