@@ -32,14 +32,7 @@ if TYPE_CHECKING:
 
 
 class Result:
-    """What the runs of a check mean: tables, verdicts, status, notes and the exit code, from records alone.
-
-    Attributes:
-        records: the runs, finished or not.
-        measurements: tidy table, one row per measured scale.
-        slopes: one row per (label, layer, quantity, step).
-        verdicts: per label one row per layer, in data-flow order, then one per parameter (where it was diagnosed).
-    """
+    """What the runs of a check mean: tables, verdicts, status, notes and the exit code, from records alone."""
 
     def __init__(self, records: Sequence[RunRecord], criteria: Criteria | None = None) -> None:
         self.records = list(records)

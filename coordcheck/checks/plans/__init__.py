@@ -23,19 +23,7 @@ SCHEMA = 1
 
 
 class Plan(PlanTables):
-    """What a check would train; `print` it, or read its tables.
-
-    Attributes:
-        blueprints: what `build` made, per label and width.
-        widths: ascending.
-        seeds: which seeds a check would run.
-        steps: updates per run.
-        axis: what the widths count.
-        roles: parameter glob -> role, where the shapes do not tell.
-        base: m of the settings' powers is width / base; None is the smallest width.
-        timings: seconds per run by label and width; empty where none was timed.
-        untimed: labels that were to be timed and could not be.
-    """
+    """What a check would train: print it, or read its tables, which `PlanTables` has."""
 
     def __str__(self) -> str:
         return plain(self)
