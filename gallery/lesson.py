@@ -32,6 +32,7 @@ from coordcheck.reporting.figures.style import STYLE
 from coordcheck.runs.files import replace_file
 
 FULL = "--full" in sys.argv
+GRID: dict[str, Any] = {"widths": (64, 128, 256, 512), "seeds": 3} if FULL else {"widths": (64, 128, 256), "seeds": 2}
 WIDTH = 6.3  # inches: the text width of a paper
 DPI, COLOURS_IN_FILE = 200, 192  # of a PNG: sharp at twice the column width of a README, and below 150 KB
 HERE = Path(__file__).resolve().parent

@@ -82,7 +82,7 @@ in_sp = [
 ]
 
 # %%
-options = {"loss": next_byte_loss, "widths": (64, 128, 256, 512) if lesson.FULL else (64, 128, 256)}
+options = {"loss": next_byte_loss, **lesson.GRID}
 batch = lesson.text_batch(8, bugs.CONTEXT)
 report = coordcheck.check(bugs.factories(in_mup), batch, **options)
 report_of_sp = coordcheck.check(bugs.factories(in_sp), batch, expect="sp", **options)

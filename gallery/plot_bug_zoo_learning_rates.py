@@ -99,8 +99,8 @@ zoo = [
 ]
 
 # %%
-widths, batch = (64, 128, 256, 512) if lesson.FULL else (64, 128, 256), lesson.text_batch(8, bugs.CONTEXT)
-report = coordcheck.check(bugs.factories(zoo), batch, loss=next_byte_loss, widths=widths)
+batch = lesson.text_batch(8, bugs.CONTEXT)
+report = coordcheck.check(bugs.factories(zoo), batch, loss=next_byte_loss, **lesson.GRID)
 lesson.save(bugs.page(report, zoo), "bug_zoo_learning_rates")
 lesson.table(bugs.summary(report, zoo), "bug_zoo_learning_rates")
 assert not bugs.wrong(report, zoo), "the diagnosis does not say what the bugs are"

@@ -99,7 +99,7 @@ zoo = [
 # Two more checks: of one update after that warm-up, and of the model that never was in µP beside the one in SP.
 
 options = {"batch": lesson.text_batch(8, bugs.CONTEXT), "loss": next_byte_loss}
-report = coordcheck.check(bugs.factories(zoo), widths=(64, 128, 256, 512) if lesson.FULL else (64, 128, 256), **options)
+report = coordcheck.check(bugs.factories(zoo), widths=lesson.GRID["widths"], **options)
 lesson.save(bugs.page(report, zoo), "bug_zoo_multipliers")
 lesson.table(bugs.summary(report, zoo), "bug_zoo_multipliers")
 print(coordcheck.check({"one update": make(from_zero)}, widths=(64, 128, 256), steps=1, probe=None, **options))

@@ -68,8 +68,8 @@ for name, config in (("GPT-2", gpt2), ("Llama", llama)):
     factories[name] = coordcheck.huggingface(config)
     factories[f"{name} in µP"] = coordcheck.huggingface(config, optimizer=in_mup)
 tokens = lesson.text_batch(4, 16)[:, :-1]
-batch, widths = {"input_ids": tokens, "labels": tokens}, (64, 128, 256, 512) if lesson.FULL else (64, 128, 256)
-report = coordcheck.check(factories, batch, widths=widths)
+batch = {"input_ids": tokens, "labels": tokens}
+report = coordcheck.check(factories, batch, widths=lesson.GRID["widths"])
 lesson.save(report.figure(), "real_models")
 print(report)
 

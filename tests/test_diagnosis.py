@@ -257,14 +257,13 @@ def healthy():
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_healthy_models_are_not_blamed(healthy, seeds):
     chosen = random.Random(0)
-    violated = undecided = 0
-    for _ in range(200):
-        picked = chosen.sample(range(SEEDS), seeds)
-        found = Report([record for record in healthy if record.key.seed in picked])
-        violated += found.exit_code == 1
-        undecided += found.exit_code == 3
-    assert violated <= 2
-    assert undecided <= 10
+    codes: dict[tuple[int, ...], int] = {}
+    drawn = [tuple(sorted(chosen.sample(range(SEEDS), seeds))) for _ in range(200)]
+    for picked in set(drawn):
+        codes[picked] = Report([record for record in healthy if record.key.seed in picked]).exit_code
+    found = [codes[picked] for picked in drawn]
+    assert found.count(1) <= 2
+    assert found.count(3) <= 10
 
 
 def test_the_same_resampling_finds_sp_every_time():

@@ -28,7 +28,7 @@ from coordcheck.reporting.report import Report
 from coordcheck.reporting.text import render
 from coordcheck.runs.records import RunKey, RunRecord
 
-FEW = 24
+FEW = 16
 SQUARE = 2.3  # calls for twice the layers: 2 where they grow with them, 4 where with their square
 
 

@@ -922,7 +922,7 @@ def test_sp(coordcheck):
     check(coordcheck, mlp("SP", lr=3e-3), steps=1)
 """
     )
-    options = "-n2", "--coordcheck-update", "--junitxml=j.xml", "--coordcheck-seeds=2"
+    options = "-n1", "--coordcheck-update", "--junitxml=j.xml", "--coordcheck-seeds=2"
     result = pytester.runpytest_subprocess(*QUICK, *options)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
