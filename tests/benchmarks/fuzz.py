@@ -188,6 +188,8 @@ def raw(texts: dict[str, str], number: int) -> dict[str, bytes]:
     path = chance.choice([path for path in texts if path != "baseline.json"])
     data = bytearray(texts[path].encode())
     for _ in range(chance.choice((1, 1, 2, 8))):
+        if not data:
+            break
         place = chance.randrange(len(data))
         kind = chance.randrange(4)
         if kind == 0:
