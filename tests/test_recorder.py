@@ -26,8 +26,10 @@ import coordcheck
 from coordcheck.models import mlp
 from coordcheck.recording import recorder as recorder_module
 from coordcheck.recording import scales
-from coordcheck.recording.graph import keeping as keeping_module
+from coordcheck.recording.graph import copies as copies_module
+from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.tracer import Tracer
+from coordcheck.recording.graph.watching import Watch
 from coordcheck.recording.hooks import hooks as hooks_module
 from coordcheck.recording.hooks import optimizers as parameters_module
 from coordcheck.recording.hooks import wrappers as wrappers_module
@@ -1349,14 +1351,14 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
 
 
 PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
-PARTS += [LiveEffects, Effects, Facts, Tracer, FunctionReplay]
+PARTS += [LiveEffects, Effects, Facts, Tracer, Watch, Reading, FunctionReplay]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),
-    *(keeping_module, changes_module),
+    *(copies_module, changes_module),
 ]
 # of the block and of a trace, what a traced function goes through, and what every hook does
-ENDS = {"__exit__", "end", "run", "watched", "unseen"}
+ENDS = {"__exit__", "end", "called", "_run", "watched", "unseen"}
 INTERNALS = [
     *((part, name) for part in PARTS for name, f in vars(part).items() if inspect.isfunction(f) and name not in ENDS),
     *((m, name) for m in MODULES for name, f in vars(m).items() if inspect.isfunction(f) and name not in ENDS),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from coordcheck.recording.graph.tracer import Operand, Tracer
+from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.updates.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks
 
 IN, OUT = 8, 12

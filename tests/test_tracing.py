@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from coordcheck.recording.graph.attention import fused_logits
-from coordcheck.recording.graph.tracer import AttentionCall, Tracer, UseCall
+from coordcheck.recording.graph.calls import UseCall
+from coordcheck.recording.graph.flow import AttentionCall
+from coordcheck.recording.graph.tracer import Tracer
 
 IN, OUT = 8, 12
 

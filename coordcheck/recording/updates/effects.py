@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph.arguments import first_tensor
-from coordcheck.recording.graph.nodes import AttentionCall, Node
-from coordcheck.recording.graph.operations import GROUPED, PICKS
+from coordcheck.recording.graph.calls import UseCall
+from coordcheck.recording.graph.flow import AttentionCall, Node
+from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.tracer import Tracer
-from coordcheck.recording.graph.uses import UseCall
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.updates import changes
@@ -38,8 +38,6 @@ ROUNDED = 100  # an update of fewer roundings than this beside its parameter is 
 LOST = 0.5  # and of fewer than this one that precision makes something else of
 BLURRED = 0.05  # relative error of an update from which on rounding blurred it
 EXACT = torch.finfo(torch.float64).eps
-
-PICKED = PICKS | {"embedding", "embedding_bag"}  # functions that leave most rows of a table without a gradient
 
 ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -164,7 +162,8 @@ class Effects:
         """dL/dp over its coordinates that are not zero."""
         if gradient is not None:
             rows = part.rows(laid_out(gradient, self.initial[part.parameter]))
-            alike = part.use is not None and part.use.linear and part.use.operation not in PICKED
+            # a function that picks leaves most rows of a table without a gradient
+            alike = part.use is not None and part.use.linear and not does(part.use.operation, Does.PICKS)
             count = changes.nonzero(rows, some_rows=alike)
             self._counts[part.name] = changes.larger(count, self._counts.get(part.name, count))
             scale = changes.norm(rows) / changes.root(count) * factor
@@ -325,7 +324,7 @@ def _comparable(part: Part, later: UseCall) -> bool:
     position = None if use is None else use.input_position
     if part.hidden or not part.trained or use is None or position is None:
         return part.trained and not part.hidden
-    same_groups = use.operation not in GROUPED or all(
+    same_groups = not does(use.operation, Does.GROUPED) or all(
         torch.equal(before, after)
         for before, after in zip(use.leaves, later.leaves, strict=True)
         if isinstance(before, Tensor) and not before.is_floating_point()

@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from coordcheck.recording.graph.fans import is_known
-from coordcheck.recording.graph.nodes import AttentionCall
+from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
+from coordcheck.recording.graph.flow import AttentionCall
+from coordcheck.recording.graph.functions import is_known
 from coordcheck.recording.graph.tracer import Tracer
-from coordcheck.recording.graph.uses import MAX_BLOCKS, UseCall
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.layers.calls import leaves

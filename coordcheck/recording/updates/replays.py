@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from coordcheck.recording import scales
-from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.arguments import first_tensor, snapshot, unflattened
-from coordcheck.recording.graph.uses import MAX_BLOCKS, ModuleCall, Operand, UseCall
+from coordcheck.recording.graph.calls import MAX_BLOCKS, ModuleCall, UseCall
+from coordcheck.recording.graph.copies import by_rows
+from coordcheck.recording.graph.functions import Does, acts_as, does
+from coordcheck.recording.graph.operands import Operand
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 
@@ -48,12 +50,17 @@ class FunctionReplay:
         vector = _role_in_norm(use)
         self._linear = use.alone  # in its input, too
         self._gain = vector == "gain"
-        self._bias = vector == "bias" or (use.operation in ops.BIASED and not use.matrix)
+        self._bias = vector == "bias" or (does(use.operation, Does.BIASED) and not use.matrix)
         self._in_proportion = self._linear or self._gain or self._bias
         self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
         self._rows: dict[int, Any] = {}
-        if self._linear and use.operation in ops.ROW_WISE and isinstance(self._input, Tensor) and position is not None:
+        if (
+            self._linear
+            and does(use.operation, Does.BY_ROW)
+            and isinstance(self._input, Tensor)
+            and position is not None
+        ):
             self._rows = {position: scales.sample_rows(self._input)}
             self._input = self._rows[position]
         self._direct = self._linear and use.operation == "linear" and (position, use.position) == (0, 1)
@@ -88,13 +95,13 @@ class FunctionReplay:
             return torch.zeros(1)
         x0, xt = use.leaves[position], later.leaves[position]
         before = self._initial[use.parameter]
-        if self._bias and use.operation in ops.BIASED:  # what arrives beside it, arrives through the weight
+        if self._bias and does(use.operation, Does.BIASED):  # what arrives beside it, arrives through the weight
             weights = {p: other.of(self._initial[other.parameter]) for p, other in use.others.items()}
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
         if self._linear:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
             return self._scaled(self._alone(before, {position: moved}))
-        if self._gain and ops.by_rows(use.operation, (o.size for o in (use.operand, *use.others.values()))):
+        if self._gain and by_rows(use.operation, (o.size for o in (use.operand, *use.others.values()))):
             normed = self._alone(before.double(), {position: torch.stack([x0, xt])})
             return normed[1] - normed[0]
         return (self._in_double(before, {position: xt}) - self._in_double(before, {position: x0})) * self._scale
@@ -138,7 +145,7 @@ def _role_in_norm(use: UseCall) -> str:
     twice = sum(leaf is weight for leaf in use.leaves) > 1
     if twice or beside or use.operand.curve or use.operand.dtype not in (torch.float32, torch.float64):
         return ""
-    return ops.acts_as(use.operation, weight, *unflattened(use.leaves, use.spec))
+    return acts_as(use.operation, weight, *unflattened(use.leaves, use.spec))
 
 
 def _devices(tensor: Tensor) -> list[torch.device]:
@@ -248,7 +255,7 @@ def stacked(use: UseCall) -> list[Block]:
     """The matrices of a stack, such as those of the experts."""
     size = use.operand.size
     whole = use.fans is not None and not use.operand.offset and use.operand.then is None
-    if not whole or use.operation not in ops.STACKED or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
+    if not whole or not does(use.operation, Does.STACKED) or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
         return []
     return [Block(index, 1, stacked=True) for index in range(size[0])]
 

@@ -12,8 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coordcheck.recording.graph import fans
-from coordcheck.recording.graph import operations as ops
+from coordcheck.recording.graph import fans, functions
 from coordcheck.recording.graph.tracer import Tracer
 
 
@@ -291,12 +290,12 @@ def test_an_implicit_output_is_the_one_torch_computes(terms: tuple[str, str, str
 
 @pytest.mark.parametrize("name", ["linear", "conv2d", "embedding", "matmul", "einsum", "mul", "add", "__rmul__"])
 def test_products_and_sums_are_linear(name: str):
-    assert fans.is_linear(name)
+    assert functions.is_linear(name)
 
 
 @pytest.mark.parametrize("name", ["layer_norm", "lstm", "relu", "softmax", "pow", "scaled_dot_product_attention"])
 def test_other_functions_are_not_taken_for_linear(name: str):
-    assert not fans.is_linear(name)
+    assert not functions.is_linear(name)
 
 
 def test_a_quotient_is_not_linear_in_what_it_divides_by():
@@ -315,9 +314,9 @@ def test_a_quotient_is_not_linear_in_what_it_divides_by():
 
 
 def test_only_torchs_own_compositions_are_looked_into():
-    assert ops.inside(F.multi_head_attention_forward)
-    assert not ops.inside(F.linear)
-    assert not ops.inside(F.scaled_dot_product_attention)
+    assert functions.inside(F.multi_head_attention_forward)
+    assert not functions.inside(F.linear)
+    assert not functions.inside(F.scaled_dot_product_attention)
 
 
 def test_a_function_without_a_name_has_one_all_the_same():
@@ -325,5 +324,5 @@ def test_a_function_without_a_name_has_one_all_the_same():
         def __repr__(self) -> str:
             return "nameless"
 
-    assert ops.name_of(Nameless()) == "nameless"
-    assert ops.name_of(torch.matmul) == "matmul"
+    assert functions.name_of(Nameless()) == "nameless"
+    assert functions.name_of(torch.matmul) == "matmul"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from coordcheck.recording.graph import operations as ops
 from coordcheck.recording.graph.arguments import snapshot
 from coordcheck.recording.graph.attention import fused_logits, fused_rms
-from coordcheck.recording.graph.uses import Operand
+from coordcheck.recording.graph.functions import Does, does, plain
+from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 
 
@@ -31,7 +31,7 @@ def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand
     """Copies of a call's activations; parameters are not copied: what calls them again has their values."""
     if not sampled:
         return [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)]
-    if (axis := ops.examples_axis(name, leaves)) is not None:
+    if (axis := _examples_axis(name, leaves)) is not None:
         return _examples(leaves, operands, axis)
     sizes = {at: operand.size for at, operand in operands.items()}
     return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
@@ -49,7 +49,7 @@ def _subset(name: str, sizes: Mapping[int, Sequence[int]], position: int, leaf: 
     """A copy of a call's argument: of some of its entries, where the function acts on each of them by itself."""
     if not isinstance(leaf, Tensor):
         return leaf
-    axes = ops.subset(name, sizes, position, leaf.shape) if leaf.dim() > 1 else None
+    axes = subset(name, sizes, position, leaf.shape) if leaf.dim() > 1 else None
     if axes is None:
         return leaf.detach().clone()
     return _entries(leaf.detach(), axes)
@@ -72,3 +72,56 @@ def _examples(leaves: Sequence[Any], operands: Mapping[int, Operand], axis: int)
         else leaf
         for at, leaf in enumerate(leaves)
     ]
+
+
+def subset(name: str, operands: Mapping[int, Sequence[int]], position: int, shape: Sequence[int]) -> int | None:
+    """How many axes of an activation from the front a function acts on entry by entry; None where it mixes them.
+
+    Some of these entries then say as much of its scales as all: rows of what a linear layer takes, examples of what a
+    convolution does (of a batch norm, a smaller batch).
+
+    Args:
+        name: the function's.
+        operands: the shapes of its parameters, by position.
+        position: of the activation.
+        shape: the activation's.
+
+    >>> subset("linear", {1: (8, 4)}, 0, (2, 3, 4)), subset("conv2d", {1: (8, 4, 3, 3)}, 0, (2, 4, 32, 32))
+    (2, 1)
+    >>> subset("matmul", {0: (8, 4)}, 1, (4, 16)) is None
+    True
+    >>> subset("add", {1: (1, 3, 4)}, 0, (2, 3, 4)), subset("add", {1: (4,)}, 0, (2, 3, 4))
+    (1, 2)
+    """
+    ranks = [len(size) for size in operands.values()]
+    if does(name, Does.BY_EXAMPLE):
+        batched = len(shape) >= 2 and (does(name, Does.NORMALIZES) or len(shape) == max(ranks))
+        return 1 if batched else None
+    if does(name, Does.SCALES | Does.DIVIDES | Does.ADDS | Does.NORMALIZES):
+        # such as a table of positions, the same for all examples
+        shared = len(shape) - max(_varying(size) for size in operands.values())
+        return shared if shared > 0 else None
+    if plain(name) == "embedding":
+        return len(shape)
+    if does(name, Does.BY_ROW | Does.BY_ROW_ON_THE_LEFT) and max(ranks) == 2:
+        matrices = [at for at, size in operands.items() if len(size) == 2]
+        return len(shape) - 1 if all(at > position for at in matrices) else None
+    return None
+
+
+def by_rows(name: str, sizes: Iterable[Sequence[int]]) -> bool:
+    """Whether a function with parameters of these sizes makes each row of its output from one of its input's rows."""
+    if does(name, Does.NORMALIZES):
+        return does(name, Does.BY_ROW) and all(len(size) == 1 for size in sizes)
+    return plain(name) == "linear"
+
+
+def _varying(size: Sequence[int]) -> int:
+    """How many axes of a parameter are left without those of length 1 in front, along which it is one for all."""
+    return next((len(size) - axis for axis, length in enumerate(size) if length > 1), 1)
+
+
+def _examples_axis(name: str, leaves: Sequence[Any]) -> int | None:
+    """The axis of examples in the input of a recurrence over sequences; None where there is none, as if packed."""
+    sequences = does(name, Does.SEQUENTIAL) and isinstance(leaves[0], Tensor) and leaves[0].dim() == 3
+    return int(leaves[-1] is not True) if sequences else None  # batch_first is the last argument

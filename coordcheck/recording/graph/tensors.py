@@ -1,4 +1,4 @@
-"""What is known of tensors that nobody keeps."""
+"""What is known of tensors, by tensor, while others keep them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 Known = TypeVar("Known")
 
 
-class Marks(Generic[Known]):
+class ByTensor(Generic[Known]):
     """What is known of tensors, without keeping them; torch's own dictionary for this takes twenty times as long."""
 
     def __init__(self) -> None:
@@ -21,5 +21,5 @@ class Marks(Generic[Known]):
         # the number of a tensor that is gone is given to another one
         return found[1] if found is not None and found[0]() is tensor else None
 
-    def __setitem__(self, tensor: Tensor, mark: Known) -> None:
-        self._by_id[id(tensor)] = weakref.ref(tensor), mark
+    def __setitem__(self, tensor: Tensor, known: Known) -> None:
+        self._by_id[id(tensor)] = weakref.ref(tensor), known

@@ -1,0 +1,271 @@
+"""A captured forward pass: which torch functions were called, on which tensors, and how they used parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from coordcheck.recording.graph.arguments import first_tensor, unflattened
+from coordcheck.recording.graph.fans import Fans, Given
+from coordcheck.recording.graph.flow import MOST, AttentionCall, Node
+from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, name_of
+from coordcheck.recording.graph.operands import Operand
+
+MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
+
+
+class Value:
+    """A tensor of a forward pass: what a call gave, or what came from outside. The tensor itself is not kept.
+
+    Args:
+        call: the call that gave it; None from outside.
+        shape: its shape.
+        operand: how it is made from a parameter, if it is made from one alone.
+        data: whether it depends on more than parameters and the model's tables.
+        learns: whether it asks for a gradient.
+        floating: whether it holds floating numbers.
+    """
+
+    __slots__ = ("call", "data", "floating", "learns", "operand", "shape")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        call: Call | None = None,
+        *,
+        operand: Operand | None = None,
+        data: bool = True,
+        learns: bool = False,
+        floating: bool = True,
+    ) -> None:
+        self.call, self.shape, self.operand, self.data = call, tuple(shape), operand, data
+        self.learns, self.floating = learns, floating
+
+    @property
+    def size(self) -> int:
+        """The number of its coordinates."""
+        return math.prod(self.shape)
+
+
+class Call:
+    """One call of a torch function.
+
+    Args:
+        name: the function's name.
+        leaves: its arguments in a list, with a `Value` in the place of each tensor.
+        spec: what puts them together.
+        function: the function.
+        layer: the path of the module in whose call it was made.
+    """
+
+    def __init__(
+        self, name: str, leaves: Sequence[Any], spec: Any = None, *, function: Any = None, layer: str = ""
+    ) -> None:
+        self.name, self.leaves, self.spec, self.function, self.layer = name, leaves, spec, function, layer
+        self.inputs = {position: leaf for position, leaf in enumerate(leaves) if isinstance(leaf, Value)}
+        """The tensors among its arguments, by position."""
+        self.operands = {p: value.operand for p, value in self.inputs.items() if value.operand is not None}
+        """Those that are made from a parameter."""
+        self.activations = {p: v for p, v in self.inputs.items() if v.operand is None and v.data and v.size > 1}
+        """Those that depend on data, without single numbers."""
+        self.outputs: list[Value] = []
+        self.view = False
+        """Whether what it gives is a view of the tensor that it is about."""
+        self.in_place = False
+        """Whether it wrote into one of its arguments."""
+        self.factor: float | None = None
+        """The number that it multiplies that tensor by, if it does only this."""
+        self.uses: list[UseCall] = []
+        """How it uses each of its parameters."""
+        self.kept: list[Any] | None = None
+        """Copies of its arguments, where it may be called again."""
+        self.rows: Tensor | None = None
+        """Some rows of its output, where they say as much as all."""
+        self.gradient: Tensor | None = None
+        """dL/dh of its first output, once a backward pass has come by."""
+        self.scale = 1.0
+        """Of a fused attention."""
+        self.logits: Tensor | float | None = None
+        """Of a product of two activations: its values, or their RMS."""
+
+    def fans(self, position: int) -> Fans | None:
+        """How its argument at a position acts, as a matrix; None for one that acts elementwise."""
+        args, kwargs = unflattened(self.leaves, self.spec)
+        given = Given(self.inputs[position].shape, position, tuple(self.inputs), self.leaves, args, kwargs)
+        return fans_of(self.name, given)
+
+    def __repr__(self) -> str:
+        return f"{self.layer}/{self.name}"
+
+
+class ModuleCall(NamedTuple):
+    """One module call, kept for parameters that no function was seen to take."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    random_state: Tensor
+
+
+class Terms:
+    """Many uses whose outputs one tensor sums, held as one: else each block would look at all those before it.
+
+    Args:
+        held: each with the scalar that its output is multiplied by.
+    """
+
+    matrix = True
+    fans = None
+
+    def __init__(self, held: Iterable[tuple[UseCall | Terms, float]]) -> None:
+        self.taken_up: set[tuple[float, bool]] = set()
+        """Of the functions that took up the sum: the scalar before it, and whether it contracts two activations."""
+        self.terms_of: list[tuple[Terms, float]] = []
+        """Further sums that it is a term of, with its scalar there."""
+        for use, factor in held:
+            use.terms_of.append((self, factor))
+
+    @property
+    def downstream(self) -> float:
+        """As of a use."""
+        return _only_factor(taken_up(self))
+
+
+def taken_up(term: UseCall | Terms) -> set[tuple[float, bool]]:
+    """All functions that took up an output, by itself or in a sum: the scalar before each, and whether it contracts."""
+    found, waiting = set[tuple[float, bool]](), [(term, 1.0)]
+    while waiting:
+        one, before = waiting.pop()
+        found.update((before * factor, contracted) for factor, contracted in one.taken_up)
+        waiting += [(terms, before * factor) for terms, factor in one.terms_of]
+    return found
+
+
+def _only_factor(taken: set[tuple[float, bool]]) -> float:
+    """The scalar before all of those functions, where it is one and no attention's."""
+    factors = {factor for factor, _ in taken}
+    return factors.pop() if len(factors) == 1 and not any(contracted for _, contracted in taken) else 1.0
+
+
+class UseCall(Node):
+    """One function call with a parameter among its arguments, ready to be called again with other values.
+
+    Args:
+        call: the call, with copies of its arguments.
+        position: of the parameter among them.
+    """
+
+    def __init__(self, call: Call, position: int) -> None:
+        super().__init__(call.layer, name_of(call.function))
+        self.made_by, self.position, self.operand = call, position, call.operands[position]
+        self.others = {p: other for p, other in call.operands.items() if p != position}
+        """The call's other parameters, by position."""
+        self.fans = call.fans(position)
+        self.taken_up: set[tuple[float, bool]] = set()
+        """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
+        self.terms_of: list[tuple[Terms, float]] = []
+        """The sums that it is a term of and that are followed as one, with its scalar there."""
+        self.pieces: tuple[int, ...] = ()
+        """Sizes into which the output's channels were split."""
+        self.source: Mark | None = None
+        """What is known of its input."""
+
+    @property
+    def leaves(self) -> list[Any]:
+        """Copies of the call's arguments; of a call that a later one stands for, the later one has them."""
+        return self.made_by.kept or []
+
+    @property
+    def spec(self) -> Any:
+        return self.made_by.spec
+
+    @property
+    def output(self) -> Tensor | None:
+        """Some rows of it, where they say as much as all."""
+        return self.made_by.rows if self is self.made_by.uses[0] else None
+
+    @property
+    def gradient(self) -> Tensor | None:
+        return self.made_by.gradient
+
+    @property
+    def parameter(self) -> str:
+        return self.operand.parameter
+
+    @property
+    def matrix(self) -> bool:
+        return self.fans is not None
+
+    @property
+    def linear(self) -> bool:
+        return is_linear(self.operation)
+
+    @cached_property
+    def input_position(self) -> int | None:
+        """The position of the activation among the arguments: the first floating tensor that is no parameter."""
+        added = does(self.operation, Does.ADDED)
+        for index, value in self.made_by.inputs.items():
+            own = index == self.position or index in self.others or (added and index == 0)
+            if not own and value.floating:
+                return index
+        return None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the function may be called with a change of the parameter alone, instead of before and after it."""
+        given = {p: leaf for p, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)}
+        others = [self.leaves[position] for position in self.others]
+        inputs = [leaf for p, leaf in given.items() if p != self.position and p not in self.others]
+        inputs = [leaf for leaf in inputs if leaf.is_floating_point()] or inputs  # beside them, ids are places
+        only_biases = does(self.operation, Does.BIASED) and all(other.dim() == 1 for other in others)
+        plain = self.matrix and does(self.operation, Does.ALONE) and (not others or only_biases)
+        same_type = self.operand.dtype == self.leaves[self.position].dtype
+        return plain and same_type and len(inputs) == 1
+
+    @property
+    def downstream(self) -> float:
+        """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
+        return _only_factor(taken_up(self)) if self.matrix else 1.0
+
+    @property
+    def upstream(self) -> float:
+        """The scalar that multiplies the input and does not belong to the output of the matrix before."""
+        if not self.matrix or self.source is None:
+            return 1.0
+        taken = any(use.matrix and use.downstream != 1.0 for use, _ in self.source.held)
+        return 1.0 if taken else self.source.factor
+
+    def call(self, values: Mapping[int, Any]) -> Tensor:
+        """Call the function again with other arguments at some positions; the first tensor it returns."""
+        leaves = [values.get(index, leaf) for index, leaf in enumerate(self.leaves)]
+        args, kwargs = unflattened(leaves, self.spec)
+        return first_tensor(self.made_by.function(*args, **kwargs))
+
+
+class Mark(NamedTuple):
+    """What is known of a tensor."""
+
+    held: tuple[tuple[UseCall | Terms, float], ...] = ()
+    """The uses whose outputs it is, or sums, each times a scalar."""
+    product: AttentionCall | None = None
+    """The product whose values it is, times `factor`."""
+    factor: float = 1.0
+    """The scalar that it was multiplied by last."""
+    flow: frozenset[Node] = frozenset()
+    """The nodes it depends on through no other node."""
+
+    def times(self, factor: float) -> Mark:
+        held = tuple((use, before * factor) for use, before in self.held)
+        return self._replace(held=held, factor=self.factor * factor)
+
+
+def summed(marks: Sequence[Mark]) -> Mark:
+    """What is known of a sum, or a concatenation: whatever its terms are, and the scalar that they share."""
+    held = {(use, abs(factor)): (use, factor) for mark in marks for use, factor in reversed(mark.held)}
+    factors = {abs(mark.factor) for mark in marks}
+    terms = tuple(held.values()) if len(held) <= MOST else ((Terms(held.values()), 1.0),)
+    return Mark(held=terms, factor=factors.pop() if len(factors) == 1 else 1.0)

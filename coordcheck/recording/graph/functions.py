@@ -1,0 +1,241 @@
+"""What torch functions do with a parameter and with an activation: one table, one row per function.
+
+A function is looked up by its plain name: `mul` stands for `mul_`, `multiply`, `__mul__`, `__rmul__` and `__imul__`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Flag, auto
+from functools import cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from coordcheck.recording.graph import fans
+from coordcheck.recording.graph.fans import Fans, Given
+
+
+class Does(Flag):
+    """What a function does; most do several of these."""
+
+    SCALES = auto()
+    """It multiplies two tensors, or a tensor by a number."""
+    DIVIDES = auto()
+    NEGATES = auto()
+    ADDS = auto()
+    JOINS = auto()
+    """It puts values of several tensors into one."""
+    MOVES = auto()
+    """It hands on the same values, or some of them, in another shape, place or precision."""
+    SPLITS = auto()
+    PICKS = auto()
+    """It takes some rows of a table."""
+    SCORES = auto()
+    """Logits that it takes are still logits, masked or capped."""
+    CURVES = auto()
+    """It is a function of every coordinate by itself, which a parameter may go through before it is used."""
+    AVERAGES = auto()
+    MULTIPLIES = auto()
+    """It sums products of two tensors over an axis."""
+    ADDED = auto()
+    """Its first argument is added to a product of the others."""
+    ATTENDS = auto()
+    SOFTMAXES = auto()
+    """It makes probabilities of logits."""
+    BIASED = auto()
+    """It is linear in a weight and an input, with nothing added but a bias."""
+    ALONE = auto()
+    """It is linear in a weight and an input, and may be called with a change of the weight alone."""
+    GROUPED = auto()
+    """It takes a matrix per group of rows, as per expert."""
+    STACKED = auto()
+    """It may take a stack of matrices, as of experts."""
+    NORMALIZES = auto()
+    """It is a normalisation of activations."""
+    GAINED = auto()
+    """Its arguments are (x, shape or groups, gain, bias), and it is linear in the last two."""
+    BY_ROW = auto()
+    """It acts on every row of its input by itself."""
+    BY_ROW_ON_THE_LEFT = auto()
+    """Likewise with a matrix to their right."""
+    BY_EXAMPLE = auto()
+    SEQUENTIAL = auto()
+    """It runs over a sequence, with a state."""
+    RECURRENT = auto()
+
+
+class Function(NamedTuple):
+    """A row of the table."""
+
+    does: Does
+    fans: Callable[[Given], Fans] | None = None
+    """Over which axes of a weight it sums; None where it acts on every coordinate by itself, or that is not known."""
+
+
+_NOTHING = Function(Does(0))
+_CONVOLUTION = Does.BIASED | Does.ALONE | Does.BY_EXAMPLE
+_MATMUL = Does.MULTIPLIES | Does.ALONE | Does.BY_ROW_ON_THE_LEFT
+_ROW_NORM = Does.NORMALIZES | Does.GAINED | Does.BY_ROW
+_CELL, _SEQUENCE = Does.RECURRENT, Does.RECURRENT | Does.SEQUENTIAL
+
+FUNCTIONS: Mapping[str, Function] = {
+    # linear in a weight
+    "linear": Function(Does.MULTIPLIES | Does.BIASED | Does.ALONE | Does.BY_ROW, fans.of_linear),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Function(_CONVOLUTION, fans.of_convolution)),
+    **dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        Function(_CONVOLUTION, fans.of_transposed_convolution),
+    ),
+    "embedding": Function(Does.ALONE | Does.BY_ROW | Does.PICKS, fans.of_embedding),
+    "embedding_bag": Function(Does.PICKS, fans.of_embedding),
+    "getitem": Function(Does.PICKS | Does.SPLITS, fans.of_embedding),
+    "index_select": Function(Does.PICKS, fans.of_embedding),
+    "matmul": Function(_MATMUL | Does.STACKED, fans.of_product),
+    "mm": Function(_MATMUL, fans.of_product),
+    "mv": Function(Does.ALONE, fans.of_product),
+    "bmm": Function(Does.MULTIPLIES | Does.ALONE | Does.STACKED, fans.of_product),
+    **dict.fromkeys(
+        ("grouped_mm", "grouped_mm_fallback"),
+        Function(Does.ALONE | Does.GROUPED | Does.STACKED, fans.of_product),
+    ),
+    "addmm": Function(Does.MULTIPLIES | Does.ADDED | Does.BY_ROW_ON_THE_LEFT, fans.of_added_product),
+    "baddbmm": Function(Does.MULTIPLIES | Does.ADDED | Does.STACKED, fans.of_added_product),
+    **dict.fromkeys(("addmv", "addbmm"), Function(Does.ADDED, fans.of_added_product)),
+    "einsum": Function(Does.MULTIPLIES | Does.STACKED, fans.of_einsum),
+    "tensordot": Function(Does(0), fans.of_tensordot),
+    # with a state
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), Function(_SEQUENCE, fans.of_linear)),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), Function(_CELL, fans.of_linear)),
+    # attention
+    "scaled_dot_product_attention": Function(Does.ATTENDS),
+    **dict.fromkeys(("softmax", "log_softmax"), Function(Does.SOFTMAXES)),
+    # normalisations
+    **dict.fromkeys(("layer_norm", "rms_norm"), Function(_ROW_NORM)),
+    "group_norm": Function(Does.NORMALIZES | Does.GAINED | Does.BY_EXAMPLE),
+    **dict.fromkeys(("batch_norm", "instance_norm"), Function(Does.NORMALIZES | Does.BY_EXAMPLE)),
+    # of every coordinate
+    "mul": Function(Does.SCALES),
+    "div": Function(Does.DIVIDES),
+    "neg": Function(Does.NEGATES),
+    **dict.fromkeys(("add", "sub"), Function(Does.ADDS | Does.SCORES | Does.CURVES)),
+    "rsub": Function(Does.JOINS | Does.CURVES),
+    **dict.fromkeys(("tril", "triu"), Function(Does.SCORES)),
+    **dict.fromkeys(("masked_fill", "where"), Function(Does.SCORES | Does.JOINS)),
+    "clamp": Function(Does.SCORES | Does.CURVES),
+    **dict.fromkeys(("sigmoid", "exp"), Function(Does.SOFTMAXES | Does.CURVES)),
+    "tanh": Function(Does.SCORES | Does.CURVES),
+    **dict.fromkeys(("expm1", "log", "log1p", "logsigmoid", "softplus", "relu", "silu"), Function(Does.CURVES)),
+    **dict.fromkeys(("abs", "square", "sqrt", "rsqrt", "reciprocal"), Function(Does.CURVES)),
+    "pow": Function(Does.JOINS | Does.CURVES),
+    "rpow": Function(Does.JOINS),
+    # of several tensors
+    **dict.fromkeys(("cat", "stack", "hstack", "vstack"), Function(Does.JOINS)),
+    **dict.fromkeys(("maximum", "minimum", "lerp", "addcmul", "addcdiv", "copysign"), Function(Does.JOINS)),
+    "written": Function(Does.JOINS),
+    **dict.fromkeys(("mean", "sum"), Function(Does.AVERAGES)),
+    # the same values
+    "dropout": Function(Does.MOVES | Does.JOINS),
+    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d"), Function(Does.MOVES)),
+    **dict.fromkeys(("clone", "contiguous", "detach", "to", "type", "type_as"), Function(Does.MOVES)),
+    **dict.fromkeys(("float", "half", "bfloat16", "double"), Function(Does.MOVES)),
+    **dict.fromkeys(("reshape", "flatten", "expand_as", "view_as", "reshape_as"), Function(Does.MOVES)),
+    **dict.fromkeys(("split", "chunk", "tensor_split", "split_with_sizes", "unbind"), Function(Does.SPLITS)),
+}
+_SYNONYMS = {
+    **dict.fromkeys(("multiply", "rmul", "imul"), "mul"),
+    **dict.fromkeys(("divide", "true_divide", "truediv", "itruediv"), "div"),
+    **dict.fromkeys(("radd", "iadd"), "add"),
+    **dict.fromkeys(("subtract", "isub"), "sub"),
+    **dict.fromkeys(("concat", "concatenate"), "cat"),
+    **{"negative": "neg", "clip": "clamp", "linalg_matmul": "matmul"},
+}
+ATTRIBUTES = frozenset({"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_leaf", "is_cuda", "grad_fn"})
+
+
+def name_of(function: Any) -> str:
+    """The name of a torch function as `TorchFunctionMode` hands it over."""
+    return str(getattr(function, "__name__", function))
+
+
+@cache
+def plain(name: str) -> str:
+    """The name that stands for all spellings of a function.
+
+    >>> plain("__rmul__"), plain("mul_"), plain("_grouped_mm"), plain("linear")
+    ('mul', 'mul', 'grouped_mm', 'linear')
+    """
+    bare = name.strip("_")
+    return _SYNONYMS.get(bare, bare)
+
+
+def row(name: str) -> Function:
+    """What is known of a function; of an unknown one, nothing."""
+    return FUNCTIONS.get(plain(name), _NOTHING)
+
+
+def does(name: str, what: Does) -> bool:
+    """Whether a function does one of these.
+
+    >>> does("__matmul__", Does.MULTIPLIES), does("relu_", Does.ADDS | Does.JOINS)
+    (True, False)
+    """
+    return bool(row(name).does & what)
+
+
+def is_linear(name: str) -> bool:
+    """Whether a function is linear in each of its tensor arguments, the others being fixed."""
+    known = row(name)
+    return (known.fans is not None and not known.does & Does.RECURRENT) or bool(known.does & (Does.SCALES | Does.ADDS))
+
+
+def is_known(name: str) -> bool:
+    """Whether it is known over which axes a function sums."""
+    elementwise = Does.SCALES | Does.DIVIDES | Does.ADDS | Does.NORMALIZES | Does.JOINS
+    return row(name).fans is not None or does(name, elementwise)
+
+
+def fans_of(name: str, given: Given) -> Fans | None:
+    """How a weight acts in a call; None for one that acts elementwise."""
+    known = row(name)
+    flat = len(given.shape) < 2 and plain(name) not in ("matmul", "mm", "einsum")  # a bias
+    if known.fans is None or flat or (known.does & Does.ADDED and given.position == 0):
+        return None
+    return known.fans(given)
+
+
+def acts_as(name: str, weight: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Whether a vector is the "gain" or the "bias" of a normalisation, in which that is linear; else nothing."""
+    if does(name, Does.GAINED):
+        for place, role in ((2, "gain"), (3, "bias")):
+            if (args[place] if len(args) > place else kwargs.get("weight" if role == "gain" else "bias")) is weight:
+                return role
+    return ""
+
+
+def tells(function: Any) -> bool:
+    """Whether a function only reads what a tensor is like, such as its shape."""
+    return name_of(function) == "__get__" and getattr(getattr(function, "__self__", None), "__name__", "") in ATTRIBUTES
+
+
+def inside(function: Any) -> bool:
+    """Whether a function is one of torch's own compositions, whose steps can be looked at one by one."""
+    return function is F.multi_head_attention_forward
+
+
+def steps_of(function: Any) -> Any:
+    """A copy of a composition that does not ask whether a mode would take it as a whole."""
+    # of the names that it looks up there, one is another; torch itself is not changed, which other threads may be using
+    names = {**function.__globals__, "has_torch_function": lambda tensors: False}
+    made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def written(into: Tensor, place: Any, value: Any) -> Tensor:
+    """A tensor with a value at some places: `into[place] = value`, as a function that gives something."""
+    into = into.clone()
+    into[place] = value
+    return into

@@ -1,0 +1,233 @@
+"""Captured calls -> what is known of their parameters: multipliers, what feeds what, blocks, attentions.
+
+A scalar that multiplies the input, the output or the parameter right beside a function belongs to that use: it does not
+matter whether a multiplier stands inside a module or in the code around it. Everything here reads the graph; no model
+is needed, and nothing is run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from coordcheck.recording.graph.arguments import unflattened
+from coordcheck.recording.graph.attention import fused_arguments
+from coordcheck.recording.graph.calls import MAX_BLOCKS, Call, Mark, UseCall, Value, summed
+from coordcheck.recording.graph.flow import AttentionCall, Node, joined
+from coordcheck.recording.graph.functions import Does, does, plain
+from coordcheck.recording.graph.roles import averages, contracts
+
+NOTHING = Mark()
+
+
+class Reading:
+    """What is known of one forward pass.
+
+    Args:
+        calls: in the order in which they were made.
+
+    Attributes:
+        attentions: in the order of their softmax.
+        products: all products of two activations, those of attentions that are not fused among them.
+        skipped: calls that could not be read.
+    """
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        self.attentions: list[AttentionCall] = []
+        self.products: list[AttentionCall] = []
+        self.skipped = Counter[str]()
+        self._attended: set[AttentionCall] = set()
+        self._marks: dict[Call, Mark] = {}
+        self._last: dict[tuple[str, str], UseCall] = {}
+        for call in calls:
+            try:
+                self._marks[call] = self._use(call) if call.uses else self._follow(call)
+            except Exception as error:  # of a call that is unlike all others; the rest is read
+                self.skipped[f"{call.name} ({type(error).__name__})"] += 1
+
+    def of(self, value: Value) -> Mark:
+        """What is known of a tensor."""
+        return NOTHING if value.call is None else self._marks.get(value.call, NOTHING)
+
+    def outside(self, exits: Iterable[tuple[str, Value]]) -> dict[str, float]:
+        """The scalar that multiplies a module's output outside of it, by path, where there is one.
+
+        Args:
+            exits: what modules gave, by path, call by call.
+        """
+        held = {path: mark.held for path, value in exits if (mark := self.of(value)).held}
+        found = {}
+        for path, uses in held.items():
+            factors = {use.downstream / factor for use, factor in uses if factor}
+            if len(factors) == 1:
+                found[path] = factors.pop()
+        return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}
+
+    def _follow(self, call: Call) -> Mark:
+        """A function of activations hands on what is known of them."""
+        known = {position: self.of(value) for position, value in call.activations.items()}
+        for rule in _RULES:
+            mark = rule(self, call, known)
+            if mark is not None:
+                return mark
+        _take_up(known.values())
+        return Mark(flow=_flow(known))
+
+    def _use(self, call: Call) -> Mark:
+        """A function of activations and parameters."""
+        known = {position: self.of(value) for position, value in call.activations.items()}
+        for use in call.uses:
+            use.source = None if use.input_position is None else known.get(use.input_position)
+            key = use.parameter, use.operation
+            if key in self._last:  # what an earlier use feeds, its parameter feeds
+                use.feeds |= self._last[key].feeds
+            self._last[key] = use
+        return self._after_use(call, known)
+
+    def _after_use(self, call: Call, known: Mapping[int, Mark]) -> Mark:
+        """What is known of the output of a function that uses parameters."""
+        product = next((mark for mark in known.values() if mark.product), None)
+        flow = _flow(known)
+        matrices = [use for use in call.uses if use.matrix]
+        for node in flow:
+            node.feeds.update(matrices)
+        if call.factor is not None and len(known) == 1:  # a learned scalar acts with its initial value
+            (mark,) = known.values()
+            return mark.times(call.factor)
+        if product is not None and does(call.name, Does.SCORES | Does.SCALES):  # a bias or temperature of logits
+            return product._replace(flow=flow)
+        if does(call.name, Does.ADDS | Does.JOINS):  # a bias: the sum is still what it was
+            return summed(list(known.values()))._replace(flow=flow)
+        _take_up(known.values())
+        held = tuple((use, 1.0) for use in matrices[:1] if use.linear)
+        return Mark(held=held, flow=frozenset(matrices) or flow)
+
+    def attend(self, mark: Mark) -> None:
+        """Logits that a softmax makes probabilities of."""
+        attention = mark.product
+        if attention is not None and attention not in self._attended:
+            self._attended.add(attention)
+            attention.scale *= mark.factor
+            attention.after = mark.factor
+            attention.logits = None if attention.logits is None else attention.logits * mark.factor
+            self.attentions.append(attention)
+
+
+Known = Mapping[int, Mark]
+"""What is known of a call's activations, by position."""
+Rule = Callable[[Reading, Call, Known], "Mark | None"]
+"""What is known of the output of a call, or None where the rule is about others."""
+
+
+def _multiplied(reading: Reading, call: Call, known: Known) -> Mark | None:
+    if call.factor is None:
+        return None
+    first = next(iter(known.values()), NOTHING)
+    return next((mark for mark in known.values() if mark != NOTHING), first).times(call.factor)
+
+
+def _moved(reading: Reading, call: Call, known: Known) -> Mark | None:
+    if not does(call.name, Does.MOVES) and (call.in_place or not call.view):
+        return None
+    mark = next(iter(known.values()), NOTHING)
+    _split(call, mark)
+    return mark
+
+
+def _attended(reading: Reading, call: Call, known: Known) -> Mark | None:
+    product = next((mark for mark in known.values() if mark.product), None)
+    if product is None or not does(call.name, Does.SOFTMAXES):
+        return None
+    reading.attend(product)
+    return Mark(flow=_flow(known))
+
+
+def _fused(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A fused attention: its scale and its logits were taken when it was called."""
+    if not does(call.name, Does.ATTENDS):
+        return None
+    given = fused_arguments(call.leaves, call.spec)
+    scored, taken = [reading.of(given["query"]), reading.of(given["key"])], reading.of(given["value"])
+    _take_up(scored, contracted=True)
+    _take_up([taken])
+    attention = AttentionCall(call.layer, plain(call.name))
+    attention.head_size = int(given["query"].shape[-1])
+    attention.scale = call.scale * scored[0].factor * scored[1].factor
+    attention.logits = call.logits
+    for node in scored[0].flow | scored[1].flow:
+        node.feeds.add(attention)
+    reading.attentions.append(attention)
+    return Mark(flow=taken.flow | {attention})
+
+
+def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A product of two activations: attention logits, if a softmax follows."""
+    if not contracts(call):
+        return None
+    _take_up(known.values(), contracted=True)
+    left, right = list(known)[-2:]
+    _, kwargs = unflattened(call.leaves, call.spec)
+    fans = call.fans(right)
+    attention = AttentionCall(call.layer, call.name)
+    attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left, right)
+    alpha = kwargs.get("alpha", 1) if does(call.name, Does.ADDED) else 1
+    attention.scale = known[left].factor * known[right].factor * float(alpha)
+    attention.logits = call.logits
+    flow = _flow(known)
+    for node in flow:
+        node.feeds.add(attention)
+    reading.products.append(attention)
+    return Mark(product=attention, flow=flow | {attention})
+
+
+def _scored(reading: Reading, call: Call, known: Known) -> Mark | None:
+    product = next((mark for mark in known.values() if mark.product), None)
+    return product._replace(flow=_flow(known)) if product is not None and does(call.name, Does.SCORES) else None
+
+
+def _summed(reading: Reading, call: Call, known: Known) -> Mark | None:
+    if not does(call.name, Does.ADDS | Does.JOINS) and not averages(call):
+        return None
+    return summed(list(known.values()))._replace(flow=_flow(known))
+
+
+def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A product with a table: rotary positions keep a scale."""
+    held = [mark for mark in known.values() if mark.held]
+    tables = [call.activations[position] for position, mark in known.items() if not mark.held]
+    if not does(call.name, Does.SCALES) or len(held) != 1 or any(table.learns for table in tables):
+        return None
+    return held[0]._replace(flow=_flow(known))
+
+
+_RULES: Sequence[Rule] = (_multiplied, _moved, _attended, _fused, _product, _scored, _summed, _tabled)
+
+
+def _flow(known: Known) -> frozenset[Node]:
+    return joined(mark.flow for mark in known.values())
+
+
+def _take_up(marks: Iterable[Mark], contracted: bool = False) -> None:
+    for mark in marks:
+        for use, factor in mark.held:
+            use.taken_up.add((factor, contracted))
+
+
+def _split(call: Call, mark: Mark) -> None:
+    """Note into which blocks of channels a matrix's output is split."""
+    use = mark.held[0][0] if len(mark.held) == 1 else None
+    if not isinstance(use, UseCall) or use.fans is None or use.pieces or not does(call.name, Does.SPLITS):
+        return
+    if plain(call.name) == "getitem" and not (len(call.leaves) == 2 and isinstance(call.leaves[1], int)):
+        return
+    whole, channels = next(iter(call.activations.values())).shape, use.fans.fan_out
+    lasts, count = tuple(piece.shape[-1] for piece in call.outputs), len(call.outputs)
+    if count > 1 and sum(lasts) == channels == whole[-1]:
+        use.pieces = lasts
+        return
+    # (..., 3, ...) taken apart along an axis of its own
+    parts = count if count > 1 else whole[0]
+    rank = len(use.made_by.outputs[0].shape)
+    removed = len(whole) - len(call.outputs[0].shape) == 1 and len(whole) > rank  # an axis made of channels
+    if removed and 2 <= parts <= MAX_BLOCKS and channels % parts == 0:
+        use.pieces = (channels // parts,) * parts

@@ -1,0 +1,157 @@
+"""What is read off a graph that was written by hand: no model, no torch function is called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from coordcheck.recording.graph.arguments import Flat
+from coordcheck.recording.graph.calls import Call, UseCall, Value
+from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.reading import Reading
+from coordcheck.recording.graph.roles import Role, role_of
+
+N = 8
+
+
+class Graph:
+    """A pass through a function of that name after another."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.x = Value((4, N))
+
+    def weight(self, name: str, *shape: int) -> Value:
+        shape = shape or (N, N)
+        strides = tuple(N ** (len(shape) - 1 - axis) for axis in range(len(shape)))
+        return Value(shape, operand=Operand(name, shape, strides, 0), learns=True)
+
+    def call(self, name: str, *leaves: Any, gives: tuple[int, ...] = (4, N), **facts: Any) -> Value:
+        call = Call(name, leaves, Flat(len(leaves), ()), function=name)
+        for fact, value in facts.items():
+            setattr(call, fact, value)
+        if role_of(call) is Role.USES:
+            call.uses = [UseCall(call, position) for position in call.operands]
+        call.outputs = [Value(gives, call)]
+        self.calls.append(call)
+        return call.outputs[0]
+
+    def linear(self, name: str, x: Value) -> Value:
+        return self.call("linear", x, self.weight(name))
+
+    def use(self, name: str) -> UseCall:
+        return next(use for call in self.calls for use in call.uses if use.parameter == name)
+
+
+def multipliers(graph: Graph, name: str) -> tuple[float, float]:
+    Reading(graph.calls)
+    use = graph.use(name)
+    return use.upstream, use.downstream
+
+
+@pytest.mark.parametrize(
+    ("spelled", "factor"), [("mul", 3.0), ("__rmul__", 3.0), ("div", 0.5), ("neg", -1.0)], ids=lambda value: str(value)
+)
+def test_a_scalar_behind_a_matrix_is_its_multiplier(spelled: str, factor: float):
+    graph = Graph()
+    h = graph.call(spelled, graph.linear("w", graph.x), factor, factor=factor)
+    graph.linear("v", h)
+    assert multipliers(graph, "w") == (1.0, factor)
+    assert multipliers(graph, "v") == (1.0, 1.0)
+
+
+def test_a_scalar_behind_an_activation_belongs_to_what_follows():
+    graph = Graph()
+    h = graph.call("relu", graph.linear("w", graph.x))
+    graph.linear("v", graph.call("mul", h, 3.0, factor=3.0))
+    assert multipliers(graph, "w") == (1.0, 1.0)
+    assert multipliers(graph, "v") == (3.0, 1.0)
+
+
+def test_a_sum_hands_a_scalar_on_to_all_its_terms():
+    graph = Graph()
+    both = graph.call("add", graph.linear("w", graph.x), graph.linear("u", graph.x))
+    graph.linear("v", graph.call("mul", both, 0.5, factor=0.5))
+    assert multipliers(graph, "w")[1] == multipliers(graph, "u")[1] == 0.5
+
+
+def test_a_matrix_feeds_those_that_take_it_up_next():
+    graph = Graph()
+    h = graph.call("relu", graph.linear("a", graph.x))
+    h = graph.call("layer_norm", graph.linear("b", h), (N,), graph.weight("g", N))
+    graph.linear("c", h)
+    Reading(graph.calls)
+    assert graph.use("a").fed == {graph.use("b")}
+    assert graph.use("b").fed == {graph.use("c")}
+    assert graph.use("c").fed == set()
+
+
+@pytest.mark.parametrize("cap", ["masked_fill", "tanh", ""])
+def test_a_product_that_a_softmax_takes_up_is_an_attention(cap: str):
+    graph = Graph()
+    q, k = graph.linear("q", graph.x), graph.linear("k", graph.x)
+    scores = graph.call("matmul", q, graph.call("transpose", k, 0, 1, gives=(N, 4), view=True), gives=(4, 4))
+    scores = graph.call("mul", scores, 0.25, factor=0.25, gives=(4, 4))
+    scores = graph.call(cap, scores, gives=(4, 4)) if cap else scores
+    graph.call("softmax", scores, gives=(4, 4))
+    reading = Reading(graph.calls)
+    (attention,) = reading.attentions
+    assert (attention.scale, attention.head_size) == (0.25, N)
+    assert graph.use("q").fed == graph.use("k").fed == {attention}
+    assert graph.use("q").downstream == 1.0
+
+
+def test_a_product_that_none_takes_up_is_none():
+    graph = Graph()
+    graph.call("matmul", graph.linear("q", graph.x), graph.linear("k", graph.x), gives=(4, 4))
+    reading = Reading(graph.calls)
+    assert not reading.attentions
+    assert len(reading.products) == 1
+
+
+def test_channels_that_are_split_are_blocks_of_their_matrix():
+    graph = Graph()
+    qkv = graph.call("linear", graph.x, graph.weight("qkv", 3 * N, N), gives=(4, 3 * N))
+    graph.call("chunk", qkv, 3, -1, view=True)
+    graph.calls[-1].outputs = [Value((4, N), graph.calls[-1]) for _ in range(3)]
+    Reading(graph.calls)
+    assert graph.use("qkv").pieces == (N, N, N)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "name", "role"),
+    [
+        (("x", "w"), "linear", Role.USES),
+        (("w",), "exp", Role.DERIVES),
+        (("w", "x"), "type_as", Role.DERIVES),
+        (("table",), "cos", Role.COMPUTES),
+        (("x", "table"), "mul", Role.FOLLOWS),
+        (("stack", "x"), "__getitem__", Role.PICKS),
+    ],
+)
+def test_the_role_of_a_call_is_that_of_its_arguments(leaves: tuple[str, ...], name: str, role: Role):
+    graph = Graph()
+    given = {
+        "x": graph.x,
+        "w": graph.weight("w"),
+        "stack": graph.weight("stack", 2, N, N),
+        "table": Value((N, N), data=False),
+    }
+    assert role_of(Call(name, [given[leaf] for leaf in leaves])) is role
+
+
+def test_a_call_that_cannot_be_read_is_counted_and_the_rest_is_read():
+    graph = Graph()
+    graph.call("scaled_dot_product_attention", graph.x)  # without keys
+    graph.linear("w", graph.call("mul", graph.x, 2.0, factor=2.0))
+    reading = Reading(graph.calls)
+    assert list(reading.skipped) == ["scaled_dot_product_attention (KeyError)"]
+    assert graph.use("w").upstream == 2.0
+
+
+def test_an_exit_has_the_scalar_that_follows_it_outside():
+    graph = Graph()
+    out = graph.linear("w", graph.x)
+    graph.linear("v", graph.call("mul", out, 3.0, factor=3.0))
+    assert Reading(graph.calls).outside([("head", out)]) == {"head": 3.0}
