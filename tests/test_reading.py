@@ -69,6 +69,56 @@ def test_a_scalar_behind_an_activation_belongs_to_what_follows():
     assert multipliers(graph, "v") == (3.0, 1.0)
 
 
+def test_where_a_branch_has_a_scalar_of_its_own_the_matrix_keeps_what_comes_before_it():
+    graph = Graph()
+    h = graph.call("mul", graph.linear("w", graph.x), 0.5, factor=0.5)
+    skip = graph.call("mul", h, 0.9, factor=0.9)
+    graph.linear("u", graph.call("add", graph.linear("v", h), skip))
+    assert multipliers(graph, "w") == (1.0, 0.5)
+    assert multipliers(graph, "v") == (1.0, 1.0)
+
+
+NORMS = ["rms_norm", "layer_norm", "normalize", "rms by hand", "layer by hand"]
+
+
+def normed(graph: Graph, x: Value, how: str) -> Value:
+    """x after a normalisation without gains."""
+    row = {"gives": (4, 1)}
+    if how == "layer by hand":
+        x = graph.call("sub", x, graph.call("mean", x, -1, True, **row))
+    if "by hand" in how:
+        square = graph.call("pow", graph.call("to", x, "float64"), 2)
+        root = graph.call("rsqrt", graph.call("add", graph.call("mean", square, -1, True, **row), 1e-6, **row), **row)
+        return graph.call("__mul__", x, root)
+    return graph.call(how, x)
+
+
+@pytest.mark.parametrize("how", NORMS)
+def test_a_scalar_in_front_of_a_normalisation_is_undone_by_it(how: str):
+    graph = Graph()
+    stream = graph.call("add", graph.linear("w", graph.x), graph.linear("u", graph.x))
+    graph.linear("v", normed(graph, graph.call("mul", stream, 0.25, factor=0.25), how))
+    assert multipliers(graph, "w")[1] == multipliers(graph, "u")[1] == 1.0
+    assert multipliers(graph, "v") == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("how", NORMS)
+def test_the_scalar_of_one_term_of_what_is_normalized_is_not_undone(how: str):
+    graph = Graph()
+    branch = graph.call("mul", graph.linear("w", graph.x), 0.25, factor=0.25)
+    graph.linear("v", normed(graph, graph.call("add", branch, graph.linear("u", graph.x)), how))
+    assert multipliers(graph, "w")[1] == 0.25
+    assert multipliers(graph, "u")[1] == 1.0
+
+
+def test_a_gate_is_no_normalisation():
+    graph = Graph()
+    h = graph.call("mul", graph.linear("w", graph.x), 0.25, factor=0.25)
+    gate = graph.call("sigmoid", graph.call("linear", h, graph.weight("gate", 1, N), gives=(4, 1)), gives=(4, 1))
+    graph.linear("v", graph.call("mul", h, gate))
+    assert multipliers(graph, "w")[1] == 0.25
+
+
 def test_a_sum_hands_a_scalar_on_to_all_its_terms():
     graph = Graph()
     both = graph.call("add", graph.linear("w", graph.x), graph.linear("u", graph.x))

@@ -145,10 +145,12 @@ def taken_up(term: UseCall | Terms) -> set[tuple[float, bool]]:
     return found
 
 
-def _only_factor(taken: set[tuple[float, bool]]) -> float:
-    """The scalar before all of those functions, where it is one and no attention's."""
+def _only_factor(taken: set[tuple[float, bool]], chained: float = 1.0) -> float:
+    """The scalar before all of those functions, and no attention's; where they differ, what comes before all else."""
     factors = {factor for factor, _ in taken}
-    return factors.pop() if len(factors) == 1 and not any(contracted for _, contracted in taken) else 1.0
+    if any(contracted for _, contracted in taken):
+        return 1.0
+    return factors.pop() if len(factors) == 1 else chained
 
 
 class UseCall(Node):
@@ -169,6 +171,8 @@ class UseCall(Node):
         """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
         self.terms_of: list[tuple[Terms, float]] = []
         """The sums that it is a term of and that are followed as one, with its scalar there."""
+        self.chained = 1.0
+        """The scalar that its output is multiplied by before anything else becomes of it."""
         self.pieces: tuple[int, ...] = ()
         """Sizes into which the output's channels were split."""
         self.source: Mark | None = None
@@ -229,7 +233,7 @@ class UseCall(Node):
     @property
     def downstream(self) -> float:
         """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
-        return _only_factor(taken_up(self)) if self.matrix else 1.0
+        return _only_factor(taken_up(self), self.chained) if self.matrix else 1.0
 
     @property
     def upstream(self) -> float:

@@ -55,6 +55,8 @@ class Does(Flag):
     """It may take a stack of matrices, as of experts."""
     NORMALIZES = auto()
     """It is a normalisation of activations."""
+    CANCELS = auto()
+    """What its input is multiplied by changes nothing."""
     GAINED = auto()
     """Its arguments are (x, shape or groups, gain, bias), and it is linear in the last two."""
     BY_ROW = auto()
@@ -78,7 +80,7 @@ class Function(NamedTuple):
 _NOTHING = Function(Does(0))
 _CONVOLUTION = Does.BIASED | Does.ALONE | Does.BY_EXAMPLE
 _MATMUL = Does.MULTIPLIES | Does.ALONE | Does.BY_ROW_ON_THE_LEFT
-_ROW_NORM = Does.NORMALIZES | Does.GAINED | Does.BY_ROW
+_ROW_NORM = Does.NORMALIZES | Does.CANCELS | Does.GAINED | Does.BY_ROW
 _CELL, _SEQUENCE = Does.RECURRENT, Does.RECURRENT | Does.SEQUENTIAL
 
 FUNCTIONS: Mapping[str, Function] = {
@@ -114,8 +116,9 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("softmax", "log_softmax"), Function(Does.SOFTMAXES)),
     # normalisations
     **dict.fromkeys(("layer_norm", "rms_norm"), Function(_ROW_NORM)),
-    "group_norm": Function(Does.NORMALIZES | Does.GAINED | Does.BY_EXAMPLE),
-    **dict.fromkeys(("batch_norm", "instance_norm"), Function(Does.NORMALIZES | Does.BY_EXAMPLE)),
+    "group_norm": Function(Does.NORMALIZES | Does.CANCELS | Does.GAINED | Does.BY_EXAMPLE),
+    **dict.fromkeys(("batch_norm", "instance_norm"), Function(Does.NORMALIZES | Does.CANCELS | Does.BY_EXAMPLE)),
+    **dict.fromkeys(("normalize", "cosine_similarity"), Function(Does.CANCELS)),
     # of every coordinate
     "mul": Function(Does.SCALES),
     "div": Function(Does.DIVIDES),

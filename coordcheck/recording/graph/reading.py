@@ -15,7 +15,7 @@ from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import MAX_BLOCKS, Call, Mark, UseCall, Value, summed
 from coordcheck.recording.graph.flow import AttentionCall, Node, joined
 from coordcheck.recording.graph.functions import Does, does, plain
-from coordcheck.recording.graph.roles import averages, contracts
+from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, summarizes
 
 NOTHING = Mark()
 
@@ -39,6 +39,12 @@ class Reading:
         self._attended: set[AttentionCall] = set()
         self._marks: dict[Call, Mark] = {}
         self._last: dict[tuple[str, str], UseCall] = {}
+        calls = list(calls)
+        self.users: dict[Value, list[Call]] = {}
+        """The calls that take a tensor."""
+        for call in calls:
+            for value in call.inputs.values():
+                self.users.setdefault(value, []).append(call)
         for call in calls:
             try:
                 self._marks[call] = self._use(call) if call.uses else self._follow(call)
@@ -73,11 +79,25 @@ class Reading:
         _take_up(known.values())
         return Mark(flow=_flow(known))
 
+    def chained(self, value: Value) -> float:
+        """The scalar that a tensor is multiplied by before anything else becomes of it."""
+        factor = 1.0
+        while len(takers := self.users.get(value, [])) == 1:
+            (taker,) = takers
+            if len(taker.outputs) != 1:
+                break
+            if taker.uses or (taker.factor is None and not (taker.view or does(taker.name, Does.MOVES))):
+                break
+            factor *= 1.0 if taker.factor is None else taker.factor
+            (value,) = taker.outputs
+        return factor
+
     def _use(self, call: Call) -> Mark:
         """A function of activations and parameters."""
         known = {position: self.of(value) for position, value in call.activations.items()}
         for use in call.uses:
             use.source = None if use.input_position is None else known.get(use.input_position)
+            use.chained = self.chained(call.outputs[0])
             key = use.parameter, use.operation
             if key in self._last:  # what an earlier use feeds, its parameter feeds
                 use.feeds |= self._last[key].feeds
@@ -98,7 +118,7 @@ class Reading:
             return product._replace(flow=flow)
         if does(call.name, Does.ADDS | Does.JOINS):  # a bias: the sum is still what it was
             return summed(list(known.values()))._replace(flow=flow)
-        _take_up(known.values())
+        _take_up(known.values(), cancelled=does(call.name, Does.CANCELS))
         held = tuple((use, 1.0) for use in matrices[:1] if use.linear)
         return Mark(held=held, flow=frozenset(matrices) or flow)
 
@@ -191,6 +211,23 @@ def _summed(reading: Reading, call: Call, known: Known) -> Mark | None:
     return summed(list(known.values()))._replace(flow=_flow(known))
 
 
+def _normalized(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A normalisation: what its input was multiplied by changes nothing."""
+    at = by_own_norm(call)
+    if at is None and not does(call.name, Does.CANCELS):
+        return None
+    _take_up([known[at]] if at is not None else known.values(), cancelled=True)
+    return Mark(flow=_flow(known))
+
+
+def _summarized(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A mean of each row, or a step to its norm: not what the row is for, but as large as it is."""
+    if len(known) != 1 or not summarizes(call, reading.users):
+        return None
+    (mark,) = known.values()
+    return Mark(factor=mark.factor if does(call.name, Does.AVERAGES) else 1.0, flow=mark.flow)
+
+
 def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
     """A product with a table: rotary positions keep a scale."""
     held = [mark for mark in known.values() if mark.held]
@@ -200,17 +237,21 @@ def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
     return held[0]._replace(flow=_flow(known))
 
 
-_RULES: Sequence[Rule] = (_multiplied, _moved, _attended, _fused, _product, _scored, _summed, _tabled)
+_RULES: Sequence[Rule] = (
+    *(_multiplied, _moved, _attended, _fused, _normalized, _product, _scored, _summarized, _summed, _tabled),
+)
 
 
 def _flow(known: Known) -> frozenset[Node]:
     return joined(mark.flow for mark in known.values())
 
 
-def _take_up(marks: Iterable[Mark], contracted: bool = False) -> None:
+def _take_up(marks: Iterable[Mark], contracted: bool = False, cancelled: bool = False) -> None:
+    """Note the scalars before a function; those that all terms share are cancelled by a normalisation."""
     for mark in marks:
+        shared = mark.factor if cancelled and mark.factor else 1.0
         for use, factor in mark.held:
-            use.taken_up.add((factor, contracted))
+            use.taken_up.add((factor / shared, contracted))
 
 
 def _split(call: Call, mark: Mark) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
-from coordcheck.recording.graph.calls import Call
+from coordcheck.recording.graph.calls import Call, Value
 from coordcheck.recording.graph.functions import Does, does
 
 
@@ -43,3 +44,62 @@ def averages(call: Call) -> bool:
         return False
     (before,), after = call.activations.values(), call.outputs[0]
     return bool(after.shape) and after.shape[-1] == before.shape[-1] and after.size > 1
+
+
+STEPS = 16  # calls between a tensor and its own norm: (x - mean) * rsqrt(var + eps), in some other precision
+
+
+def by_own_norm(call: Call) -> int | None:
+    """The position of what a call divides by a norm of itself, as in a normalisation that is written out.
+
+    The norm is one number for each row: what the row is multiplied by before changes nothing.
+    """
+    if not does(call.name, Does.SCALES | Does.DIVIDES) or len(call.inputs) != 2:
+        return None
+    for position, norm in ((0, 1), (1, 0)):
+        whole, other = call.inputs.get(position), call.inputs.get(norm)
+        if whole is None or other is None or position not in call.activations:
+            continue
+        if _is_per_row(other, whole) and _depends(other, _same(whole)):
+            return position
+    return None
+
+
+def _is_per_row(norm: Value, whole: Value) -> bool:
+    return len(norm.shape) <= len(whole.shape) and norm.shape[-1:] == (1,) and whole.shape[-1] > 1
+
+
+def _same(value: Value) -> set[Value]:
+    """A tensor, and those that it holds the values of, in another precision or place."""
+    found = {value}
+    while value.call is not None and len(value.call.inputs) == 1:
+        if not (value.call.view or does(value.call.name, Does.MOVES)):
+            break
+        (value,) = value.call.inputs.values()
+        found.add(value)
+    return found
+
+
+def _depends(value: Value, on: set[Value]) -> bool:
+    """Whether a tensor was computed from one of some others, through no parameter, in a few steps."""
+    waiting, steps = [value], 0
+    while waiting and steps < STEPS:
+        call = waiting.pop().call
+        steps += 1
+        if call is None or call.uses:
+            continue
+        if any(given in on for given in call.inputs.values()):
+            return True
+        waiting += call.inputs.values()
+    return False
+
+
+def summarizes(call: Call, users: Mapping[Value, Sequence[Call]], steps: int = STEPS) -> bool:
+    """Whether all that becomes of what a call gives is one number for each row, as a mean or a norm."""
+    (before,) = call.activations.values() if len(call.activations) == 1 else (None,)
+    if before is None or call.uses or not steps or not before.shape:
+        return False
+    if all(value.shape[-1:] == (1,) and before.shape[-1] > 1 for value in call.outputs):
+        return True
+    takers = [taker for value in call.outputs for taker in users.get(value, ())]
+    return bool(takers) and all(summarizes(taker, users, steps - 1) for taker in takers)
