@@ -21,8 +21,7 @@ from coordcheck.recording.distributed.reduction import SharedRun
 from coordcheck.recording.distributed.shards import spread_over
 from coordcheck.recording.hooks.frames import Room
 from coordcheck.recording.hooks.hooks import OUTSIDE, Eager, Hook, graph_task, in_backward, refuse_unhookable
-from coordcheck.recording.hooks.optimizers import optimizer_settings as optimizer_settings
-from coordcheck.recording.hooks.optimizers import parameter_infos as parameter_infos
+from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly, skipped, unwrapped_model, unwrapped_optimizers
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.calls import leaves

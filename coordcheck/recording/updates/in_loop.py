@@ -19,12 +19,11 @@ from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.inputs import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
 from coordcheck.recording.updates.changes import gradients_of, initial_values
-from coordcheck.recording.updates.degrees import degrees
+from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
 from coordcheck.recording.updates.effects import MAX_UPDATES, Effects
 from coordcheck.runs.records import Row, RunRecord
 from coordcheck.runs.words import Quantity
 
-TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 UNCHANGED = 1e-5  # relative difference of two norms of one gradient
 
 
@@ -194,11 +193,7 @@ class LiveEffects:
         before = len(record.rows)
         effects.write(record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
         unknown = {use.parameter for use in record.uses if use.parameter} - self._degrees.keys()
-        for names, why in ((unknown, ""), (self._turned, ": it was changed before the step, not by a factor alone")):
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                what = f"how the update of {min(names)}{more} depends on the gradient's size was not measured"
-                record.notes.append(what + why)
+        record.notes.extend(notes_on(unknown, self._turned))
         vectors = {site.order for site in record.sites if len(site.shape) < 2}
         record.rows[before:] = [row for row in record.rows[before:] if _kept(row, moved, vectors)]
 
