@@ -30,9 +30,9 @@ from coordcheck.models import mlp, transformer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.recorder import Recorder
 from coordcheck.recording.scales import FEWEST_EXAMPLES, FEWEST_ROWS
-from coordcheck.recording.updates.changes import initial_values
 from coordcheck.recording.updates.degrees import degrees
 from coordcheck.recording.updates.replays import FunctionReplay
+from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.words import Quantity, Status
 from coordcheck.training.trials import seed_everything
 

@@ -26,7 +26,7 @@ from coordcheck.recording.hooks.wrappers import name_plainly, skipped, unwrapped
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.probing import BeforeUpdate, ProbePass
-from coordcheck.recording.updates.in_loop import LiveEffects
+from coordcheck.recording.updates.in_loop import OwnUpdatesInLoop
 from coordcheck.runs.arguments import labelled
 from coordcheck.runs.files import RunFolder, versions
 from coordcheck.runs.numbers import whole_number
@@ -131,7 +131,7 @@ class Recorder:
         self._shared = SharedRun(self.record, ranks) if ranks else None
         # what a parameter does by itself cannot be replayed on one rank that holds a part of it
         spread, own_updates = bool(spread_over(self._model)), own_updates and steps > 0
-        self._live = LiveEffects(self._model, self._optimizers) if own_updates and not spread else None
+        self._live = OwnUpdatesInLoop(self._model, self._optimizers) if own_updates and not spread else None
         if own_updates and spread:
             self.record.notes.append("own updates were not recorded: the parameters are spread over ranks")
         self._hooks, self._step_hooks = ExitStack(), ExitStack()

@@ -13,11 +13,12 @@ from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import parameter_infos
-from coordcheck.recording.updates.changes import gradients_of, initial_values
 from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
-from coordcheck.recording.updates.effects import MAX_UPDATES, Effects
-from coordcheck.recording.updates.gradients import Arrived, arrived, turned
-from coordcheck.recording.updates.parts import Trace
+from coordcheck.recording.updates.gradients import Arrived, arrived, gradients_of, turned
+from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
+from coordcheck.recording.updates.parameter_uses import Trace
+from coordcheck.recording.updates.rows import write_own_updates
+from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
 
@@ -62,7 +63,7 @@ def _first_that_runs(run: Run) -> _Session:
 
 def _precise(run: Run, session: _Session) -> _Session:
     """The same diagnosis in double precision where updates are so small that the parameters' own rounds them."""
-    if not session.effects.rounded or session.device.type == "mps":
+    if not session.own.rounded or session.device.type == "mps":
         return session
     try:
         with user_code("the probe"):
@@ -99,7 +100,7 @@ class _Session:
         self.says_something = bool(torch.isfinite(loss)) and any(bool(g.any()) for g in self._gradients.values())
         """Whether there is a loss, and it depends on the parameters: not so where every target is masked."""
         initial = initial_values(dict(self.model.named_parameters()))
-        self.effects = Effects(self.model, tracer, initial, frozenset(self._gradients))
+        self.own = OwnUpdates(self.model, tracer, initial, frozenset(self._gradients))
 
     def _forward(self, tracer: Tracer) -> Tensor:
         with tracer:
@@ -115,26 +116,26 @@ class _Session:
 
     def train(self) -> None:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
-        self.effects.note_initial()
-        self._note_gradients(0, self.effects.tracer)
+        self.own.note_initial()
+        self._note_gradients(0, self.own.tracer)
         self._degrees = degrees(self.model, self.optimizers)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
                 group["eps"] *= EPS_FACTOR
         for step in range(1, MAX_UPDATES + 1):
             self._update()
-            self.effects.note_updates(step)
-            more = step < MAX_UPDATES and self.effects.waiting(step)
+            self.own.note_updates(step)
+            more = step < MAX_UPDATES and self.own.waiting(step)
             later = Tracer(self.model, gradients=more)
             loss = self._forward(later)  # with gradients, even if they are not asked for: some losses take them
-            self.effects.note_trace(step, later)
+            self.own.note_trace(step, later)
             if not more:
                 break
             self._backward(loss)
             self._note_gradients(step, later)
 
     def _note_gradients(self, step: int, tracer: Trace) -> None:
-        self.effects.note_gradients(step, tracer, self._gradients)
+        self.own.note_gradients(step, tracer, self._gradients)
 
     def _update(self) -> None:
         """One step of every optimizer, with a look at the gradients behind the user's own hooks before it."""
@@ -161,7 +162,7 @@ class _Session:
 
     def write(self, record: RunRecord) -> None:
         """Add what was noted to the record."""
-        self.effects.write(record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
+        write_own_updates(self.own, record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
         trained = {use.parameter for use in record.uses} & self._gradients.keys()
         record.notes.extend([*self.notes, *notes_on(trained - self._degrees.keys(), self._turned)])
 
