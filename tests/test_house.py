@@ -110,8 +110,8 @@ def test_the_import_tests_can_fail():
 LIMITS = {"module": 300, "class": 200, "function": 60}  # lines
 # what is still longer; a list that gets shorter
 LONGER = {
-    *("module analysis.diagnosis", "module recording.graph.tracer", "module recording.recorder"),
-    *("class Tracer", "class SiteRecorder", "class Recorder"),
+    *("module analysis.diagnosis", "module recording.graph.tracer"),
+    *("class Tracer", "class SiteRecorder"),
     *("class Reader", "function check", "function plan", "function transfer_sweep", "function exponents"),
 }
 

@@ -38,7 +38,10 @@ from coordcheck.recording.layers import windows as windows_module
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.calls import Reference
 from coordcheck.recording.layers.inputs import InitialInputs
+from coordcheck.recording.recorded_run import RecordedRun
 from coordcheck.recording.recorder import Recorder
+from coordcheck.recording.step_counter import StepCounter
+from coordcheck.recording.training_calls import TrainingCalls
 from coordcheck.recording.updates import degrees as degrees_module
 from coordcheck.recording.updates import forward_functions as forward_functions_module
 from coordcheck.recording.updates import gradients as gradients_module
@@ -1354,7 +1357,17 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
 
 
 PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
-PARTS += [OwnUpdatesInLoop, OwnUpdates, ScaleTable, Scratch, Tracer, FunctionReplay]
+PARTS += [
+    RecordedRun,
+    StepCounter,
+    TrainingCalls,
+    OwnUpdatesInLoop,
+    OwnUpdates,
+    ScaleTable,
+    Scratch,
+    Tracer,
+    FunctionReplay,
+]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, own_updates_module, degrees_module),
