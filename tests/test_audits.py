@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from conftest import pair_batch
 
 import coordcheck
-from coordcheck.analysis.audits import _clipped
+from coordcheck.analysis.audits import _clipped, _degrees
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
+from coordcheck.runs.records import ParameterInfo, RunKey, RunRecord, Site, Use, measured_row
+from coordcheck.runs.words import Kind, Quantity
 
 
 def diagnosed(builds, **options):
@@ -103,6 +105,22 @@ def test_an_eps_as_large_as_the_gradient_is_told():
     large = with_optimizer(lambda model, groups: torch.optim.Adam(groups, eps=1e-2))
     assert any("neither 0 (Adam) nor 1 (SGD): is eps" in note for note in diagnosed({"model": large}).notes)
     assert not any("eps" in note for note in diagnosed({"model": mlp("µP")}).notes)
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "told"), [(1e-2, 0, True), (1e-3, 0, True), (1.0, 0, False), (1e-3, 1, False)]
+)
+def test_eps_is_held_against_the_gradient_of_the_first_update(value, step, told):
+    """Adam's update g / (|g| + eps) is of degree eps / (|g| + eps) in g."""
+    record = RunRecord(RunKey("model", 64, 0), parameters=[ParameterInfo("w", (4, 4), 0.1, 0.0, True, eps=1e-2)])
+    record.sites = [Site("w", 0, Kind.PARAMETER, (4, 4), "float32")]
+    record.rows = [measured_row(0, step, Quantity.WEIGHT_GRADIENT, value)]
+    record.uses = [Use(0, "w", "w", "linear", 4, 4, 1.0, 0.0, True, ())]
+    own = SimpleNamespace(parameter="w", name="w")
+    found = SimpleNamespace(has_gradient=True, degree=0.0, moved=True, step=1)
+    notes = list(_degrees([record], [SimpleNamespace(part=own, verdict=Verdict.OK, exponents=found)]))
+    degree = 1e-2 / (1e-2 + value)
+    assert [f"is of degree {degree:.2f} in the gradient" in note for note in notes] == [True] * told
 
 
 def test_one_factor_for_all_learning_rates_is_one_advice():

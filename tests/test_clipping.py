@@ -377,8 +377,9 @@ def test_a_gradient_that_is_changed_coordinate_by_coordinate_decides_nothing(cha
     assert told is not decided
 
 
-def test_some_clipped_coordinates_make_a_degree_that_decides_nothing():
-    report = diagnosed(sgd, lambda parameters: clip_grad_value_(parameters, 3e-2), mup=False, degree=1)
+@pytest.mark.parametrize("place", PLACES)
+def test_some_clipped_coordinates_make_a_degree_that_decides_nothing(place):
+    report = diagnosed(sgd, lambda parameters: clip_grad_value_(parameters, 3e-2), place, mup=False, degree=1)
     between = report.verdicts[report.verdicts["degree"].between(0.25, 0.75, inclusive="neither")]
     assert len(between) > 0
     assert set(between["cause"].dropna()) <= {"init"}

@@ -22,7 +22,7 @@ import coordcheck
 from coordcheck import CoordCheckError, Trial, check, diagnose
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.recording.batches import PROBE_EXAMPLES
-from coordcheck.recording.updates.changes import spectral_norm
+from coordcheck.recording.updates.norms import spectral_norm
 from coordcheck.runs.words import Kind, Quantity
 
 GRID = (16, 32, 64)

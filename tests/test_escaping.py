@@ -154,7 +154,7 @@ def test_a_log_line_is_printable(caplog: pytest.LogCaptureFixture):
     model = torch.nn.Linear(2, 2)
     recorder = coordcheck.Recorder(model, torch.optim.SGD(model.parameters(), lr=0.1), width=2)
     with caplog.at_level(logging.WARNING, "coordcheck"):
-        recorder._failed(ValueError("\x1b[31m 100% of https://me:hunter2@host\udcff"))
+        recorder._run.note_failure(ValueError("\x1b[31m 100% of https://me:hunter2@host\udcff"))
     assert [record.getMessage() for record in caplog.records] == [
         r"recording failed: ValueError: \x1b[31m 100% of https://***@host\udcff"
     ]

@@ -23,8 +23,9 @@ from coordcheck.recording.graph import flow
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import SiteRecorder
-from coordcheck.recording.updates import effects
-from coordcheck.recording.updates.parts import Later, Snapshot, again, parts_of
+from coordcheck.recording.updates.own_updates import OwnUpdates
+from coordcheck.recording.updates.parameter_uses import Later, Snapshot, again, parameter_uses
+from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.reporting.report import Report
 from coordcheck.reporting.text import render
 from coordcheck.runs.records import RunKey, RunRecord
@@ -58,7 +59,7 @@ class Deep(NamedTuple):
     model: nn.Module
     tracer: Tracer
     taken: Snapshot
-    effects: effects.Effects
+    own: OwnUpdates
     later: Tracer
     report: Report
 
@@ -79,7 +80,7 @@ def deep(layers: int) -> Deep:
         (x, y), loss=nn.functional.cross_entropy, widths=(4, 8, 16), seeds=1,
     )  # fmt: skip
     taken = Snapshot(model, tracer, initial, frozenset(initial), seen)
-    return Deep(model, tracer, taken, effects.Effects(model, tracer, initial, seen), later, report)
+    return Deep(model, tracer, taken, OwnUpdates(model, tracer, initial, seen), later, report)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,8 @@ def traced(deep: Deep) -> None:
 
 def found_again(deep: Deep) -> None:
     seen = Later.of(deep.later)
-    for part in deep.effects.parts:
-        again(part, seen)
+    for use in deep.own.uses:
+        again(use, seen)
 
 
 def recorded(deep: Deep) -> None:
@@ -141,13 +142,13 @@ def blamed(deep: Deep) -> None:
 
 def written(deep: Deep) -> None:
     record = RunRecord(RunKey("build", 4, 0))
-    deep.effects.write(record, {})
+    write_own_updates(deep.own, record, {})
     name_plainly(record)
 
 
 STAGES = {
     "tracing": traced,
-    "parts": lambda deep: parts_of(deep.taken),
+    "parts": lambda deep: parameter_uses(deep.taken),
     "parts again": found_again,
     "recording": recorded,
     "writing": written,

@@ -110,8 +110,7 @@ def test_the_import_tests_can_fail():
 LIMITS = {"module": 300, "class": 200, "function": 60}  # lines
 # what is still longer; a list that gets shorter
 LONGER = {
-    *("module analysis.diagnosis", "module recording.recorder"),
-    *("module recording.updates.effects", "class SiteRecorder", "class Recorder", "class Effects"),
+    *("module analysis.diagnosis", "class SiteRecorder"),
     *("class Reader", "function check", "function plan", "function transfer_sweep", "function exponents"),
 }
 

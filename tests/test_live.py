@@ -30,9 +30,9 @@ from coordcheck.models import mlp, transformer
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.recorder import Recorder
 from coordcheck.recording.scales import FEWEST_EXAMPLES, FEWEST_ROWS
-from coordcheck.recording.updates.changes import initial_values
 from coordcheck.recording.updates.degrees import degrees
 from coordcheck.recording.updates.replays import FunctionReplay
+from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.words import Quantity, Status
 from coordcheck.training.trials import seed_everything
 
@@ -621,6 +621,43 @@ def test_noise_is_the_same_under_both_gradients():
         "weight": pytest.approx(1),
         "bias": pytest.approx(1),
     }
+
+
+class Flagged(SGD):
+    """Writes down when it is made which parameters it treats in another way."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["signs"] = p.dim() > 1
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            p -= self.param_groups[0]["lr"] * (p.grad.sign() if self.state[p]["signs"] else p.grad)
+
+
+def test_flags_of_the_parameters_count_for_the_copy():
+    model = nn.Linear(40, 30)
+    optimizer = Flagged(model.parameters(), lr=0.1)
+    assert degrees(model, [optimizer]) == {"weight": pytest.approx(0, abs=0.01), "bias": pytest.approx(1)}
+    assert list(optimizer.state.values()) == [{"signs": True}, {"signs": False}]
+
+
+class Late(SGD):
+    """Does nothing in its first step."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            if self.state[p].setdefault("late", False):
+                p -= self.param_groups[0]["lr"] * p.grad
+            self.state[p]["late"] = True
+
+
+def test_the_degree_is_that_of_the_first_step_that_moves():
+    model = nn.Linear(40, 30)
+    assert degrees(model, [Late(model.parameters(), lr=0.1)]) == {"weight": pytest.approx(1), "bias": pytest.approx(1)}
 
 
 def test_zero_weights_have_no_output_under_autocast():

@@ -40,16 +40,24 @@ from coordcheck.recording.layers import windows as windows_module
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.calls import Reference
 from coordcheck.recording.layers.inputs import InitialInputs
+from coordcheck.recording.recorded_run import RecordedRun
 from coordcheck.recording.recorder import Recorder
-from coordcheck.recording.updates import changes as changes_module
+from coordcheck.recording.step_counter import StepCounter
+from coordcheck.recording.training_calls import TrainingCalls
 from coordcheck.recording.updates import degrees as degrees_module
-from coordcheck.recording.updates import effects as effects_module
+from coordcheck.recording.updates import forward_functions as forward_functions_module
+from coordcheck.recording.updates import gradients as gradients_module
 from coordcheck.recording.updates import in_loop as live_module
-from coordcheck.recording.updates import parts as parts_module
-from coordcheck.recording.updates.effects import Effects
-from coordcheck.recording.updates.facts import Facts
-from coordcheck.recording.updates.in_loop import LiveEffects
+from coordcheck.recording.updates import norms as norms_module
+from coordcheck.recording.updates import own_updates as own_updates_module
+from coordcheck.recording.updates import parameter_uses as uses_module
+from coordcheck.recording.updates import rows as rows_module
+from coordcheck.recording.updates import values as values_module
+from coordcheck.recording.updates.in_loop import OwnUpdatesInLoop
+from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.replays import FunctionReplay
+from coordcheck.recording.updates.scale_table import ScaleTable
+from coordcheck.recording.updates.values import Scratch
 from coordcheck.runs import files as runfiles_module
 from coordcheck.runs.files import RunFolder
 from coordcheck.runs.records import Row, RunRecord
@@ -1351,11 +1359,24 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
 
 
 PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
-PARTS += [LiveEffects, Effects, Facts, Tracer, Watch, Reading, FunctionReplay]
+PARTS += [
+    RecordedRun,
+    StepCounter,
+    TrainingCalls,
+    OwnUpdatesInLoop,
+    OwnUpdates,
+    ScaleTable,
+    Scratch,
+    Tracer,
+    Watch,
+    Reading,
+    FunctionReplay,
+]
 MODULES = [
     *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
-    *(wrappers_module, runfiles_module, scales, live_module, effects_module, degrees_module, parts_module),
-    *(copies_module, changes_module),
+    *(wrappers_module, runfiles_module, scales, live_module, own_updates_module, degrees_module),
+    *(uses_module, copies_module, norms_module, values_module, forward_functions_module, rows_module),
+    gradients_module,
 ]
 # of the block and of a trace, what a traced function goes through, and what every hook does
 ENDS = {"__exit__", "end", "called", "_run", "watched", "unseen"}

@@ -57,7 +57,7 @@ def records(draw: st.DrawFn) -> RunRecord:
         sites=sites,
         rows=draw(st.lists(rows, max_size=6, unique_by=lambda row: row[:3])) if sites else [],
         parameters=draw(
-            st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans()), max_size=3)
+            st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans(), optional), max_size=3)
         ),
         uses=draw(st.lists(uses, max_size=3)) if sites else [],
         outside=draw(st.dictionaries(texts, finite, max_size=3)),
@@ -104,7 +104,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
-PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True]
+PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8]
 USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], ""]
 
 
@@ -132,10 +132,11 @@ WRONG = [
     *(("rows", but(ROW, 2, value)) for value in ("rms", None)),
     *(("rows", but(ROW, 3, value)) for value in (math.nan, math.inf, "1.0", True, None, -1.0, 0.0, 10**400)),
     *(("rows", but(ROW, 4, value)) for value in ("fine", None, "nan")),
-    *(("parameters", value) for value in (None, {}, "", [PARAMETER[:4]])),
+    *(("parameters", value) for value in (None, {}, "", [PARAMETER[:4]], [[*PARAMETER, None]])),
     *(("parameters", but(PARAMETER, 1, value)) for value in ("", {}, [8.0])),
     *(("parameters", but(PARAMETER, 2, value)) for value in ("0.1", math.nan, True)),
     *(("parameters", but(PARAMETER, 4, value)) for value in ("no", 1, None)),
+    *(("parameters", but(PARAMETER, 5, value)) for value in ("1e-8", math.inf, True)),
     *(("uses", value) for value in (None, {}, "", [USE[:9]], [[*USE, 1]], [[]])),
     *(("uses", but(USE, 0, value)) for value in (1, -1, "0", True)),
     *(("uses", but(USE, number, 3)) for number in (1, 2, 3, 8, 9, 10)),
@@ -191,6 +192,11 @@ def test_a_field_of_another_type_is_refused(data: dict, field: str, value: objec
     data[field] = value
     with pytest.raises(Wrong, match=rf"^{field}(\[\d+\])*(\.\w+)?: \w+"):
         read_run(data)
+
+
+def test_a_parameter_that_was_written_without_eps_has_none(data: dict):
+    data["parameters"] = [PARAMETER[:5], PARAMETER]
+    assert [info.eps for info in read_run(data).parameters] == [None, 1e-8]
 
 
 def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):

@@ -14,7 +14,7 @@ from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.runs.names import pattern
 from coordcheck.runs.records import RunRecord
-from coordcheck.runs.words import Status
+from coordcheck.runs.words import Quantity, Status
 
 NAMES = 3  # named of many
 EPS_VISIBLE = 0.05  # degree in the gradient from which on Adam's eps (or a clipped SGD) is seen
@@ -35,7 +35,7 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
             *_common(found),
             *decay_notes(own, mended),
             *_movement(found),
-            *_degrees(found),
+            *_degrees(own, found),
             *_clipped(found),
             *_not_visible(found),
         )
@@ -102,22 +102,40 @@ def _movement(found: Sequence[Finding]) -> Iterator[str]:
         yield f"nothing moved before t={min(steps)}: is the learning rate zero at first? Judged there"
 
 
-def _degrees(found: Sequence[Finding]) -> Iterator[str]:
-    between = [
-        f
+def _degrees(records: Sequence[RunRecord], found: Sequence[Finding]) -> Iterator[str]:
+    """Updates that follow the gradient in part: beside a large eps, or some of whose coordinates are clipped."""
+    shares = _shares_of_eps(records, found)
+    between = {
+        f.part.parameter: degree
         for f in found
         if f.exponents.has_gradient
         and f.verdict is not Verdict.NOT_VISIBLE
-        and EPS_VISIBLE < f.exponents.degree < 1 - EPS_VISIBLE
+        and EPS_VISIBLE < (degree := max(f.exponents.degree, shares.get(f.part.name, 0.0))) < 1 - EPS_VISIBLE
         and f.part.parameter
-    ]
+    }
     if between:
+        name, degree = next(iter(between.items()))
         more = f" and {len(between) - 1} more" if len(between) > 1 else ""
         yield (
-            f"the update of {between[0].part.parameter}{more} is of degree {between[0].exponents.degree:.2f} in the "
+            f"the update of {name}{more} is of degree {degree:.2f} in the "
             "gradient, neither 0 (Adam) nor 1 (SGD): is eps as large as the gradient? "
             "Or are some of its coordinates clipped?"
         )
+
+
+def _shares_of_eps(records: Sequence[RunRecord], found: Sequence[Finding]) -> dict[str, float]:
+    """The largest eps / (eps + RMS(g)) by part, at its first movement: the degree in g of Adam's g / (|g| + eps)."""
+    steps = {f.part.name: f.exponents.step - 1 for f in found if f.exponents.moved and f.exponents.degree < EPS_VISIBLE}
+    shares: dict[str, float] = {}
+    for record in records:
+        eps = {info.name: info.eps for info in record.parameters if info.eps}
+        uses = {use.site: use.parameter for use in record.uses if use.parameter in eps}
+        for row in record.rows:
+            if row.quantity is Quantity.WEIGHT_GRADIENT and row.site in uses and row.value:
+                name, added = record.sites[row.site].layer, eps[uses[row.site]]
+                if steps.get(name) == row.step:
+                    shares[name] = max(shares.get(name, 0.0), added / (added + row.value))
+    return shares
 
 
 def _clipped(found: Sequence[Finding]) -> Iterator[str]:

@@ -224,7 +224,6 @@ class _Plan:
     ) -> None:
         """Look at batch, loss and builds, choose the runs that are diagnosed, and write the settings down."""
         self._batches, self._threads = cached_batches(self._batch, self._steps), threads
-        self._smallest = widths[0]
         if self._figure:  # exponents that are local to a parameter need neither the widest model nor every seed
             widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
         self._diagnosed = set(widths), set(seeds)
@@ -257,6 +256,6 @@ class _Plan:
         probe, (widths, seeds) = None, self._diagnosed
         if self._probe is not None and key.width in widths and key.seed in seeds:
             given = None if isinstance(self._probe, str) else self._probe
-            probe = Probe(given, degrees=key.width == self._smallest)
+            probe = Probe(given)
         shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe, state=self._state)

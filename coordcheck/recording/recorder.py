@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
@@ -14,25 +12,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.common.errors import CoordCheckError
-from coordcheck.common.escaping import printable
-from coordcheck.common.isolation import user_code
 from coordcheck.recording.distributed.ranks import PATIENCE, sharing_ranks
-from coordcheck.recording.distributed.reduction import SharedRun
 from coordcheck.recording.distributed.shards import spread_over
 from coordcheck.recording.hooks.frames import Room
-from coordcheck.recording.hooks.hooks import OUTSIDE, Eager, Hook, graph_task, in_backward, refuse_unhookable
-from coordcheck.recording.hooks.optimizers import optimizer_settings as optimizer_settings
-from coordcheck.recording.hooks.optimizers import parameter_infos as parameter_infos
+from coordcheck.recording.hooks.hooks import Eager, Hook, refuse_unhookable
+from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly, skipped, unwrapped_model, unwrapped_optimizers
 from coordcheck.recording.layers.activations import SiteRecorder
-from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.probing import BeforeUpdate, ProbePass
-from coordcheck.recording.updates.in_loop import LiveEffects
+from coordcheck.recording.recorded_run import RecordedRun
+from coordcheck.recording.step_counter import StepCounter
+from coordcheck.recording.training_calls import ProbedCalls, TrainingCalls
+from coordcheck.recording.updates.in_loop import OwnUpdatesInLoop
 from coordcheck.runs.arguments import labelled
-from coordcheck.runs.files import RunFolder, versions
+from coordcheck.runs.files import versions
 from coordcheck.runs.numbers import whole_number
-from coordcheck.runs.records import RunKey, RunRecord, kept
-from coordcheck.runs.words import Outcome
+from coordcheck.runs.records import RunKey, RunRecord
 
 
 class Recorder:
@@ -89,7 +84,6 @@ class Recorder:
     Attributes:
         record: the `RunRecord`, complete when everything is recorded or the block is left. Where several ranks train
             the model, it is that of all of them on the lowest rank once the block is left, and its own part elsewhere.
-        done: whether every step was recorded.
 
     Raises:
         CoordCheckError: when the width is not a positive integer, there is no optimizer, the model cannot be
@@ -118,123 +112,110 @@ class Recorder:
         names = ", ".join(type(one).__name__ for one in self._optimizers)
         settings = {"steps": str(steps), "optimizer": names, "torch": versions()["torch"]}
         self.record = RunRecord(RunKey(label, width, seed), settings=settings)
-        self.done = False
         refuse_unhookable(model, eager=Eager.possible)
         self._model = unwrapped_model(model)
-        self._steps = steps
-        self._folder = None if save_to is None else RunFolder(save_to)
+        self._run = RecordedRun(self.record, save_to, sharing_ranks(model, group))
         fixed = probe is not None and (isinstance(probe, Tensor) or not callable(probe))
         given = {"fixed_batch": fixed, "same_noise": probe is not None}
         self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible, **given)
+        self._steps = StepCounter(steps, self._sites, at_end=self._hook(self._settle))
         self._probe = None if probe is None else ProbePass(probe, self._model, self._sites)
-        self._eager, self._room = Eager(), Room()
-        ranks = sharing_ranks(model, group)
-        self._shared = SharedRun(self.record, ranks) if ranks else None
         # what a parameter does by itself cannot be replayed on one rank that holds a part of it
         spread, own_updates = bool(spread_over(self._model)), own_updates and steps > 0
-        self._live = LiveEffects(self._model, self._optimizers) if own_updates and not spread else None
+        self._live = OwnUpdatesInLoop(self._model, self._optimizers) if own_updates and not spread else None
         if own_updates and spread:
             self.record.notes.append("own updates were not recorded: the parameters are spread over ranks")
+        seen = self._model, self._sites, self._steps, self._live
+        self._calls = (
+            TrainingCalls(*seen, hook=self._hook)
+            if self._probe is None
+            else ProbedCalls(self._probe, *seen, hook=self._hook)
+        )
+        self._eager, self._room = Eager(), Room()
         self._hooks, self._step_hooks = ExitStack(), ExitStack()
-        self._t = 0
-        self._recorded: int | None = None  # the last step that was
-        self._inside: bool | None = None  # a call of the model, which is recorded (True) or not
-        self._seen_training = False
-        self._doubtful = self._awaits_backward = False
-        self._started: float | None = None
-        self._settled = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was recorded."""
+        return self._steps.done
 
     def __enter__(self) -> Recorder:
-        if self._started is not None:
+        if self._run.begun:
             raise CoordCheckError("a Recorder records one run, and this one was used before. Make one per run.")
-        if self._folder is not None:
-            self._folder.probe()
+        self._run.probe()
         with ExitStack() as hooks, ExitStack() as step_hooks:
             # before and after the hooks of the sites, so that what a call is was decided when they see it
-            before = self._hook(self._before_call)
+            before = self._hook(self._calls.before)
             hooks.callback(self._model.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.enter_context(self._sites)
-            hooks.callback(self._model.register_forward_hook(self._hook(self._after_call)).remove)
+            hooks.callback(self._model.register_forward_hook(self._hook(self._calls.after)).remove)
             if self._live is not None:
                 hooks.callback(self._hook(self._live.end))
             for optimizer in self._optimizers:
                 step_hooks.callback(optimizer.register_step_pre_hook(self._hook(self._before_update)).remove)
-                if self._probe is not None:
-                    look = BeforeUpdate(self._look, self._failed)
+                if isinstance(self._calls, ProbedCalls):
+                    look = BeforeUpdate(self._calls.look, self._end_early)
                     step_hooks.callback(optimizer.register_step_pre_hook(look).remove)
                 step_hooks.callback(optimizer.register_step_post_hook(self._hook(self._after_update)).remove)
             self._sites.open(0)
             self._hooks, self._step_hooks = hooks.pop_all(), step_hooks.pop_all()
-        self._hook(self._eager.begin)()
-        self._hook(self._room.begin)()
-        if self._shared is not None:
-            self._hook(self._shared.begin)()
-        self._started = time.perf_counter()
+        for begin in (self._eager.begin, self._room.begin, self._run.begin):
+            self._hook(begin)()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._hook(self._step_hooks.close)()
-        if error is None:
-            Hook(self._look_at_end, self._failed, seen=True)()
-        self._hook(self._close)()
-        if not self._settled:
-            self._hook(self._tell_ending)(error)
-            self._hook(self._settle)()
+        if error is None and isinstance(self._calls, ProbedCalls):
+            Hook(self._calls.look_at_end, self._end_early, seen=True)()
+        self._hook(self._steps.close)()
+        if not self._steps.ended:
+            self._hook(self._note_ending)(error)
+            self._hook(self._steps.end)()
         self._hook(self._hooks.close)()
         self._hook(self._eager.end_now)()
         self._hook(self._room.end)()
-        self._hook(self._finish)(PATIENCE if error is None else 0.0)
+        self._hook(self._run.gather)(PATIENCE if error is None else 0.0)
 
     def _hook(self, action: Callable[..., object]) -> Hook:
         """An action of ours; what it raises becomes a note and a line in the log, never the user's exception."""
-        return Hook(action, self._failed)
+        return Hook(action, self._run.note_failure)
 
-    def _failed(self, error: Exception) -> None:
-        note = kept(f"recording failed: {type(error).__name__}: {error}")
-        if note not in self.record.notes:
-            self.record.notes.append(note)
-            logging.getLogger("coordcheck").warning("%s", printable(note))
+    def _listens(self, output: Any) -> bool:
+        return self._calls.listens(output)
 
-    def _tell_ending(self, error: BaseException | None) -> None:
-        """Why the loop ended before everything was recorded."""
-        record = self.record
-        if self.done:
-            return
-        if error is not None:
-            record.outcome, record.reason = Outcome.FAILED, type(error).__name__
-            record.reason = f"{type(error).__name__}: {error}"  # the text of an error may itself be one
-        else:
-            seen = "nothing" if self._recorded is None else f"t=0..{self._recorded}"
-            why = ": the pass on the probe failed" if self._probe and self._probe.failed else ""
-            if self._recorded is None and not why:
-                why = ": no training call of the model was seen; was it compiled?"
-            record.notes.append(f"width {record.key.width}: recorded {seen} of t=0..{self._steps}{why}")
+    def _end_early(self, error: Exception) -> None:
+        """A pass on the probe failed, and is the last."""
+        self._run.note_failure(error)
+        self._note_ending(None)
+        self._steps.end()
+
+    def _note_ending(self, error: BaseException | None) -> None:
+        self._run.note_ending(error, self._steps, probe_failed=self._probe is not None and self._probe.failed)
+
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._live is not None and not self._steps.ended and not skipped(optimizer):
+            self._live.updates(optimizer)
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._steps.ended:
+            self._eager.end()
+            self._run.gather()
+        elif not skipped(optimizer):
+            if self._live is not None:  # what was called inside the update, by a closure
+                self._live.updates(optimizer, made=True)
+            self._steps.close()
+            if self._steps.t == 0 and not self._sites.is_open:
+                self._hook(self._read_parameters)()
+            self._steps.update()
+
+    def _read_parameters(self) -> None:
+        self.record.parameters = parameter_infos(self._model, self._optimizers, self._sites.never_called())
 
     def _settle(self) -> None:
-        """End the recording: the hooks on the model go, and the run file is written, or this rank's part handed in."""
-        self._settled = True
-        self._hook(self._hooks.close)()
-        self._hook(self._eager.end)()
-        self._hook(self._collect)()
-        self.record.seconds = time.perf_counter() - (self._started or 0.0)
-        if self._shared is None:
-            self._save()
-        else:
-            self._shared.hand_in(self._sites.sizes)
-
-    def _finish(self, patience: float | None = None) -> None:
-        """Write the run file of several ranks, on the one that does, once their parts are there."""
-        if self._shared is not None and self._shared.gathered(patience):
-            self._save()
-
-    def _save(self) -> None:
-        self.record.tidy()  # the other ranks' notes too
-        if self._folder is not None:
-            if self._folder.run_path(self.record.key).exists():
-                logging.getLogger("coordcheck").warning(
-                    "the run file of %s is replaced", printable(str(self.record.key))
-                )
-            self._folder.save(self.record)
+        """End the recording: the hooks on the model go, and the run file is written, or this rank's share handed in."""
+        for action in (self._hooks.close, self._eager.end, self._collect):
+            self._hook(action)()
+        self._run.end(self._sites.sizes)
 
     def _collect(self) -> None:
         self.record.sites, self.record.rows = list(self._sites.sites.values()), self._sites.rows
@@ -243,126 +224,3 @@ class Recorder:
             self._live.write(self.record)
         name_plainly(self.record)
         self.record.tidy()
-
-    def _trains(self) -> bool:
-        """Whether a call now is one of the training."""
-        if not torch.is_grad_enabled():
-            return False
-        if self._model.training and not self._seen_training:
-            self._seen_training = True
-            if self._t == 0 and self._probe is None:  # calls in evaluation mode before it were no training
-                self._sites.discard()
-        return self._model.training or not self._seen_training
-
-    def _before_call(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._probe is not None:
-            self._before_call_beside(self._probe, args, kwargs)
-            return
-        # a call that raised is no step, and calls of layers without gradients were no checkpoint's
-        if (self._inside or self._doubtful) and self._sites.is_open:
-            self._sites.discard()
-        self._doubtful = False
-        self._inside = self._trains()
-        # a whole model that is checkpointed is called without gradients, and once more in the backward pass
-        self._sites.task = graph_task()
-        if self._inside and self._sites.is_open and self._live is not None and not in_backward():
-            self._live.begin(self._t, args, kwargs)
-
-    def _after_call(self, model: nn.Module, args: Any, output: Any) -> None:
-        # whatever follows before the next update is another micro-batch, or no training at all
-        if self._probe is not None and self._probe.running:
-            return
-        inside, self._inside = self._inside, None
-        self._sites.task = OUTSIDE
-        if inside:
-            self._close()
-
-    def _before_call_beside(self, probe: ProbePass, args: Any, kwargs: Any) -> None:
-        """A call of the model begins that is not recorded itself: a pass on the probe will be."""
-        if probe.running:
-            return
-        raised, self._inside = self._inside, self._trains()
-        if not self._inside:
-            return
-        first = raised or not probe.awaited  # of the calls before one update
-        probe.note_call()
-        if first and self._sites.is_open and self._live is not None and not in_backward():
-            self._live.begin(self._t, args, kwargs)
-
-    def _look_at_end(self) -> None:
-        if self._probe is not None and self._t > 0 and self._probe.alone:
-            self._probe.awaited = True
-            self._look(as_before=True)
-
-    def _look(self, *, as_before: bool = False) -> None:
-        """Record a pass on the probe, while the parameters still are those of step t; one that fails is the last."""
-        probe = self._probe
-        if probe is None or not probe.awaited or self._settled or not self._sites.is_open:
-            return
-        try:
-            with user_code("the pass on the probe"):
-                probe.run(as_before=as_before)
-        except Exception as error:
-            self._sites.discard()
-            self._failed(error)
-            self._tell_ending(None)
-            self._hook(self._settle)()
-        self._hook(self._close)()
-
-    def _listens(self, output: Any) -> bool:
-        """Whether a layer's call is part of the step, also where the model itself is not called."""
-        if self._probe is not None:
-            if not self._probe.running and self._inside is None and self._trains():
-                self._probe.note_call()
-            return self._probe.running
-        if self._inside is not None:
-            return self._inside
-        if not self._trains():
-            # a checkpoint calls its layers without gradients, in training mode
-            checkpointing = self._model.training and not torch.is_grad_enabled()
-            self._doubtful |= checkpointing
-            return checkpointing
-        if not self._awaits_backward:
-            for _, leaf in leaves(output):
-                if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(self._hook(lambda gradient: self._close()))
-                    self._awaits_backward = True
-                    break
-        return True
-
-    def _close(self) -> None:
-        """Close the window if it has seen a call."""
-        if not (self._sites.is_open and self._sites.has_calls):
-            return
-        self._sites.close()
-        self._awaits_backward = False
-        self._recorded = self._t
-        self.done = self._t == self._steps
-        if self.done and self._t > 0:  # at t=0 the learning rates are not known yet
-            self._settle()
-
-    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._live is not None and not self._settled and not skipped(optimizer):
-            self._live.updates(optimizer)
-
-    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._settled:
-            self._eager.end()
-            self._finish()
-        if self._settled or skipped(optimizer):
-            return
-        if self._live is not None:  # what was called inside the update, by a closure
-            self._live.updates(optimizer, made=True)
-        self._close()
-        if self._sites.is_open:  # not called since the last update: another optimizer of the same one
-            return
-        if self._t == 0:
-            self._hook(self._read_parameters)()
-        self._t += 1
-        if self._t <= self._steps:
-            self._sites.open(self._t)
-        else:
-            self._settle()
-
-    def _read_parameters(self) -> None:
-        self.record.parameters = parameter_infos(self._model, self._optimizers, self._sites.never_called())

@@ -138,15 +138,16 @@ def items(read: Reader[T], most: int) -> Reader[list[T]]:
     return read_all
 
 
-def fields(*reads: Reader[Any]) -> Reader[list[Any]]:
-    """A list with a value of its own kind at each place."""
+def fields(*reads: Reader[Any], least: int | None = None) -> Reader[list[Any]]:
+    """A list with a value of its own kind at each place; those behind the first `least` were added later."""
+    fewest = len(reads) if least is None else least
 
     def read_all(value: object) -> list[Any]:
-        if not isinstance(value, list) or len(value) != len(reads):
+        if not isinstance(value, list) or not fewest <= len(value) <= len(reads):
             raise wrong(f"a list of {len(reads)} values", value)
         found: list[Any] = []
         try:
-            for read, item in zip(reads, value, strict=True):
+            for read, item in zip(reads, value, strict=False):
                 found.append(read(item))
         except Wrong as error:
             raise error.inside(f"[{len(found)}]") from None

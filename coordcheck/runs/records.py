@@ -66,6 +66,8 @@ class ParameterInfo(NamedTuple):
     weight_decay: float | None
     visible: bool
     """False when it received a gradient though its module was never called (hooks cannot see its work)."""
+    eps: float | None = None
+    """What the optimizer adds to the gradient's size before it divides by it; None when it has none, or several."""
 
 
 BETWEEN = 0.25, 0.75  # degrees of an update in the gradient that are neither that of Adam, 0, nor that of SGD, 1
@@ -163,7 +165,7 @@ class RunRecord:
             "sites": [[s.layer, s.order, s.kind.value, list(s.shape), s.dtype] for s in self.sites],
             "rows": [[r.site, r.step, r.quantity.value, r.value, r.status.value] for r in self.rows],
             "parameters": [
-                [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible] for p in self.parameters
+                [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, p.eps] for p in self.parameters
             ],
             "uses": [[*use[:9], list(use.feeds), use.hidden] for use in self.uses],
             "outside": self.outside,

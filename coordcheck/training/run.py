@@ -14,10 +14,10 @@ from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import Exited, summary, user_code
 from coordcheck.recording.batches import Batches
 from coordcheck.recording.hooks.frames import Room
+from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import SiteRecorder
 from coordcheck.recording.layers.probing import Onlooker
-from coordcheck.recording.recorder import parameter_infos
 from coordcheck.runs.records import RunRecord, kept
 from coordcheck.runs.words import Outcome
 from coordcheck.training import progress

@@ -43,8 +43,6 @@ class Probe:
 
     batch: Any = None
     """The tiny batch; None takes a few examples or tokens of the run's own."""
-    degrees: bool = False
-    """Whether this run measures the optimizer's degree in the gradient, by a second model and ten times the loss."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from coordcheck.analysis.slopes import exponent_of
 from coordcheck.checks.plans.blueprints import Blueprint, Drawn, Fan, Place
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
+from coordcheck.recording.hooks.optimizers import NOT_HELD, optimizer_settings
 from coordcheck.recording.layers.activations import SiteRecorder
-from coordcheck.recording.recorder import optimizer_settings
 from coordcheck.runs.records import RunKey
 from coordcheck.training.surroundings import preserved_state
 from coordcheck.training.trials import Build, Trial, built, seed_everything
@@ -196,7 +196,7 @@ def _parameters(trial: Trial, optimizers: Sequence[Optimizer]) -> tuple[Drawn, .
                 shape,
                 0 if shape is None else parameter.numel() * parameter.element_size(),
                 None if shape is None else _fan(*owners[key], shape),
-                *settings.get(key, (None, None)),
+                *settings.get(key, NOT_HELD)[:2],
                 trainable=parameter.requires_grad,
                 holders=held[key],
                 tied=tuple(names[key][1:]),

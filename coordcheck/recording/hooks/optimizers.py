@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +14,19 @@ from coordcheck.recording.layers.activations import ROOT
 from coordcheck.runs.records import ParameterInfo
 
 
+class Settings(NamedTuple):
+    """How an optimizer holds a parameter; None where it has no such number."""
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    eps: float | None = None
+
+
+NOT_HELD = Settings()
+
+
 def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_called: set[str]) -> list[ParameterInfo]:
-    """Every trainable parameter with its learning rate and weight decay, read after the first backward pass.
+    """Every trainable parameter with its learning rate, weight decay and eps, read after the first backward pass.
 
     `never_called` names the modules no call of which was seen: a parameter that only such modules own, and that has
     a gradient all the same, did its work where hooks cannot see it.
@@ -36,17 +47,17 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
         ParameterInfo(
             name,
             tuple(parameter.shape),  # of the whole, where ranks hold shards of it
-            *settings.get(key, (None, None)),
             visible=parameter.grad is None or key in seen,
+            **settings.get(key, NOT_HELD)._asdict(),
         )
         for key, (name, parameter) in names.items()
     ]
 
 
-def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float | None, float | None]]:
-    """Learning rate and weight decay of every parameter that an optimizer holds, by the parameter's id."""
+def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, Settings]:
+    """The settings of every parameter that an optimizer holds, by the parameter's id."""
     return {
-        id(parameter): (_optional_float(group.get("lr")), _optional_float(group.get("weight_decay")))
+        id(parameter): Settings(*(_optional_float(group.get(name)) for name in ("lr", "weight_decay", "eps")))
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -62,4 +73,5 @@ def _user(layers: Mapping[str, nn.Module], path: str, module: nn.Module) -> str:
 
 
 def _optional_float(value: Any) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+    """A finite number; None of none, or of several, as Adafactor's eps are."""
+    return None if value is None or isinstance(value, (tuple, list)) or not math.isfinite(value) else float(value)

@@ -11,7 +11,7 @@ import copy
 import math
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from inspect import signature
 from typing import Any, NamedTuple, TypeVar
@@ -31,7 +31,9 @@ EPS_SEEN = 0.02  # a degree that is this far below 1 may be Adam's, with an eps 
 FEW = 8  # coordinates, of which too many updates point along the gradient
 SIZE = 16  # of a block of a parameter, along each of its axes
 EPS = 1e-12  # in place of the optimizer's, of the gradients' own scale: they must not be taken for it
+STEPS = 4  # of which one must move a block: a warm-up inside the step begins with some that do not
 RATE = 1e-3  # in place of the learning rate, which a warm-up may have put to zero
+TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -82,6 +84,14 @@ def but_for_clipping(
     held = {key for key, degree in found.items() if degree < 1 - EPS_SEEN and movements[key].along > ALONG}
     below = small() if held else {}
     return {key: 1.0 if key in held and below.get(key, 0.0) > CLIPS else degree for key, degree in found.items()}
+
+
+def notes_on(unknown: Set[str], turned: Set[str]) -> Iterator[str]:
+    """What the reader must know of parameters whose degree was not measured, or whose gradients became others."""
+    for names, why in ((unknown, ""), (turned, ": it was changed before the step, not by a factor alone")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield f"how the update of {min(names)}{more} depends on the gradient's size was not measured{why}"
 
 
 def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
@@ -154,7 +164,7 @@ def _measured(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> 
 
 
 def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor: float) -> dict[int, Movement]:
-    """How far one step of a copy of the optimizer moves blocks of so many axes."""
+    """How far the first step of a copy of the optimizer that moves blocks of so many axes moves them."""
     device = group["params"][0].device
     generator = torch.Generator().manual_seed(0)
     blocks, starts, gradients = {}, {}, {}
@@ -164,14 +174,22 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor
         start, gradient = torch.randn((2, *(SIZE,) * rank), generator=generator, dtype=torch.float64).to(device)
         starts[rank], gradients[rank] = start * size, gradient * slope * factor
         blocks[rank] = nn.Parameter(starts[rank].clone())
-        blocks[rank].grad = gradients[rank].clone()  # which the step may write into
     made = _alone(optimizer, group, list(blocks.values()), EPS * min(slope for _, slope in sizes.values()))
     step = type(made).step
     while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where hooks on all optimizers are called
         step = step.__wrapped__
+    moved: dict[int, Movement] = {}
     with torch.enable_grad(), _randomness_kept(device):  # so that both steps draw the same noise
-        step(made)
-    return {rank: movement(blocks[rank].detach() - starts[rank], gradients[rank]) for rank in ranks}
+        for _ in range(STEPS):
+            for rank, block in blocks.items():
+                block.grad = gradients[rank].clone()  # which the step may write into
+            step(made)
+            for rank in ranks:
+                if rank not in moved and not torch.equal(blocks[rank], starts[rank]):
+                    moved[rank] = movement(blocks[rank].detach() - starts[rank], gradients[rank])
+            if len(moved) == len(ranks):
+                break
+    return {rank: moved.get(rank, Movement(0.0, 0.0, 0.0)) for rank in ranks}
 
 
 def _sizes(group: dict[str, Any], rank: int) -> tuple[float, float]:
@@ -211,6 +229,17 @@ def _state_at_birth(optimizer: Optimizer, own: Mapping[str, Any]) -> defaultdict
     return torch.optim.Adagrad(**{name: value for name, value in own.items() if name in names}).state
 
 
+def _flags(optimizer: Optimizer, alike: Sequence[Tensor]) -> dict[str, Any]:
+    """What a constructor wrote down about a parameter, as whether it is orthogonalised; nothing once it has a history.
+
+    Args:
+        optimizer: whose.
+        alike: the parameters of one group with so many axes, of which the first one is taken.
+    """
+    known = optimizer.state.get(alike[0], {})
+    return dict(known) if all(isinstance(value, (bool, str)) for value in known.values()) else {}
+
+
 def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
     """A copy of an optimizer that holds some blocks, and nothing of its history, hooks or schedulers.
 
@@ -226,6 +255,9 @@ def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor]
     memo: dict[int, Any] = {id(p): object() for g in optimizer.param_groups for p in g["params"]}
     own = {**copy.deepcopy(own, memo), "params": [*blocks]}
     groups, state = [own], _state_at_birth(optimizer, own)
+    for block in blocks:
+        if flags := _flags(optimizer, [p for p in group["params"] if p.dim() == block.dim()]):
+            state[block] = flags
     memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own, id(optimizer.state): state}
     kept = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}
     hooks = {name: OrderedDict[int, Any]() for name in _HOOKS}

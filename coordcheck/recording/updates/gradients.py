@@ -7,18 +7,28 @@ few coordinates of each gradient alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
-from coordcheck.recording.updates import changes
+from coordcheck.recording.updates.norms import norm
 
 SAMPLED = 4096  # coordinates of a gradient that are kept
 FINEST = 16  # of them, among which an update is read that is rounded elsewhere
 HELD = 4  # roundings of a coordinate from which on it holds an update
 ALONG = 0.99  # cosine from which on a gradient is another one times a factor, but for some noise
+
+
+def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every gradient that is there, sparse ones with their zeros."""
+    return {
+        name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
+        for name, parameter in parameters.items()
+        if parameter.requires_grad and parameter.grad is not None
+    }
 
 
 class Arrived(NamedTuple):
@@ -34,7 +44,7 @@ class Arrived(NamedTuple):
 
 def arrived(gradient: Tensor) -> Arrived:
     """What is kept of a gradient."""
-    return Arrived(changes.norm(gradient), sample(gradient).clone())
+    return Arrived(norm(gradient), sample(gradient).clone())
 
 
 def sample(tensor: Tensor) -> Tensor:
@@ -53,7 +63,7 @@ def factor(before: Arrived, now: Tensor) -> float | Tensor:
     >>> factor(arrived(torch.tensor([3.0, 4.0])), torch.tensor([0.3, 0.4]))
     10.0...
     """
-    size = changes.norm(now)
+    size = norm(now)
     if isinstance(size, float) and isinstance(before.norm, float):
         ratio = before.norm / size if size else math.nan
         return ratio if 0 < ratio < math.inf else 1.0

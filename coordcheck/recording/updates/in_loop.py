@@ -18,17 +18,18 @@ from coordcheck.recording.hooks.wrappers import loss_scale
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.inputs import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
-from coordcheck.recording.updates.changes import gradients_of, initial_values
-from coordcheck.recording.updates.degrees import degrees
-from coordcheck.recording.updates.effects import MAX_UPDATES, Effects
+from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
+from coordcheck.recording.updates.gradients import gradients_of
+from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
+from coordcheck.recording.updates.rows import write_own_updates
+from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import Row, RunRecord
 from coordcheck.runs.words import Quantity
 
-TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 UNCHANGED = 1e-5  # relative difference of two norms of one gradient
 
 
-class LiveEffects:
+class OwnUpdatesInLoop:
     """Follows one model through its first updates: what each parameter's own update does to its initial input.
 
     The calls of steps 0 and 1 are traced, and further ones while a parameter that has a gradient has not moved. It
@@ -38,7 +39,7 @@ class LiveEffects:
     def __init__(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
         self._model, self._optimizers = model, optimizers
         self._initial: dict[str, Tensor] = {}
-        self._effects: Effects | None = None
+        self._own: OwnUpdates | None = None
         self._degrees: dict[str, float] = {}
         self._tracer: Tracer | None = None
         self._tracing = False
@@ -67,15 +68,15 @@ class LiveEffects:
             self._reason = "the model is called inside a function transform, such as torch.vmap"
         if self._reason or not self._more:
             return
-        if step > 0 and self._effects is None:
+        if step > 0 and self._own is None:
             self._reason = "the first update was made without a call of the model in training"
             return
-        if self._effects is not None and step > self._step:
-            self._effects.note_updates(step)
-            self._effects.mend_rounded(step, self._unrounded)
-            self._more = step < MAX_UPDATES and self._effects.waiting(step)
+        if self._own is not None and step > self._step:
+            self._own.note_updates(step)
+            self._own.mend_rounded(step, self._unrounded)
+            self._more = step < MAX_UPDATES and self._own.waiting(step)
         self._step, self._noted, self._arrived = step, set(), {}
-        if self._effects is not None and not self._more:  # this pass will not be asked for its gradients
+        if self._own is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Tracer(self._model, sampled=True, gradients=False)
             self._listen_no_longer()
         else:
@@ -104,8 +105,8 @@ class LiveEffects:
         if self._tracing and self._tracer is not None:
             self._tracing = False
             self._tracer.end()  # which it did by itself, but for a call that never returned
-            if self._step > 0 and self._effects is not None:
-                self._effects.note_trace(self._step, self._tracer)
+            if self._step > 0 and self._own is not None:
+                self._own.note_trace(self._step, self._tracer)
                 if not self._more:  # nothing is called with the parameters' values again, but their shapes are told
                     self._initial.update({n: torch.empty_like(p, device="meta") for n, p in self._initial.items()})
 
@@ -120,11 +121,11 @@ class LiveEffects:
         tracer = self._tracer
         if tracer is None:
             return
-        if self._effects is None:
+        if self._own is None:
             self._degrees = degrees(self._model, self._optimizers)
             trained = frozenset(name for name, p in tracer.parameters.items() if p.requires_grad)
-            self._effects = Effects(self._model, tracer, self._initial, trained)
-            self._effects.note_initial()
+            self._own = OwnUpdates(self._model, tracer, self._initial, trained)
+            self._own.note_initial()
         if self._more:
             held = {id(p) for group in optimizer.param_groups for p in group["params"]}
             own = {n: p for n, p in tracer.parameters.items() if id(p) in held and n not in self._noted}
@@ -139,7 +140,7 @@ class LiveEffects:
                 given, factors = {**given, **lost}, {**factors, **dict.fromkeys(lost, 1.0)}
             self._noted |= set(given)
             self._arrived = {name: a for name, a in self._arrived.items() if name not in own or name in given}
-            self._effects.note_gradients(self._step, tracer, given, factors=factors, loss_scale=scale)
+            self._own.note_gradients(self._step, tracer, given, factors=factors, loss_scale=scale)
 
     def _lost(self, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What stands for gradients that came and went inside of a step that calls a closure."""
@@ -184,21 +185,17 @@ class LiveEffects:
         """Add what was noted to the record, and let go of the model's copies."""
         self.end()
         self._listen_no_longer()
-        effects, self._effects, self._initial, self._tracer = self._effects, None, {}, None
+        own, self._own, self._initial, self._tracer = self._own, None, {}, None
         self._inputs.clear()
-        if effects is None or self._step < 1:
+        if own is None or self._step < 1:
             why = self._reason or "the model itself was not called in training before and after an update"
             record.notes.append(f"own updates were not recorded: {why}")
             return
         moved = {step for step, flags in self._moved.items() if any_of(flags)}
         before = len(record.rows)
-        effects.write(record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
+        write_own_updates(own, record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
         unknown = {use.parameter for use in record.uses if use.parameter} - self._degrees.keys()
-        for names, why in ((unknown, ""), (self._turned, ": it was changed before the step, not by a factor alone")):
-            if names:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                what = f"how the update of {min(names)}{more} depends on the gradient's size was not measured"
-                record.notes.append(what + why)
+        record.notes.extend(notes_on(unknown, self._turned))
         vectors = {site.order for site in record.sites if len(site.shape) < 2}
         record.rows[before:] = [row for row in record.rows[before:] if _kept(row, moved, vectors)]
 

@@ -1,4 +1,4 @@
-"""Scales that may still lie on a device, by the part, step and quantity that they are of."""
+"""Scales that may still lie on a device, by the site, step and quantity that they are of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from coordcheck.recording import scales
 from coordcheck.runs.words import Quantity
 
 
-class Facts:
-    """Scales by (part, step, quantity). Those of tensors on a device stay there until one is asked for."""
+class ScaleTable:
+    """Scales by (site, step, quantity). Those of tensors on a device stay there until one is asked for."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, int, Quantity], float] = {}

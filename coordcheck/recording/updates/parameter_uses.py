@@ -1,4 +1,4 @@
-"""The parts that a diagnosis is about: every parameter in every use, block by block and slice by slice."""
+"""What a diagnosis is about: every parameter in every use, block by block and slice by slice."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ class Trace(Protocol):
     def products(self) -> Sequence[AttentionCall]: ...
 
 
-class Part(NamedTuple):
-    """What one row of the diagnosis is about: a parameter in one use, or a block of its rows."""
+class ParameterUse(NamedTuple):
+    """What one row of the diagnosis is about: a parameter in one call, or a block of its rows."""
 
     name: str
     parameter: str
-    use: UseCall | None
+    call: UseCall | None
+    """The first one that was seen; None where a module alone was seen to take it."""
     replay: FunctionReplay | ModuleReplay | None
     block: Block | Slice | None = None
     hidden: str = ""
@@ -71,80 +72,80 @@ class Snapshot(NamedTuple):
     with_gradient: frozenset[str]
 
 
-def parts_of(taken: Snapshot) -> list[Part]:
+def parameter_uses(taken: Snapshot) -> list[ParameterUse]:
     """Every parameter's uses, in the order in which they were first seen, and then those that were not seen."""
-    parts: list[Part] = []
+    found: list[ParameterUse] = []
     seen: set[str] = set()
-    for (name, operation), use in taken.tracer.uses.items():
-        replay = FunctionReplay(use, taken.initial)
+    for (name, operation), call in taken.tracer.uses.items():
+        replay = FunctionReplay(call, taken.initial)
         shown = name if name not in seen else distinct(f"{name}@{operation}", taken.initial)
         seen.add(name)
-        whole = Part(shown, name, use, replay, None, _hidden(use, replay), name in taken.trained)
-        fused = blocks(use.operand, use.pieces) if operation == "linear" else stacked(use)
-        parts += [
+        whole = ParameterUse(shown, name, call, replay, None, _hidden(call, replay), name in taken.trained)
+        fused = blocks(call.operand, call.pieces) if operation == "linear" else stacked(call)
+        found += [
             whole,
             *(
                 whole._replace(name=distinct(f"{shown}[{i}]", taken.initial), block=block)
                 for i, block in enumerate(fused)
             ),
         ]
-        parts += _slices(whole, taken)
+        found += _slices(whole, taken)
     used, unseen = _around_matrices(taken.tracer), taken.trained - seen
-    return parts + [_unseen(name, taken, used) for name in taken.initial if name in unseen]
+    return found + [_unseen(name, taken, used) for name in taken.initial if name in unseen]
 
 
-def _hidden(use: UseCall, replay: FunctionReplay) -> str:
+def _hidden(call: UseCall, replay: FunctionReplay) -> str:
     """Why a use cannot be judged; empty when it can."""
-    if not replay.multiplier or 0 in use.operand.size:
+    if not replay.multiplier or 0 in call.operand.size:
         return "it has no effect: it is empty or times 0"
-    if use.operand.size[1:] and not is_known(use.operation):
-        return f"it acts in {use.operation}, of which it is not known over what it sums"
+    if call.operand.size[1:] and not is_known(call.operation):
+        return f"it acts in {call.operation}, of which it is not known over what it sums"
     return ""
 
 
-def _slices(whole: Part, taken: Snapshot) -> list[Part]:
-    """The parts of a parameter that calls of their own take."""
-    if whole.use is None:
+def _slices(whole: ParameterUse, taken: Snapshot) -> list[ParameterUse]:
+    """The slices of a parameter that calls of their own take."""
+    if whole.call is None:
         return []
-    uses = taken.tracer.slices.get((whole.parameter, whole.use.operation), {})
-    if not 2 <= len(uses) <= MAX_BLOCKS or any(use.operand.then for use in uses.values()):
+    calls = taken.tracer.slices.get((whole.parameter, whole.call.operation), {})
+    if not 2 <= len(calls) <= MAX_BLOCKS or any(call.operand.then for call in calls.values()):
         return []
     return [
         whole._replace(
             name=distinct(f"{whole.name}[{number}]", taken.initial),
-            use=use,
-            replay=FunctionReplay(use, taken.initial),
-            block=Slice(use.operand),
+            call=call,
+            replay=FunctionReplay(call, taken.initial),
+            block=Slice(call.operand),
         )
-        for number, (_, use) in enumerate(sorted(uses.items(), key=lambda item: item[0]))
+        for number, (_, call) in enumerate(sorted(calls.items(), key=lambda item: item[0]))
     ]
 
 
-def _unseen(name: str, taken: Snapshot, around: Container[str]) -> Part:
+def _unseen(name: str, taken: Snapshot, around: Container[str]) -> ParameterUse:
     """A parameter that no function was seen to take: through its module's call, or not visible.
 
     `around` are the modules that have a matrix in them.
     """
     if not taken.initial[name].numel():
-        return Part(name, name, None, None, None, "it has no coordinates")
+        return ParameterUse(name, name, None, None, None, "it has no coordinates")
     if name not in taken.with_gradient:
-        return Part(name, name, None, None, None, "no gradient reached it")
+        return ParameterUse(name, name, None, None, None, "no gradient reached it")
     path = name.rpartition(".")[0]
     while path and not _takes_input(path, taken.tracer):
         path = path.rpartition(".")[0]
     call = taken.tracer.calls.get(path or ROOT)
     if (path or ROOT) in around:
         # what the module makes of it depends on the other matrices as well
-        return Part(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
+        return ParameterUse(name, name, None, None, None, f"{path or ROOT} uses it in a way that is not followed")
     if call is None or call.output is None:
-        return Part(name, name, None, None, None, "it was used outside every module's call")
+        return ParameterUse(name, name, None, None, None, "it was used outside every module's call")
     module = submodule(taken.model, path)
     inside = name[len(path) + 1 :] if path else name
     initial = {n: taken.initial[f"{path}.{n}" if path else n] for n, _ in module.named_parameters()}
     try:
-        return Part(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
+        return ParameterUse(name, name, None, ModuleReplay(path or ROOT, module, inside, call, initial))
     except NotReplayed as reason:
-        return Part(name, name, None, None, None, str(reason))
+        return ParameterUse(name, name, None, None, None, str(reason))
 
 
 def _takes_input(path: str, tracer: Tracer) -> bool:
@@ -167,7 +168,7 @@ def _around_matrices(tracer: Tracer) -> set[str]:
 
 
 class Later(NamedTuple):
-    """The uses of a later forward pass, put together once for all parts."""
+    """The calls of a later forward pass, put together once for all uses."""
 
     uses: Mapping[tuple[str, str], UseCall]
     slices: Mapping[tuple[str, str], Mapping[tuple[int, tuple[int, ...]], UseCall]]
@@ -177,11 +178,11 @@ class Later(NamedTuple):
         return cls(trace.uses, trace.slices)
 
 
-def again(part: Part, later: Later) -> UseCall | None:
-    """A part's use in a later trace."""
-    if part.use is None:
+def again(use: ParameterUse, later: Later) -> UseCall | None:
+    """The call of a use in a later trace."""
+    if use.call is None:
         return None
-    key = part.parameter, part.use.operation
-    if isinstance(part.block, Slice):
-        return later.slices.get(key, {}).get((part.use.operand.offset, part.use.operand.size))
+    key = use.parameter, use.call.operation
+    if isinstance(use.block, Slice):
+        return later.slices.get(key, {}).get((use.call.operand.offset, use.call.operand.size))
     return later.uses.get(key)

@@ -1,9 +1,8 @@
-"""What a model's parameters are, were and did: copies of their values, their gradients and their changes, and norms."""
+"""Norms of gradients and updates, and the numbers of coordinates that they are over; nothing waits for a device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -15,30 +14,6 @@ from coordcheck.recording import scales
 COUNTED = 2**18  # coordinates of a gradient among which those that are not zero are counted
 SMALLEST = torch.finfo(torch.float32).tiny
 POWER_STEPS = 3  # of the power iteration; updates on a tiny batch have few large singular values
-
-
-def initial_values(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of every parameter, with its strides."""
-    return {name: laid_out(p.detach().clone(), p) for name, p in parameters.items()}
-
-
-def laid_out(values: Tensor, like: Tensor) -> Tensor:
-    """The values with the strides of another tensor, in which the places of its views are known."""
-    if values.layout is not torch.strided or like.layout is not torch.strided or values.stride() == like.stride():
-        return values
-    if any(stride == 0 and size > 1 for stride, size in zip(like.stride(), like.shape, strict=True)):  # expanded
-        return values
-    made = torch.empty_strided(like.shape, like.stride(), dtype=values.dtype, device=values.device)
-    return made.copy_(values)
-
-
-def gradients_of(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every gradient that is there, sparse ones with their zeros."""
-    return {
-        name: parameter.grad.to_dense() if parameter.grad.layout is not torch.strided else parameter.grad
-        for name, parameter in parameters.items()
-        if parameter.requires_grad and parameter.grad is not None
-    }
 
 
 def nonzero(gradient: Tensor, *, some_rows: bool) -> float | Tensor:
@@ -56,23 +31,6 @@ def larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.maximum(one, other)
     return max(one, other)
-
-
-class Room:
-    """Memory for one difference at a time, which the next one takes over: fresh memory costs more than the sum."""
-
-    def __init__(self) -> None:
-        self._held = torch.empty(0)
-
-    def difference(self, now: Tensor, initial: Tensor) -> Tensor:
-        """The difference of two tensors of one layout, laid out like them."""
-        size = now.numel()
-        alike = now.dtype == initial.dtype and now.layout is initial.layout is torch.strided
-        if not (alike and now.is_contiguous() and initial.is_contiguous()):
-            return laid_out(now - initial, initial)
-        if self._held.numel() < size or (self._held.dtype, self._held.device) != (now.dtype, now.device):
-            self._held = torch.empty_like(now).flatten()
-        return torch.sub(now, initial, out=self._held[:size].view(now.shape))
 
 
 def root(count: float | Tensor, otherwise: int = 1) -> float | Tensor:
