@@ -188,11 +188,15 @@ def load(
     Args:
         folder: one folder, or several; a label that two of them have gets the name of its folder: `build (after)`.
         labels: which to show, and in which order; None shows all, in the order in which they were checked.
-        expect: this and the others are those of the check that wrote the folder, unless given.
-        tolerance: as for `check`.
-        axis: as for `check`.
-        roles: as for `check`.
-        fold: as for `check`.
+        expect: "mup", "sp", "ntk", "mean-field", or layer glob -> exponent. This and the others are those of the check
+            that wrote the folder, unless given.
+        tolerance: how far a slope may lie from the expected exponent.
+        axis: the name of what the widths count.
+        roles: glob of parameter names -> role, where the shapes do not tell.
+        fold: path of a container of repeated blocks -> "first", "last" or "mean": they become one layer.
+
+    Returns:
+        The report of all runs, those that were planned and did not run included.
 
     Raises:
         CoordCheckError: no such folder, no runs in it, runs of one label made with different settings, folders that

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from coordcheck.checks.plans.blueprints import Blueprint
 from coordcheck.recording.batches import cached_batches
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.losses import Loss, as_loss
@@ -100,3 +101,12 @@ def carried_on(label: str, sizes: Mapping[int, int], seconds: Sequence[float]) -
         Timing(label, width, known.get(width, known[last] + slope * (sizes[width] - sizes[last])), width in known)
         for width in widths
     ]
+
+
+def timings_of(seconds: Mapping[str, Sequence[float]], blueprints: Sequence[Blueprint]) -> list[Timing]:
+    """The times of all runs that can be built, of the labels whose first widths were timed."""
+    found = []
+    for label, known in seconds.items():
+        sizes = {one.width: one.size for one in blueprints if one.label == label and one.place.built}
+        found += carried_on(label, sizes, known)
+    return found
