@@ -76,6 +76,9 @@ def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None
     Args:
         records: the runs of one label.
         mended: by parameter, the power of the width by which its learning rate is to be multiplied: with it done.
+
+    Yields:
+        A note per set of parameters whose decay is off.
     """
     mended = mended or {}
     by_name: dict[str, dict[int, float]] = {}

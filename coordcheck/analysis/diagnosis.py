@@ -11,7 +11,7 @@ Every exponent is local to one parameter, so one fault flags one parameter howev
 Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
 its whole 95 % interval, and is rounded to the nearest half.
 
-Source of the targets: Yang & Hu 2021 (arXiv:2011.14522), table 1, and Yang et al. 2022 (arXiv:2203.03466), table 3.
+Where the exponents should be, and from which papers, stands in `targets`.
 """
 
 from __future__ import annotations

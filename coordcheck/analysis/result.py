@@ -122,6 +122,9 @@ class Result:
     def select(self, labels: Sequence[str]) -> Self:
         """The result of these labels alone, in this order.
 
+        Returns:
+            A result of the same kind, with the same criteria.
+
         Raises:
             CoordCheckError: a label that is not there, one given twice, or none.
         """

@@ -208,6 +208,9 @@ class Transfer:
     def figure(self, *, path: str | PathLike[str] | None = None) -> Figure:
         """Final loss against the learning rate, a panel per label and a line per width, its optimum marked.
 
+        Returns:
+            The figure, which no window shows by itself.
+
         Raises:
             CoordCheckError: a path that cannot be written.
         """

@@ -88,6 +88,9 @@ class Report(Result):
             figsize: width and height in inches; as large as it takes, unless given.
             path: also save it there, as the suffix says (.png, .svg, .pdf); the file is replaced in one step.
 
+        Returns:
+            The figure, which no window shows by itself.
+
         Raises:
             CoordCheckError: another kind or quantity; steps or layers that are not there, a size that leaves no room
                 for the panels, or a path that cannot be written.

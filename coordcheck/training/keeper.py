@@ -19,6 +19,9 @@ from coordcheck.training.trials import Run
 def keeping(folder: RunFolder | None, runs: Sequence[Run]) -> Iterator[Keeper]:
     """A keeper for the runs of a sweep; meanwhile nobody else may make them with other settings in that folder.
 
+    Yields:
+        The keeper; without a folder, it finds and saves nothing.
+
     Raises:
         CoordCheckError: the folder cannot be written, or another process makes such runs with other settings.
     """

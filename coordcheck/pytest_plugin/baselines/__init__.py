@@ -141,6 +141,9 @@ def compare(stored: Baseline, report: Result, tolerance: float = TOLERANCE) -> C
         stored: the baseline.
         report: the check, made with the same settings.
         tolerance: how far an exponent may move, 0.1 if not given.
+
+    Returns:
+        What changed, and what is new or missing; where settings differ, these alone.
     """
     now = baseline_of(report)
     differing = differences(_texts(stored.settings), _texts(now.settings))
