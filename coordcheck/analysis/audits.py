@@ -12,8 +12,8 @@ from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.remedies import BASE, power
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.names import pattern
 from coordcheck.runs.records import RunRecord
+from coordcheck.runs.repeats import pattern
 from coordcheck.runs.words import Status
 
 NAMES = 3  # named of many

@@ -24,8 +24,8 @@ from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict, label_status
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.runs.folds import folded
-from coordcheck.runs.labels import selected
 from coordcheck.runs.records import RunRecord
+from coordcheck.runs.selection import selected
 
 if TYPE_CHECKING:
     from typing_extensions import Self

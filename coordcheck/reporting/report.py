@@ -18,10 +18,11 @@ from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthI
 from coordcheck.common.escaping import json_text
 from coordcheck.common.version import __version__
 from coordcheck.reporting.summaries import failure
+from coordcheck.runs.agreement import differences
 from coordcheck.runs.files import RunFolder, replace_file
-from coordcheck.runs.labels import folder_paths, in_order, selected, told_apart
-from coordcheck.runs.names import differences, same_label
+from coordcheck.runs.names import same_label
 from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.selection import folder_paths, in_order, selected, told_apart
 from coordcheck.runs.words import Outcome, Quantity
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from coordcheck.common.errors import CoordCheckError, RunFileError
-from coordcheck.runs.agreement import largest_difference
+from coordcheck.runs.agreement import differences, largest_difference
 from coordcheck.runs.claims import Claims
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.names import differences
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.trials import Run
 
