@@ -20,9 +20,9 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.checks.check import distinct_widths
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.models import mlp
+from coordcheck.runs.grids import distinct_widths
 
 built: list[int] = []
 """The widths that `build` was called with."""

@@ -19,6 +19,7 @@ import coordcheck
 from coordcheck import Report
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.cli.main import in_flags, main
+from coordcheck.cli.options import parsed
 
 USER_FILE = """
 import torch
@@ -260,6 +261,17 @@ def test_all_notes_are_printed_when_they_are_wanted(user_folder, capsys):
     assert "note: and 4 more: report.notes, --notes\n" in capsys.readouterr().out
     assert main(["show", "runs", "-v"]) == 0
     assert "note number 11\n" in capsys.readouterr().out
+
+
+def test_the_rows_that_a_table_leaves_out_are_where_it_says(user_folder, capsys):
+    layers = {f"layer-{number}": {"activation": 0.0, "change": 0.5 + number / 10} for number in range(11)}
+    coordcheck.Report(power_law_records(layers)).save("runs")
+    assert main(["show", "runs"]) == 1
+    (told,) = re.findall("and 3 more: report.verdicts, (.*)", capsys.readouterr().out)
+    assert main(["show", "runs", *told.split()]) == 1
+    assert "layer-0" in Path("page.html").read_text(encoding="utf-8")
+    for command in ("run", "diagnose"):
+        assert parsed([command, "train.py:build", *told.split()]).html == Path("page.html")
 
 
 def test_a_damaged_run_file_exits_4(user_folder, capsys):

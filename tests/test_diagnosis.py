@@ -13,8 +13,9 @@ from test_exponents import part
 
 import coordcheck
 from coordcheck.analysis.diagnosis import diagnose
-from coordcheck.analysis.exponents import Exponent, Exponents
+from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause
+from coordcheck.analysis.logs import Exponent
 from coordcheck.analysis.remedies import remedy
 from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict

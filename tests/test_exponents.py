@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coordcheck.analysis.exponents import Exponent, _sampled, exponents
-from coordcheck.analysis.exponents import Logs as LogTable
+from coordcheck.analysis.exponents import _sampled, exponents
+from coordcheck.analysis.logs import Exponent
+from coordcheck.analysis.logs import Logs as LogTable
 from coordcheck.analysis.roles import Part
 from coordcheck.runs.words import Role
 

@@ -10,7 +10,7 @@ from conftest import power_law_records
 import coordcheck
 from coordcheck import CoordCheckError, Report
 from coordcheck.analysis.criteria import Criteria
-from coordcheck.runs.labels import selected, typed
+from coordcheck.runs.selection import selected, typed
 
 FLAT, GROWING = {"fc": {"activation": 0.0, "change": 0.0}}, {"fc": {"activation": 0.0, "change": 1.0}}
 

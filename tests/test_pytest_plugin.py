@@ -412,10 +412,38 @@ def test_options_that_are_not_accepted_are_usage_errors(run, pytester, ini, opti
         ("expect='muP2'", "*(expect=...): must be mup, sp, ntk, mean-field, or a mapping*"),
     ],
 )
-def test_markers_that_are_not_accepted_are_usage_errors(run, marker, why):
+def test_a_marker_that_is_not_accepted_is_the_error_of_its_test(run, marker, why):
     result = run(one("pass", f"@pytest.mark.coordcheck({marker})"))
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"ERROR: test_model.py::test_model: @pytest.mark.coordcheck*{why.lstrip('*')}"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(errors=1)
+    told = f"test_model.py::test_model: @pytest.mark.coordcheck*{why.lstrip('*')}"
+    result.stdout.fnmatch_lines([f"E *UsageError: {told}"])
+
+
+ONE_WRONG = """
+import pytest
+
+@pytest.fixture
+def costly():
+    raise RuntimeError("this fixture is made in vain")
+
+@pytest.mark.coordcheck(width=64)
+def test_wrong(coordcheck, costly): pass
+@pytest.mark.skip(reason="on purpose")
+@pytest.mark.coordcheck(width=64)
+def test_skipped(coordcheck): pass
+@pytest.mark.coordcheck(widths=(1, 2, 4))
+def test_right(coordcheck): pass
+def test_other(): pass
+"""
+TOLD = "E *UsageError: *::test_wrong: @pytest.mark.coordcheck takes widths*got width."
+
+
+def test_one_wrong_marker_leaves_all_other_tests_alone(run):
+    result = run(ONE_WRONG)
+    result.assert_outcomes(passed=2, errors=1, skipped=1)
+    result.stdout.fnmatch_lines([TOLD])
+    result.stdout.no_fnmatch_line("*in vain*")
 
 
 def test_as_many_widths_are_asked_for_as_a_slope_needs():
@@ -936,12 +964,12 @@ def test_sp(coordcheck):
     assert "hidden.{0,1}.weight" in properties(pytester.path / "j.xml")["coordcheck.culprits"]
 
 
-def test_a_bad_marker_in_workers_is_told(pytester, subprocesses):
+def test_one_wrong_marker_leaves_all_other_tests_of_workers_alone(pytester, subprocesses):
     pytest.importorskip("xdist")
-    pytester.makepyfile(one("pass", "@pytest.mark.coordcheck(width=64)"))
+    pytester.makepyfile(ONE_WRONG)
     result = pytester.runpytest_subprocess(*QUICK, "-n1")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["E *UsageError: *::test_model: @pytest.mark.coordcheck takes widths*got width."])
+    result.assert_outcomes(passed=2, errors=1, skipped=1)
+    result.stdout.fnmatch_lines([TOLD])
 
 
 # a suite without a check starts as fast as without the plugin

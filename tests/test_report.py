@@ -120,7 +120,7 @@ def test_only_the_worst_layers_are_shown():
     text = str(synthetic({f"layer-{n}": {"change": 0.5 + n / 10} for n in range(11)}))
     shown = [line.split()[0] for line in text.splitlines() if "blows up" in line]
     assert shown == [f"layer-{n}" for n in range(10, 2, -1)]
-    assert "  and 3 more: report.verdicts, the page, JSON" in text
+    assert "  and 3 more: report.verdicts, --html page.html" in text
 
 
 def test_the_axis_is_named_as_the_user_names_it():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,39 @@ def test_every_ignored_rule_and_type_has_its_reason():
         if ("# type: ignore" in line or "# noqa" in line) and line.count("#") < 2
     ]
     assert ignores == []
+
+
+# others are told what a function draws or records by its first line
+SHORT = ("coordcheck/recording/", "coordcheck/reporting/figures/")
+
+
+def half_told(source: str) -> set[str]:
+    """Functions whose docstring explains what they take, and not what they give."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and "Args:\n" in (told := ast.get_docstring(node) or ""):
+            given = ast.unparse(node.returns) if node.returns else "None"
+            if given not in ("None", "Iterator[None]") and not any(word in told for word in ("Returns:", "Yields:")):
+                found.add(node.name)
+    return found
+
+
+def test_who_explains_the_arguments_explains_the_result():
+    names = {
+        f"{path.relative_to(ROOT).as_posix()}: {name}"
+        for path in (ROOT / "coordcheck").rglob("*.py")
+        for name in half_told(path.read_text(encoding="utf-8"))
+    }
+    assert {name for name in names if not name.startswith(SHORT)} == set()
+
+
+def test_a_result_without_a_word_is_seen():
+    start = "def f(x) -> int:\n    '''The square.\n\n    Args:\n        x: a number.\n"
+    assert half_told(f"{start}    '''") == {"f"}
+    assert half_told(f"{start}\n    Returns:\n        A number.\n    '''") == set()
+
+
+def test_papers_stand_by_the_formulas_that_come_from_them():
+    for module in ("exponents", "clipping", "targets", "slopes", "optima"):
+        text = (ROOT / f"coordcheck/analysis/{module}.py").read_text(encoding="utf-8")
+        assert any(word in text for word in ("arXiv:", "Source:", "Sources:")), module

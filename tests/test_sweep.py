@@ -22,7 +22,7 @@ from torch import nn
 import coordcheck
 from coordcheck.common.errors import CoordCheckError, RunFileError, SweepInterrupted
 from coordcheck.models import mlp
-from coordcheck.runs.names import differences
+from coordcheck.runs.agreement import differences
 from coordcheck.training.payloads import unpacked
 from coordcheck.training.sweep import worker_threads
 from coordcheck.training.workers import execute_pickled

@@ -12,8 +12,8 @@ from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.remedies import BASE, power
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.verdicts import Verdict
-from coordcheck.runs.names import pattern
 from coordcheck.runs.records import RunRecord
+from coordcheck.runs.repeats import pattern
 from coordcheck.runs.words import Quantity, Status
 
 NAMES = 3  # named of many
@@ -76,6 +76,9 @@ def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None
     Args:
         records: the runs of one label.
         mended: by parameter, the power of the width by which its learning rate is to be multiplied: with it done.
+
+    Yields:
+        A note per set of parameters whose decay is off.
     """
     mended = mended or {}
     by_name: dict[str, dict[int, float]] = {}

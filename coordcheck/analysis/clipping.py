@@ -38,6 +38,10 @@ def clipping(factors: Array, widths: Array) -> Clipping:
         factors: (seed, width) sizes of an update beside learning rate times gradient, NaN where unknown.
         widths: (width,).
 
+    Returns:
+        The factors to leave out, and the widths at which they shrink an update; all 1, and none, where no width is
+        alone.
+
     A factor that is whole is 1, or that of several widths: a schedule or a momentum may multiply all of them.
 
     >>> clipping(np.array([[1.0, 1.0, 0.7]]), np.array([64, 128, 256])).widths

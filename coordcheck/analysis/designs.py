@@ -56,6 +56,9 @@ def spread(known: Sequence[int], most: int, first: Sequence[int] = ()) -> list[i
         most: how many are kept at most; 3 or more.
         first: those that matter more than others, the most important first.
 
+    Returns:
+        Ascending, `most` of them or fewer.
+
     >>> spread(range(129), 6)
     [0, 1, 3, 11, 38, 128]
     >>> spread(range(129), 6, first=[23])

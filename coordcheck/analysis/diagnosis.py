@@ -11,7 +11,7 @@ Every exponent is local to one parameter, so one fault flags one parameter howev
 Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
 its whole 95 % interval, and is rounded to the nearest half.
 
-Source of the targets: Yang & Hu 2021 (arXiv:2011.14522), table 1, and Yang et al. 2022 (arXiv:2203.03466), table 3.
+Where the exponents should be, and from which papers, stands in `targets`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
+from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
+from coordcheck.analysis.logs import UNKNOWN, Exponent
 from coordcheck.analysis.roles import Part
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.targets import Targets
-from coordcheck.analysis.verdicts import Answer, Verdict, compare
+from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.records import is_between
 from coordcheck.runs.words import Role
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
-# functions in which a vector multiplies what it meets
 UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
+# functions in which a vector multiplies what it meets
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
-
-
-# fmt: on
 
 
 def diagnose(
@@ -84,7 +83,7 @@ def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, fir
     if not part.trained:
         gain, target = _gain(part, found, targets, first)
         fixed = Finding(part, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
-        return _decide(fixed, tolerance) if _off(gain, target, tolerance) else fixed
+        return _decide(fixed, tolerance) if deviation(gain, target, tolerance) else fixed
     if not found.has_gradient:
         why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
         return Finding(part, found, Verdict.NOT_VISIBLE, explanation=why)
@@ -130,8 +129,8 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     """Which of init, learning rate and multiplier is off."""
     part, k = judged.part, round(judged.exponents.degree)
     answer = {
-        "gain": _compare(judged.gain, judged.gain_target, tolerance),
-        "response": _compare(judged.response, judged.response_target, tolerance),
+        "gain": compare_known(judged.gain, judged.gain_target, tolerance),
+        "response": compare_known(judged.response, judged.response_target, tolerance),
     }
     gain_off = answer["gain"] in (Answer.GROWS, Answer.SHRINKS)
     response_off = answer["response"] in (Answer.GROWS, Answer.SHRINKS)
@@ -148,18 +147,22 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
     judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
     if gain_off and part.tied:  # its init and learning rate belong to the first use
-        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER, multiplier=-_half(excess))
+        return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-nearest_half(excess))
     shrinks = _shrinks(judged.exponents, tolerance)
     if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
-        judged = judged._replace(multiplier=-_half(excess), learning_rate=-_half(shrinks))
-        return judged._replace(verdict=_size(excess), cause=Cause.MULTIPLIER)
+        judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=-nearest_half(shrinks))
+        return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off:
-        rate = -_half(lead) if response_off else 0.0
-        return judged._replace(verdict=_size(excess), cause=Cause.INIT, init=-_half(excess), learning_rate=rate)
+        rate = -nearest_half(lead) if response_off else 0.0
+        return judged._replace(
+            verdict=size_verdict(excess), cause=Cause.INIT, init=-nearest_half(excess), learning_rate=rate
+        )
     if response_off:
         verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
-        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-_half(lead))
-    if _off(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(judged):
+        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-nearest_half(lead))
+    if deviation(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(
+        judged
+    ):
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
@@ -173,18 +176,12 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
 def _shrinks(found: Exponents, tolerance: float) -> float:
     """By which power of the width clipping shrinks all updates, which is no multiplier's doing."""
     shrinking = found.shrinking
-    return 0.0 if found.clipped or not _off(shrinking, 0.0, tolerance) else shrinking.value
-
-
-def _off(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
-    """How an exponent is beyond its target, if it is."""
-    answer = _compare(exponent, target, tolerance)
-    return answer if answer in (Answer.GROWS, Answer.SHRINKS) else None
+    return 0.0 if found.clipped or not deviation(shrinking, 0.0, tolerance) else shrinking.value
 
 
 def _agrees(judged: Finding, answer: Answer | None, tolerance: float) -> bool:
     """Whether the own update grows or shrinks as the response says: a narrow output's gradient may not."""
-    growth = _off(judged.exponents.growth, 0.0, tolerance)
+    growth = deviation(judged.exponents.growth, 0.0, tolerance)
     return growth is answer
 
 
@@ -198,7 +195,7 @@ def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Findi
     return finding._replace(
         verdict=Verdict.LEARNS_TOO_FAST,
         cause=Cause.GRADIENT_FAN_IN,
-        learning_rate=-_half(excess),
+        learning_rate=-nearest_half(excess),
         explanation=explanation,
     )
 
@@ -223,19 +220,19 @@ def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: 
     excess = value - target
     if math.isnan(excess) or abs(excess) < tolerance:
         return finding
-    return finding._replace(verdict=_size(excess), cause=Cause.ATTENTION_SCALE, multiplier=-_half(excess))
+    return finding._replace(verdict=size_verdict(excess), cause=Cause.ATTENTION_SCALE, multiplier=-nearest_half(excess))
 
 
 def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
     """A module without parameters: what it gives must not scale with the width when what it takes does not."""
     finding = Finding(part, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
-    answers = _compare(found.gain, 0.0, tolerance), _compare(found.output, 0.0, tolerance)
+    answers = compare_known(found.gain, 0.0, tolerance), compare_known(found.output, 0.0, tolerance)
     if answers[0] is not answers[1] or answers[0] not in (Answer.GROWS, Answer.SHRINKS):
         return finding
     return finding._replace(
-        verdict=_size(found.gain.value),
+        verdict=size_verdict(found.gain.value),
         cause=Cause.FORWARD_SCALE,
-        multiplier=-_half(found.gain.value),
+        multiplier=-nearest_half(found.gain.value),
         explanation=f"its output / its input ~ m^{found.gain.value:.2f}",
     )
 
@@ -245,7 +242,7 @@ def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:
     part, growth = finding.part, finding.exponents.growth.shifted(-shift)
     if finding.culprit or finding.verdict is not Verdict.OK or finding.exponents.degree < 0.5:
         return finding
-    if part.role in (Role.CONSTANT, Role.ATTENTION) or _off(growth, 0.0, tolerance) is not Answer.GROWS:
+    if part.role in (Role.CONSTANT, Role.ATTENTION) or deviation(growth, 0.0, tolerance) is not Answer.GROWS:
         return finding
     why = f"own update ~ m^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
     return _gradient_fan_in(finding, growth.value, why + "number grows with the width")
@@ -276,22 +273,6 @@ def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
         if is_block == (name in differing):
             kept.append(finding)
     return kept
-
-
-def _compare(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
-    """The three-valued comparison; None where there is nothing to compare."""
-    if math.isnan(target) or not exponent.known:
-        return None
-    return compare(exponent, target, tolerance)
-
-
-def _half(value: float) -> float:
-    """The nearest multiple of 1/2."""
-    return round(2 * value) / 2
-
-
-def _size(excess: float) -> Verdict:
-    return Verdict.TOO_LARGE if excess > 0 else Verdict.TOO_SMALL
 
 
 def _seen(judged: Finding) -> str:

@@ -23,44 +23,23 @@ Simon & Bernstein 2023, "A Spectral Condition for Feature Learning", arXiv:2310.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from coordcheck.analysis.clipping import clipping
+from coordcheck.analysis.clipping import Clipping, clipping
+from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.roles import Part
-from coordcheck.analysis.slopes import fit_logs
-from coordcheck.runs.words import Quantity, Role, Status
-
-Array = NDArray[np.float64]
+from coordcheck.runs.words import Quantity, Role
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
 FLAT_RANK = 32  # and at least this stable rank, which no gradient of a tiny probe has
 FLAT_SPECTRUM = 0.25, 0.55  # shares of its full rank from which on an update's singular values may count as alike
 BEYOND_CHANCE = 1.2  # and how far beyond that of independent coordinates, which an update of signs may have
-
-
-class Exponent(NamedTuple):
-    """A fitted exponent with its 95 % interval; NaN where it could not be measured."""
-
-    value: float
-    stderr: float
-    low: float
-    high: float
-
-    @property
-    def known(self) -> bool:
-        return not math.isnan(self.value)
-
-    def shifted(self, by: float) -> Exponent:
-        return Exponent(self.value + by, self.stderr, self.low + by, self.high + by)
-
-
-UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
 
 
 class Exponents(NamedTuple):
@@ -90,122 +69,120 @@ class Exponents(NamedTuple):
         return 1 + self.response.value - self.response_weight.value
 
 
-class Logs:
-    """log2 of the diagnosis' rows of one label: (part, seed, width) per quantity and step."""
-
-    def __init__(self, table: pd.DataFrame, parts: Sequence[Part]) -> None:
-        rows = table[table["layer"].isin([part.name for part in parts])]
-        # where nothing was measured of any part: every scale at its widths is NaN
-        self.widths = np.array(sorted({*rows["width"].unique()} or {width for part in parts for width in part.sizes}))
-        self.seeds = sorted(rows["seed"].unique()) or [0]
-        self.steps = sorted(rows["step"].unique())
-        self._index = {part.name: number for number, part in enumerate(parts)}
-        place = (
-            rows["layer"].map(self._index).to_numpy(),
-            rows["seed"].map({seed: i for i, seed in enumerate(self.seeds)}).to_numpy(),
-            np.searchsorted(self.widths, rows["width"].to_numpy()),
-        )
-        values = rows["value"].to_numpy(dtype=float)
-        self._shape = len(parts), len(self.seeds), len(self.widths)
-        self._values: dict[tuple[str, int], Array] = {}
-        for (quantity, step), chosen in rows.groupby(["quantity", "step"], sort=False).indices.items():
-            array = np.full(self._shape, np.nan)
-            array[tuple(axis[chosen] for axis in place)] = values[chosen]
-            self._values[str(quantity), int(step)] = array
-        bad = rows[rows["status"].isin([Status.NAN.value, Status.INF.value])]
-        self.not_finite = {str(layer) for layer in bad["layer"].unique()}
-
-    def values(self, quantity: Quantity, step: int = 0) -> Array:
-        """(part, seed, width) scales, NaN where there is none."""
-        return self._values.get((quantity.value, step), np.full(self._shape, np.nan))
-
-    def at(self, quantity: Quantity, steps: Array) -> Array:
-        """log2 of the scales, each part at its own step; NaN for zeros."""
-        result = np.full(self._shape, np.nan)
-        for step in np.unique(steps):
-            chosen = steps == step
-            result[chosen] = self.values(quantity, int(step))[chosen]
-        with np.errstate(divide="ignore"):
-            logs = np.log2(result)
-        return np.where(np.isfinite(logs), logs, np.nan)
-
-    def of(self, sizes: Sequence[Mapping[int, float]]) -> Array:
-        """log2 of something known per part and width: (part, 1, width)."""
-        rows = [[abs(by_width.get(int(width), math.nan)) for width in self.widths] for by_width in sizes]
-        with np.errstate(divide="ignore"):
-            logs = np.log2(np.array(rows, dtype=float))[:, None, :]
-        return np.where(np.isfinite(logs), logs, np.nan)
-
-    def fit(self, logs: Array) -> list[Exponent]:
-        """One exponent per part."""
-        found = fit_logs(np.log2(self.widths.astype(float)), np.broadcast_to(logs, self._shape))
-        columns = [found[name] for name in ("slope", "stderr", "low", "high")]
-        return [Exponent(*map(float, row)) for row in zip(*columns, strict=True)]
-
-
 def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents]:
-    """The exponents of every part of one label, by its name.
+    """The exponents of every part of one label: the formulas at the top of this module, and their fits.
 
     Args:
         table: the label's rows of `measurements`.
         parts: its parts.
+
+    Returns:
+        The exponents by the part's name; those that could not be measured are NaN.
     """
     if not parts:
         return {}
     logs = Logs(table, parts)
-    first = np.array([_first_movement(logs, number) for number in range(len(parts))])
-    before = np.maximum(first - 1, 0)
-    start = np.zeros(len(parts))
-    degree = _degrees(parts)
-    k = np.round(degree)[:, None, None]
-    m = logs.of([part.multipliers for part in parts])
-    fan_in, fan_out = logs.of([part.fan_ins for part in parts]), logs.of([part.fan_outs for part in parts])
-    x = logs.at(Quantity.INPUT, start)
-    own, update = logs.at(Quantity.OWN_UPDATE, first), logs.at(Quantity.WEIGHT_UPDATE, first)
-    delta, gradient = logs.at(Quantity.GRADIENT, before), logs.at(Quantity.WEIGHT_GRADIENT, before)
-    shrinking = np.where(k > 0, update - gradient - logs.of([part.rates for part in parts]), np.nan)
-    clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
-    whole = np.log2([clip.factors for clip in clips])
-    own, update = own - whole, update - whole
-    times_k = np.where(k == 0, 0.0, k)
-    by_gradient = np.where(k == 0, 0.0, times_k * (gradient - m))
-    aligned = fan_in + update + m - by_gradient
-    spectral = logs.at(Quantity.WEIGHT_UPDATE_NORM, first) + (fan_in - fan_out) / 2 + m - by_gradient
-    fits = {
-        "gain": logs.fit(logs.at(Quantity.OUTPUT, start) - x),
-        "gain_weight": logs.fit(m + fan_in / 2 + logs.at(Quantity.WEIGHT, start)),
-        "response": logs.fit(own - x - np.where(k == 0, 0.0, times_k * (delta + x))),
-        "aligned": logs.fit(aligned),
-        "spectral": logs.fit(spectral),
-        "growth": logs.fit(own - x),
-        "inherited": logs.fit(logs.at(Quantity.INHERITED, first) - x),
-        "output": logs.fit(logs.at(Quantity.OUTPUT, start)),
-        "shrinking": logs.fit(shrinking),
-    }
-    rounding = _rounding(logs, parts)
-    flat = _flat_spectra(logs, first, fan_in, fan_out)
+    seen = _Seen.of(logs, parts)
+    fits = {name: logs.fit(values) for name, values in _formulas(seen).items()}
+    rounding, flat = _rounding(logs, parts), _flat_spectra(logs, seen)
     result = {}
     for number, part in enumerate(parts):
-        gain_weight = _sampled(fits["gain_weight"][number], part, logs)
-        weight = _nearer(fits["aligned"][number], fits["spectral"][number], fits["response"][number], flat[number])
+        own = {name: fitted[number] for name, fitted in fits.items()}
+        aligned, spectral = own.pop("aligned"), own.pop("spectral")
+        own["gain_weight"] = _sampled(own["gain_weight"], part, logs)
+        own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
         result[part.name] = Exponents(
-            gain=fits["gain"][number],
-            gain_weight=gain_weight,
-            response=fits["response"][number],
-            response_weight=weight,
-            growth=fits["growth"][number],
-            inherited=fits["inherited"][number],
-            output=fits["output"][number],
-            degree=float(degree[number]),
-            step=int(first[number]),
+            **own,
+            degree=float(seen.degree[number]),
+            step=int(seen.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
-            moved=bool(first[number]),
+            moved=bool(seen.first[number]),
             has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
             not_finite=part.name in logs.not_finite,
-            shrinking=fits["shrinking"][number],
-            clipped=clips[number].widths,
+            clipped=seen.clips[number].widths,
         )
     return result
+
+
+class _Seen(NamedTuple):
+    """What the formulas are made of: log2 of scales and sizes, (part, seed, width) or what broadcasts to it."""
+
+    degree: Array
+    """(part,) the optimizer's degree in the gradient."""
+    first: NDArray[np.int_]
+    """(part,) the first update at which the parameter had moved."""
+    clips: list[Clipping]
+    x: Array
+    h: Array
+    inherited: Array
+    own: Array
+    """Own update at step `first`, without what shrinks all updates at some widths."""
+    delta: Array
+    """dL/dh, one step before."""
+    p: Array
+    dp: Array
+    """The parameter's update, without what shrinks it."""
+    dp_norm: Array
+    """Its spectral norm."""
+    g: Array
+    m: Array
+    fan_in: Array
+    fan_out: Array
+    shrinking: Array
+    """The update beside learning rate times gradient."""
+
+    @classmethod
+    def of(cls, logs: Logs, parts: Sequence[Part]) -> _Seen:
+        degree = _degrees(parts)
+        first = np.array([_first_movement(logs, number) for number in range(len(parts))])
+        start, before = np.zeros(len(parts), dtype=int), np.maximum(first - 1, 0)
+        dp, g = logs.at(Quantity.WEIGHT_UPDATE, first), logs.at(Quantity.WEIGHT_GRADIENT, before)
+        linear = np.round(degree)[:, None, None] > 0
+        shrinking = np.where(linear, dp - g - logs.of([part.rates for part in parts]), np.nan)
+        clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
+        clipped = np.log2([clip.factors for clip in clips])
+        return cls(
+            degree=degree,
+            first=first,
+            clips=clips,
+            x=logs.at(Quantity.INPUT, start),
+            h=logs.at(Quantity.OUTPUT, start),
+            inherited=logs.at(Quantity.INHERITED, first),
+            own=logs.at(Quantity.OWN_UPDATE, first) - clipped,
+            delta=logs.at(Quantity.GRADIENT, before),
+            p=logs.at(Quantity.WEIGHT, start),
+            dp=dp - clipped,
+            dp_norm=logs.at(Quantity.WEIGHT_UPDATE_NORM, first),
+            g=g,
+            m=logs.of([part.multipliers for part in parts]),
+            fan_in=logs.of([part.fan_ins for part in parts]),
+            fan_out=logs.of([part.fan_outs for part in parts]),
+            shrinking=shrinking,
+        )
+
+
+def _formulas(seen: _Seen) -> dict[str, Array]:
+    """What is fitted, by name: the logarithms of the formulas at the top of this module, in their letters."""
+    x, h, own, m, dp = seen.x, seen.h, seen.own, seen.m, seen.dp
+    through_output = _times(seen.degree, seen.delta + x)
+    through_parameter = _times(seen.degree, seen.g - m)
+    return {
+        "gain": h - x,
+        "gain_weight": m + seen.fan_in / 2 + seen.p,
+        "response": own - x - through_output,
+        "aligned": m + seen.fan_in + dp - through_parameter,
+        "spectral": m + (seen.fan_in - seen.fan_out) / 2 + seen.dp_norm - through_parameter,
+        "growth": own - x,
+        "inherited": seen.inherited - x,
+        "output": h,
+        "shrinking": seen.shrinking,
+    }
+
+
+def _times(degree: Array, logs: Array) -> Array:
+    """log2 of a scale to the power k, the nearest whole degree; of degree 0 it need not be known."""
+    k = np.round(degree)[:, None, None]
+    return np.where(k == 0, 0.0, k * logs)
 
 
 def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
@@ -238,7 +215,7 @@ def _nearer(aligned: Exponent, spectral: Exponent, own: Exponent, flat: Array) -
     return min(aligned, spectral, key=lambda fitted: abs(fitted.value - own.value))
 
 
-def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> NDArray[np.bool_]:
+def _flat_spectra(logs: Logs, seen: _Seen) -> NDArray[np.bool_]:
     """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
 
     Returns:
@@ -246,8 +223,9 @@ def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> ND
 
     The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
     """
-    frobenius = logs.at(Quantity.WEIGHT_UPDATE, steps) + (fan_in + fan_out) / 2
-    rank = 2 * (frobenius - logs.at(Quantity.WEIGHT_UPDATE_NORM, steps))
+    fan_in, fan_out = seen.fan_in, seen.fan_out
+    frobenius = logs.at(Quantity.WEIGHT_UPDATE, seen.first) + (fan_in + fan_out) / 2
+    rank = 2 * (frobenius - seen.dp_norm)
     # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
     chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
     share = np.clip(BEYOND_CHANCE * chance, *FLAT_SPECTRUM)

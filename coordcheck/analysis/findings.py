@@ -6,7 +6,8 @@ import math
 from enum import Enum
 from typing import NamedTuple
 
-from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
+from coordcheck.analysis.exponents import Exponents
+from coordcheck.analysis.logs import UNKNOWN, Exponent
 from coordcheck.analysis.roles import Part
 from coordcheck.analysis.verdicts import Verdict
 

@@ -24,8 +24,8 @@ from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict, label_status
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
 from coordcheck.runs.folds import folded
-from coordcheck.runs.labels import selected
 from coordcheck.runs.records import RunRecord
+from coordcheck.runs.selection import selected
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -121,6 +121,9 @@ class Result:
 
     def select(self, labels: Sequence[str]) -> Self:
         """The result of these labels alone, in this order.
+
+        Returns:
+            A result of the same kind, with the same criteria.
 
         Raises:
             CoordCheckError: a label that is not there, one given twice, or none.

@@ -53,6 +53,9 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
     Args:
         records: the runs of one label.
         overrides: glob of parameter names -> role, where the shapes do not tell.
+
+    Returns:
+        A part per parameter and use, and per block of a matrix whose blocks are used apart.
     """
     uses: dict[str, dict[int, tuple[Use, RunRecord]]] = {}
     for record in records:

@@ -55,6 +55,10 @@ def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequen
         widths: (n,) positive, at least 3, each given once.
         scales: (n,) or (seeds, n), positive and finite, in the tensor's own units.
 
+    Returns:
+        The dimensionless slope (0 is width-invariant, 0.5 grows as the root of the width), its standard error and 95 %
+        interval.
+
     Raises:
         CoordCheckError: fewer than 3 distinct widths, a width given twice, shapes that do not match, or a
             scale that has no logarithm (its width is named).
@@ -93,6 +97,9 @@ def fit_slope(widths: Sequence[float], scales: Sequence[float] | Sequence[Sequen
 
 def exponent_of(values: Mapping[int, float]) -> float:
     """The slope of log2 |value| against log2(width), of numbers that are known exactly; NaN of fewer than two.
+
+    Returns:
+        The exponent, without an error: there is no noise in the numbers.
 
     >>> exponent_of({64: 1.0, 256: 2.0})
     0.5

@@ -1,4 +1,9 @@
-"""The exponents that a parametrization asks for, and the one whose exponents a model has."""
+"""The exponents that a parametrization asks for, and the one whose exponents a model has.
+
+Sources: SP, NTK and mean field under SGD are abc-parametrizations of Yang & Hu 2021 (arXiv:2011.14522), table 1; µP,
+its attention logits of scale 1/D and Adam are those of Yang et al. 2022 (arXiv:2203.03466), table 3 and definition
+4.1; the others under Adam follow from them as in Yang & Littwin 2023 (arXiv:2308.01814).
+"""
 
 from __future__ import annotations
 
@@ -41,6 +46,7 @@ PARAMETRIZATIONS = {
     "ntk": Targets("NTK",        _by_role(0, 0,   0), _by_role(0, .5, .5), _by_role( 0,  0,  0),  0.0),
     "mean-field": Targets("mean-field", _by_role(0, 0, -.5), _by_role(0, .5, 0), _by_role( 0, 0, -1), -0.5),
 }
+# fmt: on
 
 
 def parametrization(findings: Sequence[Finding]) -> str | None:

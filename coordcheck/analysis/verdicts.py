@@ -111,6 +111,9 @@ def compare(evidence: Interval, expected: float, tolerance: float, shrink_allowe
         expected: the exponent it should have.
         tolerance: how far from it still counts as being it.
         shrink_allowed: how far below `expected` the slope may lie as well.
+
+    Returns:
+        `OK`, `GROWS` or `SHRINKS` where the whole interval says so, else `UNDECIDED`.
     """
     low, high = evidence.low - expected, evidence.high - expected
     if low > tolerance:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordcheck.checks.check import check
+from coordcheck.common.docstrings import as_for
 from coordcheck.common.errors import IncompleteCheck, NotWidthInvariant
 from coordcheck.reporting.report import Report
 from coordcheck.runs.arguments import optional_callable
@@ -14,6 +15,7 @@ from coordcheck.training.trials import Build
 CONTROL = "control"  # the label of a negative control
 
 
+@as_for(check)
 def assert_width_invariant(
     build: Build | Mapping[str, Build], batch: Any = None, *, control: Build | None = None, **options: Any
 ) -> Report:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from itertools import product
 from os import PathLike
 from typing import Any
 
@@ -12,29 +14,19 @@ from torch import Tensor
 
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.verdicts import TOLERANCE, Expectation
+from coordcheck.checks.grid import Grid, grid_of, train
 from coordcheck.checks.watching import WidthWatch
-from coordcheck.common.errors import CoordCheckError, SweepInterrupted
+from coordcheck.common.docstrings import as_for
+from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import Batches, cached_batches
 from coordcheck.reporting.report import Report
-from coordcheck.runs.arguments import (
-    Means,
-    expectation,
-    fold_names,
-    folder_path,
-    labelled,
-    means,
-    optional_callable,
-    role_overrides,
-)
-from coordcheck.runs.files import RunFolder
-from coordcheck.runs.grids import bounded_grid, distinct_widths, seed_numbers
+from coordcheck.runs.arguments import expectation, fold_names, labelled, loss_function, means, role_overrides
 from coordcheck.runs.numbers import positive, whole_number
 from coordcheck.runs.records import RunKey
 from coordcheck.training.fingerprints.fingerprint import fingerprint, settings_of
 from coordcheck.training.losses import as_loss
 from coordcheck.training.surroundings import numeric_state, preserved_state, state_settings
-from coordcheck.training.sweep import sweep, worker_threads
 from coordcheck.training.trials import Build, Probe, Run, run_settings
 
 WIDTHS = (64, 128, 256, 512)
@@ -66,17 +58,13 @@ def check(
 ) -> Report:
     """Train `build(width)` at every width and seed for t = 0..steps, and judge how its scales depend on the width.
 
-    How far the runs are is a bar on a terminal; elsewhere a line on standard error, no more than one in ten seconds. A
-    program that has logging at INFO finds the lines there, and `logging.getLogger("coordcheck").setLevel("WARNING")`
-    has neither.
-
     Args:
         build: `build(width) -> (model, optimizer)` or a `Trial`; or several by label: {"SP": ..., "µP": ...}.
-        batch: one fixed batch (a tensor, a mapping, or a tuple such as (x, y)), an iterable of batches (step t
-            trains on the t-th; scales, and changes h_t - h_0, are those of the first, on which the model is called
-            once more at every step), or a function of the seed that gives either.
-        loss: a function of (model, batch), a criterion of `torch.nn.functional` or `torch.nn` for pairs (x, y),
-            or None for mapping batches whose model returns its own loss.
+        batch: one fixed batch (a tensor, a mapping, or a tuple such as (x, y)), an iterable of batches (step t trains
+            on the t-th; scales, and changes h_t - h_0, are those of the first, on which the model is called once more
+            at every step), or a function of the seed that gives either.
+        loss: a function of (model, batch), a criterion of `torch.nn.functional` or `torch.nn` for pairs (x, y), or
+            None for mapping batches whose model returns its own loss.
         widths: at least 3 distinct positive integers; a range of 8 or more times says most.
         seeds: how many, or which; one seed rarely decides.
         steps: optimizer updates; t = 0 is initialisation.
@@ -88,14 +76,13 @@ def check(
         jobs: how many runs side by side, in processes of our own, when no executor is given.
         timeout: seconds that a run may take; then its process is killed. Every run is in one, also with one job.
         save_to: folder for run files; finished runs found there are not run again.
-        axis: the name of what `widths` counts, for text and figures (depth, heads, ...). Along another axis than the
-            width nothing is diagnosed.
+        axis: what `widths` counts, for text and figures; along another axis (depth, heads) nothing is diagnosed.
         probe: the batch of the diagnosis, of 1 to 8 examples or tokens; "auto" takes them from `batch`, None leaves the
             diagnosis out.
         roles: glob of parameter names -> "input", "hidden", "readout", "narrow", "vector" or "constant", where the
             shapes do not tell.
-        fold: path of a container of repeated blocks -> "first", "last" or "mean": they become one layer, so that
-            models of different depth can be compared: {"blocks": "last"} makes `blocks.last.mlp` of `blocks.7.mlp`.
+        fold: path of a container of repeated blocks -> "first", "last" or "mean": they become one layer, so that models
+            of different depth can be compared: {"blocks": "last"} makes `blocks.last.mlp` of `blocks.7.mlp`.
 
     Returns:
         A `Report`: print it, `report.figure()`, `report.verdicts`, `report.raise_for_status()`.
@@ -104,13 +91,14 @@ def check(
         CoordCheckError: input that cannot be checked; the message says what is accepted.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
     """
-    steps, probed = whole_number("steps", steps, 0), probe if axis == "width" else None
-    plan = _Plan(batch, loss, steps, device, probe=probed)
+    plan = _Plan(batch, loss, whole_number("steps", steps, 0), device, probe if axis == "width" else None)
     tolerance, folds = positive("tolerance", tolerance), fold_names(fold)
     criteria = Criteria(expectation(expect), tolerance, axis, role_overrides(roles), folds)
-    return _checked(labelled(build), plan, criteria, widths, seeds, means(executor, jobs, timeout), save_to)
+    how = means(executor, jobs, timeout)
+    return _checked(labelled(build), plan, criteria, widths=widths, seeds=seeds, means=how, save_to=save_to)
 
 
+@as_for(check)
 def diagnose(
     build: Build | Mapping[str, Build],
     batch: Any = None,
@@ -160,102 +148,74 @@ def diagnose(
     """
     if probe is None:
         raise CoordCheckError('probe must be a batch, or "auto" for a few examples of batch=.')
-    plan = _Plan(batch, loss, 0, device, probe=probe, figure=False)
+    plan = _Plan(batch, loss, 0, device, probe, figure=False)
     criteria = Criteria(expectation(expect), positive("tolerance", tolerance), "width", role_overrides(roles))
-    return _checked(labelled(build), plan, criteria, widths, seeds, means(executor, jobs, timeout), save_to)
+    how = means(executor, jobs, timeout)
+    return _checked(labelled(build), plan, criteria, widths=widths, seeds=seeds, means=how, save_to=save_to)
 
 
-def _checked(
-    builds: Mapping[str, Build],
-    plan: _Plan,
-    criteria: Criteria,
-    widths: Any,
-    seeds: Any,
-    how: Means,
-    save_to: Any,
-) -> Report:
-    """Run a plan on a grid, and report."""
+def _checked(builds: Mapping[str, Build], plan: _Plan, criteria: Criteria, **where: Any) -> Report:
+    """Train a plan's runs on a grid, which `grid_of` takes as keywords, and report."""
     for label, build in builds.items():
         if isinstance(build, torch.nn.Module):
             raise CoordCheckError(f"build of {label!r} is a model; pass a function of the width that makes one.")
-    optional_callable(
-        "loss", plan.loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn"
-    )
-    folder = None
-    if save_to is not None:
-        folder_path("save_to", save_to)
-        folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
-    numbers, given = seed_numbers(seeds), distinct_widths(widths)
-    bounded_grid(labels=len(builds), widths=len(given), seeds=len(numbers))
-    grid = [(seed, label, width) for seed in numbers for label in builds for width in given]
+    loss_function(plan.loss)
+    grid = grid_of(len(builds), **where)
     with preserved_state():
         with user_code("batch, loss or build"):
-            plan.prepare(worker_threads(how.executor, how.jobs), given, numbers, builds=builds)
-            runs = [plan.run(RunKey(label, width, seed), builds[label]) for seed, label, width in grid]
+            runs = plan.runs(builds, grid)
+
+        def begin() -> None:
+            if grid.folder is not None:
+                settings = {run.key.label: run.settings for run in runs}
+                grid.folder.save_experiment(criteria.to_json(), settings, [run.key for run in runs])
+
         watch = WidthWatch() if criteria.axis == "width" else None
-        try:
-
-            def begin() -> None:
-                if folder is not None:
-                    settings = {run.key.label: run.settings for run in runs}
-                    folder.save_experiment(criteria.to_json(), settings, [run.key for run in runs])
-
-            records = sweep(runs, **how._asdict(), folder=folder, watch=watch, begin=begin)
-        except SweepInterrupted as stop:
-            done: Any = stop.report
-            raise SweepInterrupted(str(stop), Report(done, criteria) if done else None) from None
-    if not any(record.finished for record in records):
-        raise CoordCheckError(f"every run failed; the first one, {records[0].key}:\n{records[0].reason}")
-    return Report(records, criteria)
+        return train(runs, grid, lambda records: Report(records, criteria), watch=watch, begin=begin)
 
 
+@dataclass(frozen=True)
 class _Plan:
-    """What all runs of a check share, and how it is written down."""
+    """What all runs of a check share."""
 
-    def __init__(
-        self, batch: Any, loss: Any, steps: int, device: str | None, *, probe: Any, figure: bool = True
-    ) -> None:
-        self.loss = loss
-        self._batch, self._steps, self._device = batch, steps, device
-        self._probe, self._figure = probe, figure
+    batch: Any
+    loss: Any
+    steps: int
+    device: str | None
+    probe: Any
+    figure: bool = True
 
-    def prepare(
-        self, threads: int, widths: Sequence[int], seeds: Sequence[int], *, builds: Mapping[str, Build]
-    ) -> None:
-        """Look at batch, loss and builds, choose the runs that are diagnosed, and write the settings down."""
-        self._batches, self._threads = cached_batches(self._batch, self._steps), threads
-        if self._figure:  # exponents that are local to a parameter need neither the widest model nor every seed
-            widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
-        self._diagnosed = set(widths), set(seeds)
-        self._settings = {
-            "passes": (f"{self._figure_text()}, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
-            **run_settings(
-                self._batches.values if isinstance(self._batches, Batches) else self._batch,
-                self.loss,
-                steps=self._steps,
-                device=self._device,
-                threads=threads,
-            ),
+    def runs(self, builds: Mapping[str, Build], grid: Grid) -> list[Run]:
+        """The runs of a grid, seed by seed, each with everything that changes its numbers in its settings."""
+        batches = cached_batches(self.batch, self.steps)
+        given = batches.values if isinstance(batches, Batches) else self.batch
+        common = {
+            "passes": self._passes(batches),
+            **run_settings(given, self.loss, steps=self.steps, device=self.device, threads=grid.threads),
         }
-        self._described = {label: settings_of(build=build) for label, build in builds.items()}
-        self._settings |= state_settings()  # last: with what was imported for the builds, and set by that
-        self._state = numeric_state()
+        described = {label: settings_of(build=build) for label, build in builds.items()}
+        common |= state_settings()  # last: with what was imported for the builds, and set by that
+        state, shared = numeric_state(), (batches, as_loss(self.loss), self.steps, self.device, grid.threads)
+        found = []
+        for seed, label, width in product(grid.seeds, builds, grid.widths):
+            run = Run(RunKey(label, width, seed), builds[label], *shared, common | described[label])
+            found.append(replace(run, figure=self.figure, probe=self._probe_of(width, seed, grid), state=state))
+        return found
 
-    def _figure_text(self) -> str:
-        several = isinstance(self._batches, Batches) and len(self._batches.values) > 1
-        return "figure of the first batch" if several else "figure"
+    def _passes(self, batches: Any) -> str:
+        """What is done in a run, in words."""
+        probe = (
+            self.probe or "nothing" if self.probe is None or isinstance(self.probe, str) else fingerprint(self.probe)
+        )
+        several = isinstance(batches, Batches) and len(batches.values) > 1
+        figure = "figure of the first batch, " if several else "figure, "
+        return (figure if self.figure else "") + f"diagnosis on {probe}"
 
-    def _probe_text(self) -> str:
-        if self._probe is None or isinstance(self._probe, str):
-            return self._probe or "nothing"
-        return fingerprint(self._probe)
-
-    def run(self, key: RunKey, build: Build) -> Run:
-        """One run, with everything that changes its numbers in its settings."""
-        settings = self._settings | self._described[key.label]
-        probe, (widths, seeds) = None, self._diagnosed
-        if self._probe is not None and key.width in widths and key.seed in seeds:
-            given = None if isinstance(self._probe, str) else self._probe
-            probe = Probe(given)
-        shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
-        return Run(key, build, *shared, settings, figure=self._figure, probe=probe, state=self._state)
+    def _probe_of(self, width: int, seed: int, grid: Grid) -> Probe | None:
+        """How a run is diagnosed, if it is."""
+        widths, seeds = grid.widths, grid.seeds
+        if self.figure:  # exponents that are local to a parameter need neither the widest model nor every seed
+            widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
+        if self.probe is None or width not in widths or seed not in seeds:
+            return None
+        return Probe(None if isinstance(self.probe, str) else self.probe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from os import PathLike
@@ -15,18 +15,18 @@ import pandas as pd
 from torch import Tensor
 
 from coordcheck.analysis.optima import DIVERGED, FINISHED, Optima, find_optima
-from coordcheck.common.errors import CoordCheckError, SweepInterrupted
+from coordcheck.checks.check import check
+from coordcheck.checks.grid import Grid, grid_of, train
+from coordcheck.common.docstrings import as_for
+from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import Batches, cached_batches
-from coordcheck.runs.arguments import folder_path, labelled, means, optional_callable
-from coordcheck.runs.files import RunFolder
-from coordcheck.runs.grids import bounded_grid, distinct_widths, seed_numbers
+from coordcheck.runs.arguments import labelled, loss_function, means
 from coordcheck.runs.numbers import positive, whole_number
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.fingerprints.fingerprint import fingerprint, settings_of
 from coordcheck.training.losses import as_loss
 from coordcheck.training.surroundings import numeric_state, preserved_state, state_settings
-from coordcheck.training.sweep import sweep, worker_threads
 from coordcheck.training.trials import Curve, Run, run_settings
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ STEPS = 100
 MIN_RATES = 3
 
 
+@as_for(check)
 def transfer_sweep(
     build: BuildAt | Mapping[str, BuildAt],
     batches: Any = None,
@@ -67,7 +68,7 @@ def transfer_sweep(
         lrs: at least 3 learning rates, powers of two as a rule; the best one must lie inside.
         widths: at least 2.
         seeds: how many, or which; what they do differently is the noise of the optima.
-        steps: optimizer updates.
+        steps: optimizer updates, at least 1.
         loss: as for `check`.
         evaluate: a held-out batch, or several (in a list): the final loss is their mean, in evaluation mode. None
             takes the batch that would come next.
@@ -75,8 +76,7 @@ def transfer_sweep(
         executor: as for `check`.
         jobs: as for `check`.
         timeout: as for `check`.
-        save_to: folder for run files; finished runs found there are not run again. The label of a run's file holds
-            its learning rate.
+        save_to: as for `check`. The label of a run's file holds its learning rate.
 
     Returns:
         A `Transfer`: print it, `.optima`, `.shift`, `.figure()`.
@@ -88,60 +88,52 @@ def transfer_sweep(
     Source: the experiment is figure 1 of Yang et al. 2022, arXiv:2203.03466.
     """
     builds: dict[str, Any] = dict(labelled(build))
-    rates, steps, how = _rates(lrs), whole_number("steps", steps, 1), means(executor, jobs, timeout)
-    optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
-    folder = None
-    if save_to is not None:
-        folder_path("save_to", save_to)
-        folder = RunFolder(save_to)  # before anything of the user's runs, which may change the current folder
-    given, numbers = distinct_widths(widths), seed_numbers(seeds)
-    bounded_grid(labels=len(builds), widths=len(given), seeds=len(numbers), lrs=len(rates))
-    with preserved_state(), user_code("build, batches or loss"):
-        threads = worker_threads(how.executor, how.jobs)
-        training = _Training(batches, loss, steps=steps, evaluate=evaluate, device=device, threads=threads)
-        training.prepare(builds)
-        names, runs = {}, []
-        for seed, label, width, lr in product(numbers, builds, given, rates):
-            runs.append(training.run(builds[label], RunKey(label, width, seed), lr))
-            names[runs[-1].key] = label, lr
-        try:
-            records = sweep(runs, **how._asdict(), folder=folder)
-        except SweepInterrupted as stop:
-            done: Any = stop.report
-            raise SweepInterrupted(str(stop), _transfer(done, names) if done else None) from None
-    if not any(record.finished for record in records):
-        raise CoordCheckError(f"every run failed; the first one, {records[0].key}:\n{records[0].reason}")
-    return _transfer(records, names)
+    rates, training = _rates(lrs), _Training(batches, loss, whole_number("steps", steps, 1), evaluate, device)
+    how = means(executor, jobs, timeout)
+    loss_function(loss)
+    grid = grid_of(len(builds), widths=widths, seeds=seeds, means=how, save_to=save_to, lrs=len(rates))
+    with preserved_state():
+        with user_code("build, batches or loss"):
+            runs = training.runs(builds, rates, grid)
+        names = {run.key: (label, lr) for (label, lr), run in runs}
+        return train([run for _, run in runs], grid, lambda records: _transfer(records, names))
 
 
 def _transfer(records: Sequence[RunRecord], names: Mapping[RunKey, tuple[str, float]]) -> Transfer:
     return Transfer(pd.concat([_curve(record, *names[record.key]) for record in records], ignore_index=True))
 
 
+@dataclass(frozen=True)
 class _Training:
     """What the runs of a sweep have in common."""
 
-    def __init__(self, batches: Any, loss: Any, *, steps: int, evaluate: Any, device: str | None, threads: int) -> None:
-        self._batches, self._held_out = cached_batches(batches, steps), _held_out(evaluate)
-        self._loss, self._steps, self._device, self._threads = as_loss(loss), steps, device, threads
-        given = self._batches.values if isinstance(self._batches, Batches) else batches
-        on = fingerprint(self._held_out.values) if self._held_out else "the next batch"
-        common = run_settings(given, loss, steps=steps, device=device, threads=threads)
-        self._settings = {"passes": f"training, evaluated on {on}", **common}
-        self._about: dict[str, dict[str, str]] = {}
+    batches: Any
+    loss: Any
+    steps: int
+    evaluate: Any
+    device: str | None
 
-    def prepare(self, builds: Mapping[str, BuildAt]) -> None:
-        """Read what each label's runs depend on; reading imports what the builds import when they are called."""
-        read = {label: self._settings | settings_of(build=function) for label, function in builds.items()}
-        self._about = {label: own | state_settings() for label, own in read.items()}  # with what these imports set
-        self._state = numeric_state()
-
-    def run(self, build: BuildAt, key: RunKey, lr: float) -> Run:
-        """The run of a label, width and seed at one learning rate, which is part of what is under test: of its name."""
-        named = RunKey(f"{key.label}, lr {lr!r}", key.width, key.seed)
-        about = self._about[key.label] | {"lr": repr(lr)}
-        run = Run(named, _AtRate(build, lr), self._batches, self._loss, self._steps, self._device, self._threads, about)
-        return replace(run, figure=False, curve=Curve(self._held_out), state=self._state)
+    def runs(
+        self, builds: Mapping[str, BuildAt], rates: Sequence[float], grid: Grid
+    ) -> list[tuple[tuple[str, float], Run]]:
+        """The runs of a grid, seed by seed, each with the label and the learning rate that it is of."""
+        batches, held_out = cached_batches(self.batches, self.steps), _held_out(self.evaluate)
+        given = batches.values if isinstance(batches, Batches) else self.batches
+        on = fingerprint(held_out.values) if held_out else "the next batch"
+        common = {
+            "passes": f"training, evaluated on {on}",
+            **run_settings(given, self.loss, steps=self.steps, device=self.device, threads=grid.threads),
+        }
+        described = {label: settings_of(build=build) for label, build in builds.items()}
+        common |= state_settings()  # last: with what was imported for the builds, and set by that
+        state, shared = numeric_state(), (batches, as_loss(self.loss), self.steps, self.device, grid.threads)
+        found = []
+        for seed, label, width, lr in product(grid.seeds, builds, grid.widths, rates):
+            key = RunKey(f"{label}, lr {lr!r}", width, seed)  # what is under test is part of a run's name
+            settings = common | described[label] | {"lr": repr(lr)}
+            run = Run(key, _AtRate(builds[label], lr), *shared, settings)
+            found.append(((label, lr), replace(run, figure=False, curve=Curve(held_out), state=state)))
+        return found
 
 
 class _AtRate:
@@ -215,6 +207,9 @@ class Transfer:
 
     def figure(self, *, path: str | PathLike[str] | None = None) -> Figure:
         """Final loss against the learning rate, a panel per label and a line per width, its optimum marked.
+
+        Returns:
+            The figure, which no window shows by itself.
 
         Raises:
             CoordCheckError: a path that cannot be written.

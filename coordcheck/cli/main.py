@@ -191,7 +191,7 @@ def _show(options: Any) -> int:
 def _loaded(options: Any, **criteria: Any) -> Any:
     """The report of the folders that an option names, with the labels that are wanted."""
     from coordcheck.reporting.report import load
-    from coordcheck.runs.labels import typed
+    from coordcheck.runs.selection import typed
 
     report = load(options.runs, **criteria)
     return report if options.labels is None else report.select(typed(options.labels, report.labels))

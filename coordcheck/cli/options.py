@@ -138,6 +138,7 @@ def _show_command(commands: Any) -> None:
     _folder_options(parser)
     parser.add_argument("--tolerance", type=float, help="of a slope (default: the check's own)")
     parser.add_argument("--expect", metavar="NAME", help="mup, sp, ntk or mean-field (default: the check's own)")
+    parser.add_argument("--html", **_HTML)
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
     _notes_option(parser)
 
@@ -208,12 +209,13 @@ def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
     _view_options(parser)
-    add("--html", type=Path, metavar="FILE", help="also write the page")
+    add("--html", **_HTML)
     add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
     _notes_option(parser)
     _quiet_option(parser)
 
 
+_HTML: Any = {"type": Path, "metavar": "FILE", "help": "also write the page"}
 _STEPS: Any = {
     "nargs": "+",
     "metavar": "T",

@@ -22,6 +22,9 @@ def import_extra(*names: str, extra: str, purpose: str, attribute: str | None = 
         purpose: what needs them, as the subject of the message.
         attribute: what is wanted of the module. Packages that import themselves bit by bit fail only here.
 
+    Returns:
+        The module, or its attribute.
+
     Raises:
         UnusableExtra: none is installed (the message names the extra), or one is and its import raised: whatever it
             raised, its own words are in the message.

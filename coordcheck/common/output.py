@@ -92,6 +92,9 @@ def answering(*, alone: bool) -> Iterator[Output]:
     Args:
         alone: nothing else may stand on standard output: whatever is printed meanwhile, by Python, by C code or by
             a worker, goes to standard error.
+
+    Yields:
+        Where the command shows, says and hands over what it found.
     """
     open_standard_streams()
     for stream in (sys.stdout, sys.stderr):

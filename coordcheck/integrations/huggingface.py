@@ -45,6 +45,9 @@ class ConfigBuild:
     def config_at(self, width: int) -> Any:
         """The config at one width.
 
+        Returns:
+            A copy of the config, with the fields that grow.
+
         Raises:
             CoordCheckError: a field would not be a whole number of 1 or more.
         """

@@ -11,9 +11,11 @@ import sys
 from os import PathLike
 from typing import Any
 
+from coordcheck.common.docstrings import as_for
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.extras import import_extra
 from coordcheck.integrations.callback import Recording
+from coordcheck.recording.recorder import Recorder
 from coordcheck.runs.records import RunRecord
 
 NAMES = ("lightning.pytorch", "pytorch_lightning")
@@ -28,6 +30,7 @@ def _callback() -> Any:
 _Callback: Any = _callback()
 
 
+@as_for(Recorder)
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not be installed where types are checked
     """Records the first steps of a Lightning `Trainer`, and writes the run file of this width.
 
@@ -37,13 +40,13 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # Lightning need not
     `steps + 1` training steps.
 
     Args:
-        width: the scale that is compared across runs.
+        width: as for `Recorder`.
         seed: tells runs of one width apart.
         label: the name of the parametrization.
-        steps: the last t to record.
+        steps: as for `Recorder`.
         own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
-        probe: one batch, on which the model is looked at before each update; None records the calls of the training.
-        save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
+        probe: as for `Recorder`.
+        save_to: as for `Recorder`.
         stop: end the training as soon as everything is recorded.
         module: the path of the network inside the LightningModule, where losses and metrics beside it are no layers.
 

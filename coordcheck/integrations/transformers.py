@@ -10,14 +10,17 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+from coordcheck.common.docstrings import as_for
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.extras import import_extra
 from coordcheck.integrations.callback import Recording
+from coordcheck.recording.recorder import Recorder
 from coordcheck.runs.records import RunRecord
 
 _Callback: Any = import_extra("transformers", extra="hf", purpose="this callback", attribute="TrainerCallback")
 
 
+@as_for(Recorder)
 class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need not be installed where types are checked
     """Records the first steps of a `transformers.Trainer`, and writes the run file of this width.
 
@@ -28,13 +31,13 @@ class CoordCheckCallback(_Callback):  # type: ignore[misc]  # transformers need 
     process, ends, or when the block of `with callback:` around `trainer.train()` does.
 
     Args:
-        width: the scale that is compared across runs.
+        width: as for `Recorder`.
         seed: tells runs of one width apart.
         label: the name of the parametrization.
-        steps: the last t to record.
+        steps: as for `Recorder`.
         own_updates: whether to diagnose the first updates, as `coordcheck.Recorder` does.
-        probe: one batch, on which the model is looked at before each update; None records the calls of the training.
-        save_to: a folder for the run file; several jobs may share it, `coordcheck.load` merges them.
+        probe: as for `Recorder`.
+        save_to: as for `Recorder`.
         stop: end the training as soon as everything is recorded.
 
     Raises:

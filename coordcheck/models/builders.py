@@ -99,6 +99,9 @@ def builder(
 ) -> Builder:
     """The `build(width)` of a reference model; picklable, and described by its settings.
 
+    Returns:
+        `build(width) -> (model, optimizer)`.
+
     Raises:
         CoordCheckError: an unknown parametrization, optimizer or configuration field.
     """

@@ -155,6 +155,9 @@ def parametrization(family: str, name: str, optimizer: str) -> Parametrization:
 
     Accepted names: "SP", "SP (PyTorch)" (or "torch"), "NTK", "mean-field", "µP" (or "mup"), in any case.
 
+    Returns:
+        The rules by role: the powers of the width of initialisation, learning rate and multiplier.
+
     Raises:
         CoordCheckError: another name.
 

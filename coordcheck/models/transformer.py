@@ -51,6 +51,9 @@ class TransformerConfig:
     def heads_at(self, width: int) -> tuple[int, int]:
         """(heads, head size) at a width.
 
+        Returns:
+            Two numbers whose product is the width.
+
         Raises:
             CoordCheckError: the width is not a multiple of the part that stays fixed.
         """
@@ -190,6 +193,10 @@ def transformer(
         base_width: the width at which every parametrization uses the same learning rates.
         zero_init: roles whose weights start at zero, such as ("unembedding", "query").
         config: the fields of `TransformerConfig`.
+
+    Returns:
+        `build(width) -> (model, optimizer)`, which takes (batch, time) integers and gives (batch, time, vocabulary)
+        logits.
 
     Raises:
         CoordCheckError: a name or option that is not known.

@@ -50,13 +50,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Look at the markers, and leave out what --coordcheck-only and --coordcheck-skip say."""
+    """Leave out what --coordcheck-only and --coordcheck-skip say."""
     settings = config.stash[SETTINGS]
     checks = [item for item in items if _checks(item)]
-    for item in checks:
-        if not _in_a_worker(config):
-            marked(item)
-        if settings.skip:
+    if settings.skip:
+        for item in checks:
             item.add_marker(pytest.mark.skip(reason="--coordcheck-skip"))
     if settings.only:
         config.hook.pytest_deselected(items=[item for item in items if not _checks(item)])
@@ -64,14 +62,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Look at the markers in a worker of pytest-xdist, which could not tell anybody about them while it collected."""
+    """Look at a test's markers before its fixtures are made: a wrong one is the error of this test alone."""
     __tracebackhide__ = True
-    if _in_a_worker(item.config) and _checks(item):
+    if _checks(item):
         marked(item)
-
-
-def _in_a_worker(config: pytest.Config) -> bool:
-    return hasattr(config, "workerinput")
 
 
 def _checks(item: pytest.Item) -> bool:

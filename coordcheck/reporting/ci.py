@@ -44,6 +44,9 @@ def github(report: Result, places: dict[str, Place] | None = None) -> str:
     Args:
         report: what to say.
         places: label -> file and line that its annotations stand at, such as those of its factory.
+
+    Returns:
+        Lines for standard output.
     """
     found = list(_annotations(report))
     shown = found if len(found) <= ANNOTATIONS else found[: ANNOTATIONS - 1]

@@ -18,10 +18,11 @@ from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthI
 from coordcheck.common.escaping import json_text
 from coordcheck.common.version import __version__
 from coordcheck.reporting.summaries import failure
+from coordcheck.runs.agreement import differences
 from coordcheck.runs.files import RunFolder, replace_file
-from coordcheck.runs.labels import folder_paths, in_order, selected, told_apart
-from coordcheck.runs.names import differences, same_label
+from coordcheck.runs.names import same_label
 from coordcheck.runs.records import RunKey, RunRecord
+from coordcheck.runs.selection import folder_paths, in_order, selected, told_apart
 from coordcheck.runs.words import Outcome, Quantity
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class Report(Result):
             layers: a name or a glob, or several: only these layers, or parameters.
             figsize: width and height in inches; as large as it takes, unless given.
             path: also save it there, as the suffix says (.png, .svg, .pdf); the file is replaced in one step.
+
+        Returns:
+            The figure, which no window shows by itself.
 
         Raises:
             CoordCheckError: another kind or quantity; steps or layers that are not there, a size that leaves no room
@@ -188,11 +192,15 @@ def load(
     Args:
         folder: one folder, or several; a label that two of them have gets the name of its folder: `build (after)`.
         labels: which to show, and in which order; None shows all, in the order in which they were checked.
-        expect: this and the others are those of the check that wrote the folder, unless given.
-        tolerance: as for `check`.
-        axis: as for `check`.
-        roles: as for `check`.
-        fold: as for `check`.
+        expect: "mup", "sp", "ntk", "mean-field", or layer glob -> exponent. This and the others are those of the check
+            that wrote the folder, unless given.
+        tolerance: how far a slope may lie from the expected exponent.
+        axis: the name of what the widths count.
+        roles: glob of parameter names -> role, where the shapes do not tell.
+        fold: path of a container of repeated blocks -> "first", "last" or "mean": they become one layer.
+
+    Returns:
+        The report of all runs, those that were planned and did not run included.
 
     Raises:
         CoordCheckError: no such folder, no runs in it, runs of one label made with different settings, folders that

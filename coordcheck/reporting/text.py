@@ -198,8 +198,8 @@ class NamedRows:
 
 
 def _with_rest(table: NamedRows, count: int, where: str) -> Group:
-    """A table, and under it how many rows it leaves out."""
-    rest = [Text(f"  and {count} more: report.{where}, the page, JSON", style="dim")] if count > 0 else []
+    """A table, and under it how many rows it leaves out, and where they are: in Python, and on the command line."""
+    rest = [Text(f"  and {count} more: report.{where}, --html page.html", style="dim")] if count > 0 else []
     return Group(table, *rest)
 
 

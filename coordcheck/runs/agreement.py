@@ -1,11 +1,25 @@
-"""Whether a run that was made twice gave the same numbers."""
+"""How two runs differ: in their settings, and, where a run was made twice, in its numbers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from coordcheck.runs.records import RunRecord
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """What differs between two runs' settings, one text each.
+
+    >>> differences({"steps": "4", "loss": "mse"}, {"steps": "3", "loss": "mse"})
+    ['steps was 4, is 3']
+    """
+    return [
+        f"{name} was {before.get(name, 'not set')}, is {after.get(name, 'not set')}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name)
+    ]
 
 
 class Difference(NamedTuple):

@@ -121,6 +121,15 @@ def optional_callable(name: str, value: object, what: str) -> None:
         raise CoordCheckError(f"{name} must be {what}, got {value!r}.")
 
 
+def loss_function(loss: object) -> None:
+    """Refuse a loss that is neither None nor callable.
+
+    Raises:
+        CoordCheckError: it is something else.
+    """
+    optional_callable("loss", loss, "a function of (model, batch), or a criterion of torch.nn.functional or torch.nn")
+
+
 def process_executor(executor: Any) -> None:
     """Refuse what is no executor, and executors whose runs would share, or copy, this process's torch.
 

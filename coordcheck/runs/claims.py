@@ -18,9 +18,10 @@ from uuid import uuid4
 
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.escaping import printable
+from coordcheck.runs.agreement import differences
 from coordcheck.runs.documents import Unreadable, read_bytes
 from coordcheck.runs.files import replace_file
-from coordcheck.runs.names import differences, same_label
+from coordcheck.runs.names import same_label
 
 FOLDER = ".writers"
 SIZE_LIMIT = 2**20  # bytes of a claim

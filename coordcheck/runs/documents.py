@@ -45,6 +45,9 @@ def read_document(path: Path, kind: str, read: Callable[[Members], T]) -> T:
         read: takes the content's members as they come, each name with its value; a list is an iterator of its items,
             which is used up before the next member is asked for.
 
+    Returns:
+        What `read` returned.
+
     Raises:
         RunFileError: not a regular file, too large, changed while it was read, damaged, truncated, not written by
             coordcheck, of another kind, written by a newer version, or refused by the reader.

@@ -165,6 +165,9 @@ class RunFolder:
     def records(self) -> Iterator[RunRecord]:
         """All runs in the folder, by label, width and seed.
 
+        Yields:
+            The runs one by one, each read when it is asked for.
+
         Raises:
             CoordCheckError: there is no such folder, or no run in it.
             RunFileError: a file cannot be trusted.

@@ -33,6 +33,9 @@ def folded(records: Sequence[RunRecord], folds: Mapping[str, str]) -> list[RunRe
     Args:
         records: the runs; they are not changed.
         folds: path of a container -> "first", "last" or "mean".
+
+    Returns:
+        New records, in the same order.
     """
     for path, how in folds.items():
         records = [_folded(record, path, Fold(how)) for record in records]

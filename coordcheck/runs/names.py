@@ -1,12 +1,9 @@
-"""Names of labels, layers and parameters: when two are one, and what many have in common."""
+"""Names of labels, layers and parameters: when two are one, and how one that is made here stays apart."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Container, Mapping
-
-from coordcheck.common.escaping import printable as printable
+from collections.abc import Container
 
 
 def same_label(label: str) -> str:
@@ -32,25 +29,3 @@ def distinct(name: str, taken: Container[str]) -> str:
         count += 1
         found = f"{name}~{count}"
     return found
-
-
-def pattern(name: str) -> str:
-    r"""A name with its numbers left out: parameters of repeated blocks are alike.
-
-    >>> pattern("blocks.12.mlp.up.weight")
-    'blocks.*.mlp.up.weight'
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
-
-
-def differences(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """What differs between two runs' settings, one text each.
-
-    >>> differences({"steps": "4", "loss": "mse"}, {"steps": "3", "loss": "mse"})
-    ['steps was 4, is 3']
-    """
-    return [
-        f"{name} was {before.get(name, 'not set')}, is {after.get(name, 'not set')}"
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-    ]

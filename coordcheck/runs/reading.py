@@ -184,6 +184,12 @@ def members(
         found: names with values, each name once.
         reads: the reader of each name.
         needed: the names that must be there.
+
+    Returns:
+        Name -> what its reader made of the value.
+
+    Raises:
+        Wrong: a name that is not known, one that is there twice, or one that is needed and missing.
     """
     values: dict[str, Any] = {}
     for name, value in found:

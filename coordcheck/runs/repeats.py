@@ -23,6 +23,15 @@ def starred(name: str, numbers: re.Pattern[str] = ANY) -> str:
     return numbers.sub("*", name.replace("*", "**"))  # a star of the name's own is no number
 
 
+def pattern(name: str) -> str:
+    """A name without the numbers that stand between two of its parts: parameters of repeated blocks are alike.
+
+    >>> pattern("blocks.12.mlp.up.weight")
+    'blocks.*.mlp.up.weight'
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
 def together(names: Sequence[str], numbers: re.Pattern[str] = PARTS) -> list[tuple[str, tuple[str, ...]]]:
     """Names of one pattern as few names as say exactly which there are, numbers in braces as a shell expands them.
 

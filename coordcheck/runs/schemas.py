@@ -132,9 +132,12 @@ def read_run(content: Iterator[tuple[str, Any]] | Mapping[str, Any]) -> RunRecor
     Args:
         content: its members; lists may be iterators.
 
+    Returns:
+        The record, every field of which was looked at.
+
     Raises:
         Wrong: a field is missing, or it or several together hold what no run leaves behind.
-    """
+    """  # noqa: DOC501  # `wrong(...)` makes a `Wrong`
     if not isinstance(content, (Mapping, Iterator)):
         raise wrong("a mapping", content)
     found = members(content.items() if isinstance(content, Mapping) else content, RUN, needed=RUN)

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from coordcheck.common.errors import CoordCheckError, RunFileError
-from coordcheck.runs.agreement import largest_difference
+from coordcheck.runs.agreement import differences, largest_difference
 from coordcheck.runs.claims import Claims
 from coordcheck.runs.files import RunFolder
-from coordcheck.runs.names import differences
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.trials import Run
 
@@ -18,6 +17,9 @@ from coordcheck.training.trials import Run
 @contextmanager
 def keeping(folder: RunFolder | None, runs: Sequence[Run]) -> Iterator[Keeper]:
     """A keeper for the runs of a sweep; meanwhile nobody else may make them with other settings in that folder.
+
+    Yields:
+        The keeper; without a folder, it finds and saves nothing.
 
     Raises:
         CoordCheckError: the folder cannot be written, or another process makes such runs with other settings.

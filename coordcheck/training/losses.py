@@ -52,6 +52,12 @@ def model_loss(model: nn.Module, batch: Any) -> Tensor:
     """The default loss: `model(**batch)` for a mapping batch, whose output holds its loss.
 
     The loss is the output's `.loss`, its `["loss"]`, or its first element, as Hugging Face models return it.
+
+    Returns:
+        A tensor with one element.
+
+    Raises:
+        CoordCheckError: the batch is no mapping, or the output holds no loss.
     """
     if not isinstance(batch, Mapping):
         raise CoordCheckError(
@@ -77,6 +83,12 @@ def as_loss(loss: Callable[..., Tensor] | None) -> Loss:
 
     A function of `torch.nn.functional` or a loss module of `torch.nn` is one of (output, target), which is
     certain from where it comes from; anything else is called as `loss(model, batch)`.
+
+    Returns:
+        A function of (model, batch).
+
+    Raises:
+        CoordCheckError: a class, where an instance of it is meant.
     """
     if loss is None:
         return model_loss

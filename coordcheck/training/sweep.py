@@ -46,6 +46,9 @@ def sweep(
         watch: sees every record as it ends; what it raises ends the sweep.
         begin: called once, when the folder was found to be the right one and before anything runs.
 
+    Returns:
+        A record per run, also of those that failed.
+
     Raises:
         CoordCheckError: the folder holds runs made with other settings, another process is making such, or it cannot
             be written; an executor that forks.

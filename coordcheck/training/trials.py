@@ -104,6 +104,9 @@ def run_settings(batch: Any, loss: Any, *, steps: int, device: str | None, threa
 def prepared(run: Run) -> Prepared:
     """Seed, build, and find the batches: the same model and data every time it is called.
 
+    Returns:
+        Model, optimizers, loss and batches.
+
     Raises:
         CoordCheckError: what the factory returned cannot be checked, or there is no batch.
     """

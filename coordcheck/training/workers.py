@@ -33,6 +33,9 @@ def on_workers(runs: Sequence[Run], jobs: int, timeout: float | None = None) -> 
     A run whose worker dies is run once more, alone, in a new one: the system may have killed it for the memory that
     another one took. After that it is told as crashed. A run that takes longer than `timeout` seconds is killed.
 
+    Yields:
+        The record of each run, as it ends.
+
     Raises:
         CoordCheckError: a run that cannot be sent to another process.
     """

@@ -6,17 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from coordcheck.checks.check import SEEDS, STEPS, WIDTHS
-from coordcheck.checks.plans.blueprints import Blueprint
-from coordcheck.checks.plans.drafting import draw_next
+from coordcheck.checks.check import SEEDS, STEPS, WIDTHS, check
+from coordcheck.checks.plans.drafting import draw_all
 from coordcheck.checks.plans.tables import PlanTables
 from coordcheck.checks.plans.text import plain, render
-from coordcheck.checks.plans.timings import Untimed, carried_on, time_runs
+from coordcheck.checks.plans.timings import Untimed, time_runs, timings_of
+from coordcheck.common.docstrings import as_for
 from coordcheck.common.escaping import json_text
 from coordcheck.runs.arguments import labelled, role_overrides
 from coordcheck.runs.grids import distinct_widths, seed_numbers
 from coordcheck.runs.numbers import whole_number
-from coordcheck.runs.records import RunKey
 from coordcheck.training.trials import Build
 
 SCHEMA = 1
@@ -57,6 +56,7 @@ def _clean(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
+@as_for(check)
 def plan(
     build: Build | Mapping[str, Build],
     *,
@@ -107,18 +107,9 @@ def plan(
     if timed:
         at = {"seed": numbers[0], "steps": steps}
         seconds, untimed = time_runs(builds, given, (batch, loss), **at, diagnosed=axis == "width")
-    blueprints: list[Blueprint] = []
-    for label, function in builds.items():
-        own: list[Blueprint] = []
-        for width in given:
-            own.append(draw_next(function, RunKey(label, width, numbers[0]), own))
-        blueprints += own
-    timings = []
-    for label, known in seconds.items():
-        sizes = {one.width: one.size for one in blueprints if one.label == label and one.place.built}
-        timings += carried_on(label, sizes, known)
+    blueprints = tuple(draw_all(builds, given, numbers[0]))
     return Plan(
-        *(tuple(blueprints), tuple(given), tuple(numbers), steps, axis, overrides, base),
-        timings=tuple(timings),
+        *(blueprints, tuple(given), tuple(numbers), steps, axis, overrides, base),
+        timings=tuple(timings_of(seconds, blueprints)),
         untimed=tuple(untimed),
     )

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -89,6 +89,17 @@ def draw_next(build: Build, key: RunKey, before: Sequence[Blueprint]) -> Bluepri
     power = max(LEAST_GROWTH, 0.0 if math.isnan(growth) else growth)
     real_bytes = last.bytes * (key.width / last.width) ** power
     return draw(build, key, first=last.place, why=last.reason, real_bytes=real_bytes)
+
+
+def draw_all(builds: Mapping[str, Build], widths: Sequence[int], seed: int) -> list[Blueprint]:
+    """What every factory makes at every width, by label and ascending width."""
+    found: list[Blueprint] = []
+    for label, build in builds.items():
+        own: list[Blueprint] = []
+        for width in widths:
+            own.append(draw_next(build, RunKey(label, width, seed), own))
+        found += own
+    return found
 
 
 def brief(error: BaseException) -> str:

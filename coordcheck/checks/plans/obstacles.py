@@ -69,6 +69,9 @@ def obstacles(blueprints: Sequence[Blueprint], axis: str, roles: Mapping[str, Ro
         blueprints: of one label, by ascending width.
         axis: what the widths count.
         roles: of its parameters, None where the shapes do not tell.
+
+    Returns:
+        What stands in the way of a check, and what is only to be known, in the order of the looks.
     """
     seen = _Seen(blueprints, axis, roles, by_name(blueprints))
     looks = (_failures, _too_few, _ignored, _names, _held, _rates, _kinds, _sizes, _decays, _unclear, _places)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from coordcheck.analysis.roles import GROWS, growth, override_of, role_of
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.checks.plans.blueprints import Drawn, Shape
-from coordcheck.runs.names import pattern
+from coordcheck.runs.repeats import pattern
 from coordcheck.runs.words import Role
 
 LARGEST_DENOMINATOR = 64  # of a size n*p/q + b

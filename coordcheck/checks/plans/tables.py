@@ -18,7 +18,7 @@ from coordcheck.checks.plans.obstacles import Level, Obstacle, obstacles
 from coordcheck.checks.plans.shapes import Power, power_of, roles_by_shape, shape_text
 from coordcheck.checks.plans.timings import Timing, Untimed
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck
-from coordcheck.runs.names import pattern
+from coordcheck.runs.repeats import pattern
 from coordcheck.runs.words import Role
 
 

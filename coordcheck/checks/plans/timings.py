@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from coordcheck.checks.plans.blueprints import Blueprint
 from coordcheck.recording.batches import cached_batches
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.training.losses import Loss, as_loss
@@ -87,6 +88,9 @@ def carried_on(label: str, sizes: Mapping[int, int], seconds: Sequence[float]) -
         sizes: width -> number of parameters, ascending.
         seconds: of the first widths.
 
+    Returns:
+        A timing per width, ascending.
+
     >>> [round(t.seconds, 2) for t in carried_on("SP", {8: 100, 16: 200, 32: 400}, [0.2, 0.3])]
     [0.2, 0.3, 0.5]
     """
@@ -100,3 +104,12 @@ def carried_on(label: str, sizes: Mapping[int, int], seconds: Sequence[float]) -
         Timing(label, width, known.get(width, known[last] + slope * (sizes[width] - sizes[last])), width in known)
         for width in widths
     ]
+
+
+def timings_of(seconds: Mapping[str, Sequence[float]], blueprints: Sequence[Blueprint]) -> list[Timing]:
+    """The times of all runs that can be built, of the labels whose first widths were timed."""
+    found = []
+    for label, known in seconds.items():
+        sizes = {one.width: one.size for one in blueprints if one.label == label and one.place.built}
+        found += carried_on(label, sizes, known)
+    return found

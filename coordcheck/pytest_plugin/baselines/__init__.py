@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from coordcheck.analysis.result import Result
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.common.escaping import legible, printable
-from coordcheck.runs.names import differences, distinct, same_label
+from coordcheck.runs.agreement import differences
+from coordcheck.runs.names import distinct, same_label
 from coordcheck.runs.words import Role
 
 TOLERANCE = 0.1  # exponents in practice are multiples of 1/2, and those of one model differ by a few hundredths
@@ -141,6 +142,9 @@ def compare(stored: Baseline, report: Result, tolerance: float = TOLERANCE) -> C
         stored: the baseline.
         report: the check, made with the same settings.
         tolerance: how far an exponent may move, 0.1 if not given.
+
+    Returns:
+        What changed, and what is new or missing; where settings differ, these alone.
     """
     now = baseline_of(report)
     differing = differences(_texts(stored.settings), _texts(now.settings))

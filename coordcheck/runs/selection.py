@@ -1,4 +1,4 @@
-"""Labels of saved runs: their order, which of them are shown, and those that two folders have in common."""
+"""Which saved runs a report is of: of which folders and labels, in which order."""
 
 from __future__ import annotations
 
