@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # the packages of every extra, and those that only some users have
 EXTRAS = (
     *("transformers", "accelerate", "lightning", "pytorch_lightning", "mup", "timm", "torchvision", "torchmetrics"),
-    *("seaborn", "tqdm", "yaml", "tensorboard", "wandb", "mlflow", "trackio", "IPython", "ipywidgets", "safetensors"),
+    *("tqdm", "yaml", "tensorboard", "wandb", "mlflow", "trackio", "IPython", "ipywidgets", "safetensors"),
     *(
         "hypothesis",
         "jsonschema",
@@ -36,6 +36,7 @@ OWN = (
     "scipy",
     "pandas",
     "matplotlib",
+    "seaborn",
     "rich",
     "jinja2",
     "markupsafe",

@@ -981,6 +981,7 @@ HEAVY = (
     "scipy",
     "rich",
     "matplotlib",
+    "seaborn",
     "jinja2",
     "coordcheck.reporting.report",
     "coordcheck.checks.check",
