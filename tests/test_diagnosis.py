@@ -196,10 +196,13 @@ def test_blocks_that_differ_replace_the_whole():
         (0.0, 0.0, "sp", None),
         (0.5, -0.5, "mup", None),
         (1.0, -2.0, "mup", 1.0),
+        (0.5, -0.25, "mup", -0.25),  # heads and their size grow as the root of the width, and the scale is 1/sqrt(D)
+        (0.5, 0.0, "mup", -0.5),
     ],
 )
 def test_attention_is_judged_by_its_scale_and_head_size(head, scale, expect, exponent):
-    finding = judged(Role.ATTENTION, expect=expect, fan_in=head, multiplier=scale, parameter="")
+    logits = measured(scale + head / 2, half=0.0)
+    finding = judged(Role.ATTENTION, logits, expect=expect, fan_in=head, parameter="")
     assert finding.cause is (None if exponent is None else Cause.ATTENTION_SCALE)
     assert finding.multiplier == (exponent or 0)
 

@@ -28,7 +28,7 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "largest_fan_out": 256,
         "degree": degree,
         "exact": True,
-        "to_attention": False,
+        "attends": (),
         "tied": False,
         "trained": True,
         "hidden": "",
@@ -37,6 +37,8 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "fan_outs": {width: round(width**fan_out) for width in WIDTHS},
         "sizes": {width: round(width ** (fan_in + fan_out)) for width in WIDTHS},
         "rates": dict.fromkeys(WIDTHS, 1.0),
+        "upstreams": dict.fromkeys(WIDTHS, 1.0),
+        "outwards": dict.fromkeys(WIDTHS, 1.0),
     }
     return Part(**fields | changed)
 

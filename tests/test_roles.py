@@ -84,7 +84,7 @@ def test_shared_keys_and_values_are_narrow_and_stay_so_inside_the_model():
     assert found["blocks.0.attention.query.weight"] == "hidden"
     assert found["unembedding.weight"] == "readout"
     assert found["blocks.0.attention/sdpa"] == "attention logits"
-    to_attention = {p.name for p in parts(report.records) if p.to_attention}
+    to_attention = {p.name for p in parts(report.records) if p.attends}
     assert to_attention == {f"blocks.{b}.attention.{name}.weight" for b in (0, 1) for name in ("query", "key")}
 
 

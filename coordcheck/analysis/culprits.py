@@ -141,7 +141,7 @@ def _explained(row: dict[str, Any], causes: _Causes, tolerance: float) -> dict[s
     own = causes.of_layer.get(row["layer"], [])
     shrinks = verdict is Verdict.VANISHES or (verdict is Verdict.UNDECIDED and row["high"] < tolerance)
     transient = shrinks and row["low"] > -TRANSIENT - 2 * tolerance
-    if transient and any(f.part.to_attention for f in own) and not any(f.culprit for f in own):
+    if transient and any(f.part.attends for f in own) and not any(f.culprit for f in own):
         why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
         return row | {"verdict": Verdict.OK.value, "explanation": why}
     if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and causes.all_right:

@@ -26,6 +26,11 @@ def nearest_half(value: float) -> float:
     return round(2 * value) / 2
 
 
+def nearest_quarter(value: float) -> float:
+    """The nearest multiple of 1/4: a head size may grow as the root of the width, and its own root counts."""
+    return round(4 * value) / 4
+
+
 def size_verdict(excess: float) -> Verdict:
     """What an initialisation is whose gain is off by this, which is not 0."""
     return Verdict.TOO_LARGE if excess > 0 else Verdict.TOO_SMALL

@@ -21,12 +21,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, nearest_quarter, size_verdict
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
 from coordcheck.analysis.roles import Part
-from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.targets import Targets
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.records import is_between
@@ -210,17 +209,21 @@ def _harmless(judged: Finding) -> bool:
 
 def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: float) -> Finding:
     """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
-    value = exponent_of(part.multipliers) + part.fan_in / 2
-    target = targets.attention * part.fan_in
-    gain = Exponent(value, 0.0, value, value)
+    gain, target = found.gain_weight, targets.attention * part.fan_in
+    if not gain.stderr > 0:  # scalars and head sizes are known exactly, also at two widths
+        gain = Exponent(gain.value, 0.0, gain.value, gain.value)
     finding = Finding(part, found, Verdict.OK, gain=gain, gain_target=target)
-    finding = finding._replace(
-        explanation=f"its scale is m^{exponent_of(part.multipliers):.2f}, its head size m^{part.fan_in:.2f}"
-    )
-    excess = value - target
-    if math.isnan(excess) or abs(excess) < tolerance:
+    scale = gain.value - part.fan_in / 2
+    finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{part.fan_in:.2f}")
+    # of exact exponents a quarter counts: a head size that grows as the root of the width has one
+    excess, answer = gain.value - target, compare_known(gain, target, tolerance / 2)
+    if answer is Answer.UNDECIDED:
+        return finding._replace(verdict=Verdict.UNDECIDED)
+    if answer in (None, Answer.OK):
         return finding
-    return finding._replace(verdict=size_verdict(excess), cause=Cause.ATTENTION_SCALE, multiplier=-nearest_half(excess))
+    return finding._replace(
+        verdict=size_verdict(excess), cause=Cause.ATTENTION_SCALE, multiplier=-nearest_quarter(excess)
+    )
 
 
 def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:

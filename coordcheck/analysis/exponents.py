@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.roles import Part
+from coordcheck.analysis.scalars import scalars_of
 from coordcheck.runs.words import Quantity, Role
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
@@ -89,7 +90,8 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
     for number, part in enumerate(parts):
         own = {name: fitted[number] for name, fitted in fits.items()}
         aligned, spectral = own.pop("aligned"), own.pop("spectral")
-        own["gain_weight"] = _sampled(own["gain_weight"], part, logs)
+        if part.role is not Role.ATTENTION:
+            own["gain_weight"] = _sampled(own["gain_weight"], part, logs)
         own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
         result[part.name] = Exponents(
             **own,
@@ -141,20 +143,22 @@ class _Seen(NamedTuple):
         shrinking = np.where(linear, dp - g - logs.of([part.rates for part in parts]), np.nan)
         clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
         clipped = np.log2([clip.factors for clip in clips])
+        whose = scalars_of(logs, parts)
+        attention = np.array([part.role is Role.ATTENTION for part in parts])[:, None, None]
         return cls(
             degree=degree,
             first=first,
             clips=clips,
-            x=logs.at(Quantity.INPUT, start),
-            h=logs.at(Quantity.OUTPUT, start),
+            x=logs.at(Quantity.INPUT, start) + whose.before,
+            h=logs.at(Quantity.OUTPUT, start) + whose.behind,
             inherited=logs.at(Quantity.INHERITED, first),
-            own=logs.at(Quantity.OWN_UPDATE, first) - clipped,
-            delta=logs.at(Quantity.GRADIENT, before),
-            p=logs.at(Quantity.WEIGHT, start),
+            own=logs.at(Quantity.OWN_UPDATE, first) - clipped + whose.behind,
+            delta=logs.at(Quantity.GRADIENT, before) - whose.behind,
+            p=np.where(attention, whose.met, logs.at(Quantity.WEIGHT, start)),
             dp=dp - clipped,
             dp_norm=logs.at(Quantity.WEIGHT_UPDATE_NORM, first),
             g=g,
-            m=logs.of([part.multipliers for part in parts]),
+            m=logs.of([part.multipliers for part in parts]) - whose.before + whose.behind,
             fan_in=logs.of([part.fan_ins for part in parts]),
             fan_out=logs.of([part.fan_outs for part in parts]),
             shrinking=shrinking,

@@ -31,8 +31,8 @@ class Part(NamedTuple):
     largest_fan_out: int
     degree: float | None
     exact: bool
-    to_attention: bool
-    """Whether its output goes into attention logits: queries and keys."""
+    attends: tuple[str, ...]
+    """The attentions whose logits its output goes into: of queries and keys."""
     tied: bool
     """Whether it is the second use of a parameter, such as an embedding that is read out as well."""
     trained: bool
@@ -45,6 +45,10 @@ class Part(NamedTuple):
     """How many coordinates it has."""
     rates: Mapping[int, float]
     """Its learning rate."""
+    upstreams: Mapping[int, float]
+    """The part of its multiplier in front of the operation, by width."""
+    outwards: Mapping[int, float]
+    """The scalars between its output and the product of queries and keys; of an attention, those before it."""
 
 
 def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
@@ -92,7 +96,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 max(u.fan_out for u, _ in uses[name].values()),
                 next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
                 all(u.exact for u, _ in uses[name].values()),
-                any(known.get(fed) in attentions for fed in use.feeds),
+                tuple(known[fed] for fed in use.feeds if known.get(fed) in attentions),
                 *(tied, not use.parameter or use.parameter in infos[id(record)]),
                 hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
                 multipliers=multipliers,
@@ -100,6 +104,8 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
                 fan_outs=fan_outs,
                 sizes=sizes,
                 rates=rates,
+                upstreams={width: u.upstream for width, (u, _) in uses[name].items()},
+                outwards={width: u.outward for width, (u, _) in uses[name].items()},
             )
         )
     return found

@@ -106,6 +106,11 @@ class Use(NamedTuple):
     """The sites of the matrix operations and attentions that take up its output next."""
     hidden: str = ""
     """Why nothing but the parameter itself could be measured; empty when all was."""
+    upstream: float = 1.0
+    """The part of `multiplier` that stands in front of the operation."""
+    outward: float = 1.0
+    """The scalars between a projection and the product of queries and keys, which belong to one or the other: of a
+    parameter they are not in `multiplier`, of an attention they are."""
 
 
 def kept(message: str) -> str:
@@ -167,7 +172,7 @@ class RunRecord:
             "parameters": [
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, p.eps] for p in self.parameters
             ],
-            "uses": [[*use[:9], list(use.feeds), use.hidden] for use in self.uses],
+            "uses": [[*use[:9], list(use.feeds), *use[10:]] for use in self.uses],
             "outside": self.outside,
             "notes": self.notes,
             "seconds": self.seconds,

@@ -60,7 +60,8 @@ _site_fields = fields(text, integer, one_of(Kind), _shape, text)
 _parameter_fields = fields(text, _shape, optional(number), optional(number), boolean, optional(number), least=5)
 _places = items(integer, MOST_SITES)
 _use_fields = fields(
-    *(integer, text, text, text, count, count, number, optional(number), boolean, _places, text),
+    *(integer, text, text, text, count, count, number, optional(number), boolean, _places, text, number, number),
+    least=11,
 )
 
 

@@ -91,6 +91,8 @@ class Call:
         """Of a fused attention."""
         self.logits: Tensor | float | None = None
         """Of a product of two activations: its values, or their RMS."""
+        self.sides: dict[int, float | Tensor] = {}
+        """Of a product of two activations: RMS of what it multiplies, by position."""
 
     def fans(self, position: int) -> Fans | None:
         """How its argument at a position acts, as a matrix; None for one that acts elementwise."""
@@ -119,6 +121,7 @@ class Terms:
     """
 
     matrix = True
+    contracted = False
     fans = None
 
     def __init__(self, held: Iterable[tuple[UseCall | Terms, float]]) -> None:
@@ -234,6 +237,17 @@ class UseCall(Node):
     def downstream(self) -> float:
         """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
         return _only_factor(taken_up(self), self.chained) if self.matrix else 1.0
+
+    @property
+    def contracted(self) -> bool:
+        """Whether its output, times scalars, is a factor of a product of two activations."""
+        return self.matrix and any(contracted for _, contracted in taken_up(self))
+
+    @property
+    def outward(self) -> float:
+        """The scalar between the output and a product of two activations, where it is one."""
+        factors = {factor for factor, contracted in taken_up(self) if contracted} if self.matrix else set()
+        return factors.pop() if len(factors) == 1 else 1.0
 
     @property
     def upstream(self) -> float:

@@ -55,5 +55,9 @@ class AttentionCall(Node):
         """The positions of queries and keys among the arguments; None for a fused attention."""
         self.after = 1.0
         """The scalar between the product and the softmax."""
+        self.before = 1.0
+        """The part of `scale` between the projections and the product."""
+        self.met: float | Tensor = 1.0
+        """RMS of queries times that of keys, of those of them that no projection's output is, but what became of it."""
         self.logits: Tensor | float | None = None
         """Values, or their RMS."""

@@ -64,7 +64,7 @@ class Reading:
         held = {path: mark.held for path, value in exits if (mark := self.of(value)).held}
         found = {}
         for path, uses in held.items():
-            factors = {use.downstream / factor for use, factor in uses if factor}
+            factors = {use.downstream / factor for use, factor in uses if factor and not use.contracted}
             if len(factors) == 1:
                 found[path] = factors.pop()
         return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}
@@ -172,7 +172,8 @@ def _fused(reading: Reading, call: Call, known: Known) -> Mark | None:
     _take_up([taken])
     attention = AttentionCall(call.layer, plain(call.name))
     attention.head_size = int(given["query"].shape[-1])
-    attention.scale = call.scale * scored[0].factor * scored[1].factor
+    _measure_sides(attention, call, dict(zip(_positions(call), scored, strict=True)))
+    attention.scale = call.scale * attention.before
     attention.logits = call.logits
     for node in scored[0].flow | scored[1].flow:
         node.feeds.add(attention)
@@ -191,13 +192,30 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
     attention = AttentionCall(call.layer, call.name)
     attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left, right)
     alpha = kwargs.get("alpha", 1) if does(call.name, Does.ADDED) else 1
-    attention.scale = known[left].factor * known[right].factor * float(alpha)
+    _measure_sides(attention, call, {left: known[left], right: known[right]})
+    attention.scale = attention.before * float(alpha)
     attention.logits = call.logits
     flow = _flow(known)
     for node in flow:
         node.feeds.add(attention)
     reading.products.append(attention)
     return Mark(product=attention, flow=flow | {attention})
+
+
+def _measure_sides(attention: AttentionCall, call: Call, sides: Known) -> None:
+    """A scalar behind a projection stands before the product; what else became of queries and keys was measured."""
+    for position, mark in sides.items():
+        if mark.held or position not in call.sides:
+            attention.before *= mark.factor
+        else:
+            attention.met = attention.met * call.sides[position]
+
+
+def _positions(call: Call) -> tuple[int, int]:
+    """Where queries and keys stand among the arguments of a fused attention."""
+    given = fused_arguments(call.leaves, call.spec)
+    places = {value: position for position, value in reversed(call.inputs.items())}
+    return places[given["query"]], places[given["key"]]
 
 
 def _scored(reading: Reading, call: Call, known: Known) -> Mark | None:

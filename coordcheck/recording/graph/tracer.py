@@ -6,7 +6,6 @@ activation; so functional layers, fused projections and `torch.nn` modules are s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coordcheck.recording import scales
 from coordcheck.recording.graph import functions
 from coordcheck.recording.graph.arguments import flattened, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
@@ -22,6 +22,7 @@ from coordcheck.recording.graph.copies import by_rows, copied, fused_attention, 
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.homes import Homes
+from coordcheck.recording.graph.last_uses import LastUses
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import Role, contracts, role_of
@@ -57,8 +58,7 @@ class Tracer(Watch):
         self._homes = Homes(model, self.parameters)
         self._values: ByTensor[Value] = ByTensor()
         self._exits: list[tuple[str, Value]] = []
-        self._uses: dict[tuple[str, str], UseCall] = {}
-        self._slices: dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]] = {}
+        self._last = LastUses(self.parameters)
 
     # ---- what was seen, once the pass is over
 
@@ -74,13 +74,13 @@ class Tracer(Watch):
     def uses(self) -> dict[tuple[str, str], UseCall]:
         """The last call per (parameter, function), in the order of the first."""
         _ = self.reading
-        return self._uses
+        return self._last.uses
 
     @property
     def slices(self) -> dict[tuple[str, str], dict[tuple[int, tuple[int, ...]], UseCall]]:
         """Of those that take a part of their parameter, the last call per part."""
         _ = self.reading
-        return self._slices
+        return self._last.slices
 
     @property
     def attentions(self) -> list[AttentionCall]:
@@ -198,7 +198,7 @@ class Tracer(Watch):
         if self.sampled and 0 in call.activations and _is_own(call, leaves, output):
             call.rows = rows(output, leaves[0])
         for use in call.uses:
-            self._file(use)
+            self._last.file(use)
         if self._gradients and output.requires_grad:  # not inside a function of its own backward, or a checkpoint
             output.register_hook(Hook(lambda gradient: self._keep_gradient(call, gradient), self._failed))
 
@@ -206,28 +206,9 @@ class Tracer(Watch):
         if call.kept is not None:
             call.gradient = rows(gradient) if self.sampled else gradient.detach()
 
-    def _file(self, use: UseCall) -> None:
-        """Keep a use as the last one of its parameter and function, and of the part of the parameter that it takes."""
-        key = use.parameter, use.operation
-        replaced = [self._uses.get(key)]
-        self._uses[key] = use
-        if use.matrix and math.prod(size := use.operand.size) < self.parameters[use.parameter].numel():
-            of_parts = self._slices.setdefault(key, {})
-            replaced.append(of_parts.get((use.operand.offset, size)))
-            of_parts[use.operand.offset, size] = use
-        for earlier in replaced:
-            if earlier is not None and earlier.made_by is not use.made_by and not self._is_filed(earlier.made_by):
-                earlier.made_by.kept = None  # copies of what is never called again
-
-    def _is_filed(self, call: Call) -> bool:
-        for use in call.uses:
-            key = use.parameter, use.operation
-            part = self._slices.get(key, {}).get((use.operand.offset, use.operand.size))
-            if use is self._uses.get(key) or use is part:
-                return True
-        return False
-
     def _keep_logits(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
+        if self._keep_calls and (does(call.name, Does.ATTENDS) or contracts(call)):
+            call.sides = {position: scales.rms_of(leaves[position].detach()) for position in call.activations}
         if does(call.name, Does.ATTENDS):
             call.scale, call.logits = fused_attention(fused_arguments(leaves, call.spec), sampled=self.sampled)
         elif contracts(call):

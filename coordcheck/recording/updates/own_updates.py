@@ -108,6 +108,8 @@ class OwnUpdates:
                     self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
                     self._measure(use, 0, Quantity.OUTPUT, use.replay.output)
             self._note_products(0, self.tracer)
+            for name, product in self.products.items():
+                self.scales.put(name, 0, Quantity.INPUT, product.met)
             for name, module in self.modules.items():
                 self.scales.put(name, 0, Quantity.INPUT, _rms(module.taken))
                 self.scales.put(name, 0, Quantity.OUTPUT, _rms(module.given))

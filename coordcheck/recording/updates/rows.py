@@ -82,11 +82,13 @@ def _of_parameter(
         operation="" if replay is None else replay.operation,
         fan_in=max(fan_in, 1),
         fan_out=max(fan_out, 1),
-        multiplier=multiplier if math.isfinite(multiplier) else 0.0,
+        multiplier=_finite(multiplier),
         degree=degrees.get(use.parameter),
         exact=use.call is not None and use.call.linear,
         feeds=feeds,
         hidden=use.hidden or (ROUNDED_AWAY if use.name in own.lost else ""),
+        upstream=1.0 if use.call is None else _finite(use.call.upstream),
+        outward=1.0 if use.call is None else _finite(use.call.outward),
     )
 
 
@@ -112,6 +114,7 @@ def _of_product(product: AttentionCall, site: int, feeds: tuple[int, ...], hidde
         exact=True,
         feeds=feeds,
         hidden=hidden,
+        outward=_finite(product.before),
     )
 
 
@@ -128,3 +131,7 @@ def _of_module(module: ForwardModule, site: int) -> Use:
         exact=False,
         feeds=(),
     )
+
+
+def _finite(multiplier: float) -> float:
+    return multiplier if math.isfinite(multiplier) else 0.0

@@ -1,0 +1,104 @@
+"""Whose a scalar between two operations is: told by what was measured before and behind it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_exponents import WIDTHS, part, table
+from torch import Tensor, nn
+
+import coordcheck
+from coordcheck.analysis.logs import Logs
+from coordcheck.analysis.scalars import scalars_of
+from coordcheck.runs.words import Role
+
+
+def powers(exponent: float) -> dict[int, float]:
+    return {width: float(width) ** exponent for width in WIDTHS}
+
+
+@pytest.mark.parametrize(
+    ("taken", "scalar", "undone"),
+    [
+        (-0.5, 0.5, True),  # a vector of length 1, times the root of its size
+        (0.5, -0.5, True),
+        (0.0, -0.5, False),  # it changes what was right
+        (0.0, 0.0, False),
+        (-0.5, 0.0, False),  # a constant undoes no power of the width
+        (-0.5, 1.0, False),
+    ],
+)
+def test_a_scalar_in_front_belongs_to_the_matrix_unless_it_undoes_what_stands_there(
+    taken: float, scalar: float, undone: bool
+):
+    one = part(upstreams=powers(scalar))
+    logs = Logs(table({("input", 0): taken, ("output", 0): taken + scalar}), [one])
+    before = scalars_of(logs, [one]).before[0, 0]
+    assert bool(before.any()) is undone
+    if undone:
+        assert before == pytest.approx([scalar * math.log2(width) for width in WIDTHS])
+
+
+@pytest.mark.parametrize(("gain", "owned"), [(0.5, True), (0.0, False)])
+def test_a_scalar_behind_a_query_is_the_projections_where_it_makes_its_gain_flat(gain: float, owned: bool):
+    query = part("q", outwards=powers(-0.5), attends=("sdpa",))
+    logits = part("sdpa", Role.ATTENTION, outwards=powers(-1.0))
+    rows = table({("input", 0): 0.0, ("output", 0): gain}, name="q")
+    logs = Logs(rows, [query, logits])
+    found = scalars_of(logs, [query, logits])
+    assert bool(found.behind[0].any()) is owned
+    assert bool(found.before[1].any()) is owned  # and then no longer the attention's
+
+
+class Attention(nn.Module):
+    """One block of attention in µP, with heads of a size that grows."""
+
+    def __init__(self, width: int, normed: str, scale: float) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(8, width), nn.Linear(width, 4)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm = nn.RMSNorm(width // 4) if normed == "rms" else nn.Identity()
+        self.normed, self.scale, self.size = normed, scale, width // 4
+        nn.init.normal_(self.out.weight, std=8.0 / width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        q, k, v = (part.unflatten(-1, (-1, self.size)).transpose(1, 2) for part in self.qkv(h).chunk(3, -1))
+        if self.normed == "unit":
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        logits = self.norm(q) @ self.norm(k).transpose(-1, -2) * self.scale
+        return self.out((logits.softmax(-1) @ v).transpose(1, 2).flatten(2).mean(1))
+
+
+def exponent_of_scale(normed: str, power: float) -> float:
+    """What the diagnosis says of an attention whose scale is that power of the head size."""
+
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = Attention(width, normed, (width / 4) ** power)
+        slow = [model.qkv.weight, model.out.weight]
+        rest = [p for p in model.parameters() if all(p is not q for q in slow)]
+        return model, torch.optim.Adam([{"params": slow, "lr": 0.05 / width}, {"params": rest}], lr=1e-3)
+
+    batch = torch.randn(8, 6, 8), torch.randint(4, (8,))
+    found = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=(32, 64, 128)).verdicts
+    scales = found[found["cause"] == "attention scale"]
+    return 0.0 if scales.empty else float(scales["multiplier_exponent"].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("normed", "power", "expected"),
+    [
+        ("rms", -1.0, 0.0),
+        ("rms", -0.5, -0.5),
+        ("unit", 0.0, 0.0),  # queries and keys of length 1: their product is a cosine
+        ("unit", -0.5, 0.5),
+        ("", -1.0, 0.0),
+        ("", -0.5, -0.5),
+    ],
+)
+def test_an_attention_is_judged_by_the_queries_and_keys_that_it_meets(normed: str, power: float, expected: float):
+    assert exponent_of_scale(normed, power) == expected
