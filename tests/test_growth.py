@@ -21,7 +21,7 @@ from coordcheck.analysis.targets import PARAMETRIZATIONS
 from coordcheck.recording.graph import nodes, uses
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import Later, Snapshot, again, parameter_uses
 from coordcheck.recording.updates.rows import write_own_updates
@@ -119,7 +119,7 @@ def found_again(deep: Deep) -> None:
 
 
 def recorded(deep: Deep) -> None:
-    with SiteRecorder(deep.model) as sites, sites.window(0):
+    with ActivationRecorder(deep.model) as sites, sites.window(0):
         deep.model(pair_batch(examples=3)[0])
     sites.never_called()
 

@@ -16,7 +16,7 @@ from coordcheck.recording.hooks.backwards import AfterBackward
 from coordcheck.recording.hooks.modes import transforming
 from coordcheck.recording.hooks.wrappers import loss_scale
 from coordcheck.recording.layers.calls import leaves
-from coordcheck.recording.layers.inputs import InitialInputs, any_of
+from coordcheck.recording.layers.windows import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
 from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
 from coordcheck.recording.updates.gradients import gradients_of
