@@ -226,7 +226,7 @@ class _Plan:
         self._batches, self._threads = cached_batches(self._batch, self._steps), threads
         if self._figure:  # exponents that are local to a parameter need neither the widest model nor every seed
             widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
-        self._diagnosed = set(widths), set(seeds)
+        self._diagnosed, self._smallest = (set(widths), set(seeds)), widths[0]
         self._settings = {
             "passes": (f"{self._figure_text()}, " if self._figure else "") + f"diagnosis on {self._probe_text()}",
             **run_settings(
@@ -256,6 +256,6 @@ class _Plan:
         probe, (widths, seeds) = None, self._diagnosed
         if self._probe is not None and key.width in widths and key.seed in seeds:
             given = None if isinstance(self._probe, str) else self._probe
-            probe = Probe(given)
+            probe = Probe(given, degrees=key.width == self._smallest)
         shared = self._batches, as_loss(self.loss), self._steps, self._device, self._threads
         return Run(key, build, *shared, settings, figure=self._figure, probe=probe, state=self._state)
