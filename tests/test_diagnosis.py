@@ -178,10 +178,10 @@ def test_blocks_that_differ_replace_the_whole():
     whole, blocks = part("qkv", parameter="qkv"), [part(f"qkv[{i}]", parameter="qkv") for i in range(3)]
     found = {"qkv": measured(), "qkv[0]": measured(), "qkv[1]": measured(0.5), "qkv[2]": measured()}
     findings = diagnose([whole, *blocks], found, PARAMETRIZATIONS["mup"], 0.25)
-    assert [f.part.name for f in findings] == ["qkv[0]", "qkv[1]", "qkv[2]"]
-    assert [f.part.name for f in findings if f.culprit] == ["qkv[1]"]
+    assert [f.use.name for f in findings] == ["qkv[0]", "qkv[1]", "qkv[2]"]
+    assert [f.use.name for f in findings if f.culprit] == ["qkv[1]"]
     same = dict.fromkeys(found, measured(0.5))
-    assert [f.part.name for f in diagnose([whole, *blocks], same, PARAMETRIZATIONS["mup"], 0.25)] == ["qkv"]
+    assert [f.use.name for f in diagnose([whole, *blocks], same, PARAMETRIZATIONS["mup"], 0.25)] == ["qkv"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from coordcheck.analysis.exponents import Exponent, _sampled, exponents
 from coordcheck.analysis.exponents import Logs as LogTable
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.runs.words import Role
 
 WIDTHS = (64, 128, 256)
@@ -37,7 +37,7 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "sizes": {width: round(width ** (fan_in + fan_out)) for width in WIDTHS},
         "rates": dict.fromkeys(WIDTHS, 1.0),
     }
-    return Part(**fields | changed)
+    return UseAcrossWidths(**fields | changed)
 
 
 def table(slopes, *, name="w", seeds=2, noise=0.0, constants=None):

@@ -125,9 +125,9 @@ def recorded(deep: Deep) -> None:
 
 
 def judged(deep: Deep) -> None:
-    parts = roles.parts(deep.report.records)
-    exponents = {finding.part.name: finding.exponents for finding in next(iter(deep.report.findings.values()))}
-    kept = [part for part in parts if part.name in exponents]
+    uses = roles.uses_across_widths(deep.report.records)
+    exponents = {finding.use.name: finding.exponents for finding in next(iter(deep.report.findings.values()))}
+    kept = [use for use in uses if use.name in exponents]
     diagnosis.diagnose(kept, exponents, PARAMETRIZATIONS["mup"], 0.25)
 
 
@@ -147,8 +147,8 @@ def written(deep: Deep) -> None:
 
 STAGES = {
     "tracing": traced,
-    "parts": lambda deep: parameter_uses(deep.taken),
-    "parts again": found_again,
+    "uses": lambda deep: parameter_uses(deep.taken),
+    "uses again": found_again,
     "recording": recorded,
     "writing": written,
     "roles and findings": judged,

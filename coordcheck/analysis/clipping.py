@@ -23,7 +23,7 @@ BENT = 0.02  # distance of log2 of the factors to a power of the width from whic
 
 
 class Clipping(NamedTuple):
-    """The factors of one part's updates."""
+    """The factors of one use's updates."""
 
     factors: Array
     """(seed, width) where they are no power of the width, relative to those that are whole; 1 elsewhere."""

@@ -31,7 +31,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from coordcheck.analysis.clipping import clipping
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.slopes import fit_logs
 from coordcheck.runs.words import Quantity, Role, Status
 
@@ -64,7 +64,7 @@ UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
 
 
 class Exponents(NamedTuple):
-    """Everything that was fitted for one part."""
+    """Everything that was fitted for one use."""
 
     gain: Exponent
     gain_weight: Exponent
@@ -91,22 +91,22 @@ class Exponents(NamedTuple):
 
 
 class Logs:
-    """log2 of the diagnosis' rows of one label: (part, seed, width) per quantity and step."""
+    """log2 of the diagnosis' rows of one label: (use, seed, width) per quantity and step."""
 
-    def __init__(self, table: pd.DataFrame, parts: Sequence[Part]) -> None:
-        rows = table[table["layer"].isin([part.name for part in parts])]
-        # where nothing was measured of any part: every scale at its widths is NaN
-        self.widths = np.array(sorted({*rows["width"].unique()} or {width for part in parts for width in part.sizes}))
+    def __init__(self, table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> None:
+        rows = table[table["layer"].isin([use.name for use in uses])]
+        # where nothing was measured of any use: every scale at its widths is NaN
+        self.widths = np.array(sorted({*rows["width"].unique()} or {width for use in uses for width in use.sizes}))
         self.seeds = sorted(rows["seed"].unique()) or [0]
         self.steps = sorted(rows["step"].unique())
-        self._index = {part.name: number for number, part in enumerate(parts)}
+        self._index = {use.name: number for number, use in enumerate(uses)}
         place = (
             rows["layer"].map(self._index).to_numpy(),
             rows["seed"].map({seed: i for i, seed in enumerate(self.seeds)}).to_numpy(),
             np.searchsorted(self.widths, rows["width"].to_numpy()),
         )
         values = rows["value"].to_numpy(dtype=float)
-        self._shape = len(parts), len(self.seeds), len(self.widths)
+        self._shape = len(uses), len(self.seeds), len(self.widths)
         self._values: dict[tuple[str, int], Array] = {}
         for (quantity, step), chosen in rows.groupby(["quantity", "step"], sort=False).indices.items():
             array = np.full(self._shape, np.nan)
@@ -116,11 +116,11 @@ class Logs:
         self.not_finite = {str(layer) for layer in bad["layer"].unique()}
 
     def values(self, quantity: Quantity, step: int = 0) -> Array:
-        """(part, seed, width) scales, NaN where there is none."""
+        """(use, seed, width) scales, NaN where there is none."""
         return self._values.get((quantity.value, step), np.full(self._shape, np.nan))
 
     def at(self, quantity: Quantity, steps: Array) -> Array:
-        """log2 of the scales, each part at its own step; NaN for zeros."""
+        """log2 of the scales, each use at its own step; NaN for zeros."""
         result = np.full(self._shape, np.nan)
         for step in np.unique(steps):
             chosen = steps == step
@@ -130,40 +130,40 @@ class Logs:
         return np.where(np.isfinite(logs), logs, np.nan)
 
     def of(self, sizes: Sequence[Mapping[int, float]]) -> Array:
-        """log2 of something known per part and width: (part, 1, width)."""
+        """log2 of something known per use and width: (use, 1, width)."""
         rows = [[abs(by_width.get(int(width), math.nan)) for width in self.widths] for by_width in sizes]
         with np.errstate(divide="ignore"):
             logs = np.log2(np.array(rows, dtype=float))[:, None, :]
         return np.where(np.isfinite(logs), logs, np.nan)
 
     def fit(self, logs: Array) -> list[Exponent]:
-        """One exponent per part."""
+        """One exponent per use."""
         found = fit_logs(np.log2(self.widths.astype(float)), np.broadcast_to(logs, self._shape))
         columns = [found[name] for name in ("slope", "stderr", "low", "high")]
         return [Exponent(*map(float, row)) for row in zip(*columns, strict=True)]
 
 
-def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents]:
-    """The exponents of every part of one label, by its name.
+def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str, Exponents]:
+    """The exponents of every use of one label, by its name.
 
     Args:
         table: the label's rows of `measurements`.
-        parts: its parts.
+        uses: its uses.
     """
-    if not parts:
+    if not uses:
         return {}
-    logs = Logs(table, parts)
-    first = np.array([_first_movement(logs, number) for number in range(len(parts))])
+    logs = Logs(table, uses)
+    first = np.array([_first_movement(logs, number) for number in range(len(uses))])
     before = np.maximum(first - 1, 0)
-    start = np.zeros(len(parts))
-    degree = _degrees(parts)
+    start = np.zeros(len(uses))
+    degree = _degrees(uses)
     k = np.round(degree)[:, None, None]
-    m = logs.of([part.multipliers for part in parts])
-    fan_in, fan_out = logs.of([part.fan_ins for part in parts]), logs.of([part.fan_outs for part in parts])
+    m = logs.of([use.multipliers for use in uses])
+    fan_in, fan_out = logs.of([use.fan_ins for use in uses]), logs.of([use.fan_outs for use in uses])
     x = logs.at(Quantity.INPUT, start)
     own, update = logs.at(Quantity.OWN_UPDATE, first), logs.at(Quantity.WEIGHT_UPDATE, first)
     delta, gradient = logs.at(Quantity.GRADIENT, before), logs.at(Quantity.WEIGHT_GRADIENT, before)
-    shrinking = np.where(k > 0, update - gradient - logs.of([part.rates for part in parts]), np.nan)
+    shrinking = np.where(k > 0, update - gradient - logs.of([use.rates for use in uses]), np.nan)
     clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
     whole = np.log2([clip.factors for clip in clips])
     own, update = own - whole, update - whole
@@ -182,13 +182,13 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
         "output": logs.fit(logs.at(Quantity.OUTPUT, start)),
         "shrinking": logs.fit(shrinking),
     }
-    rounding = _rounding(logs, parts)
+    rounding = _rounding(logs, uses)
     flat = _flat_spectra(logs, first, fan_in, fan_out)
     result = {}
-    for number, part in enumerate(parts):
-        gain_weight = _sampled(fits["gain_weight"][number], part, logs)
+    for number, use in enumerate(uses):
+        gain_weight = _sampled(fits["gain_weight"][number], use, logs)
         weight = _nearer(fits["aligned"][number], fits["spectral"][number], fits["response"][number], flat[number])
-        result[part.name] = Exponents(
+        result[use.name] = Exponents(
             gain=fits["gain"][number],
             gain_weight=gain_weight,
             response=fits["response"][number],
@@ -201,14 +201,14 @@ def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
             moved=bool(first[number]),
             has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
-            not_finite=part.name in logs.not_finite,
+            not_finite=use.name in logs.not_finite,
             shrinking=fits["shrinking"][number],
             clipped=clips[number].widths,
         )
     return result
 
 
-def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
+def _sampled(fitted: Exponent, use: UseAcrossWidths, logs: Logs) -> Exponent:
     """The gain from the weights' RMS, with the error that is known of it: N independent normal weights.
 
     The logarithm of an RMS has the standard deviation 1 / sqrt(2 N) (in log2: divided by ln 2), which says more than
@@ -217,7 +217,7 @@ def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
     """
     if fitted.stderr < EXACT and abs(2 * fitted.value - round(2 * fitted.value)) < EXACT:
         return fitted
-    sizes = np.array([max(part.sizes.get(int(w), 1), 1) for w in logs.widths], dtype=float)
+    sizes = np.array([max(use.sizes.get(int(w), 1), 1) for w in logs.widths], dtype=float)
     x = np.log2(logs.widths.astype(float))
     share = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     known = math.sqrt(float((share**2 / (2 * sizes)).sum()) / len(logs.seeds)) / math.log(2)
@@ -242,7 +242,7 @@ def _flat_spectra(logs: Logs, steps: Array, fan_in: Array, fan_out: Array) -> ND
     """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
 
     Returns:
-        (part, width).
+        (use, width).
 
     The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
     """
@@ -271,21 +271,21 @@ def _any_positive(logs: Logs, quantity: Quantity, number: int) -> bool:
     return any(bool((logs.values(quantity, step)[number] > 0).any()) for step in logs.steps)
 
 
-def _rounding(logs: Logs, parts: Sequence[Part]) -> list[bool]:
+def _rounding(logs: Logs, uses: Sequence[UseAcrossWidths]) -> list[bool]:
     """Vectors on which the loss does not depend: a key's bias, whose gradient sums to zero but for rounding."""
-    largest = np.zeros(len(parts))
+    largest = np.zeros(len(uses))
     for step in logs.steps:
         gradient = logs.values(Quantity.WEIGHT_GRADIENT, step)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = gradient / logs.values(Quantity.GRADIENT, step)
         known = np.where(np.isfinite(ratio), ratio, -1.0)
         largest = np.maximum(largest, known.max(axis=(1, 2)))
-    vectors = [part.role in (Role.VECTOR, Role.CONSTANT) for part in parts]
+    vectors = [use.role in (Role.VECTOR, Role.CONSTANT) for use in uses]
     return [bool(vector and 0 < ratio < ROUNDING) for vector, ratio in zip(vectors, largest, strict=True)]
 
 
-def _degrees(parts: Sequence[Part]) -> Array:
-    """Each part's degree; where it was not measured, that of most others."""
-    known = [part.degree for part in parts if part.degree is not None]
+def _degrees(uses: Sequence[UseAcrossWidths]) -> Array:
+    """Each use's degree; where it was not measured, that of most others."""
+    known = [use.degree for use in uses if use.degree is not None]
     usual = float(np.median(known)) if known else 0.0
-    return np.array([usual if part.degree is None else min(max(part.degree, 0.0), 1.0) for part in parts])
+    return np.array([usual if use.degree is None else min(max(use.degree, 0.0), 1.0) for use in uses])

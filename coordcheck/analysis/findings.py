@@ -7,7 +7,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from coordcheck.analysis.exponents import UNKNOWN, Exponent, Exponents
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.verdicts import Verdict
 
 
@@ -24,9 +24,9 @@ class Cause(str, Enum):
 
 
 class Finding(NamedTuple):
-    """What the diagnosis says of one part."""
+    """What the diagnosis says of one use."""
 
-    part: Part
+    use: UseAcrossWidths
     exponents: Exponents
     verdict: Verdict
     cause: Cause | None = None
