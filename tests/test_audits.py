@@ -68,7 +68,7 @@ def test_a_decay_that_is_right_once_the_learning_rates_are_is_not_told():
 def test_clipping_is_told_whichever_way_the_gradients_go(power, told):
     own = SimpleNamespace(parameter="w", trained=True, name="w")
     found = SimpleNamespace(clipped=(), shrinking=SimpleNamespace(known=True, value=power))
-    (note,) = _clipped([SimpleNamespace(part=own, verdict=Verdict.LEARNS_TOO_FAST, exponents=found)])
+    (note,) = _clipped([SimpleNamespace(use=own, verdict=Verdict.LEARNS_TOO_FAST, exponents=found)])
     assert told in note
     assert f"Multiply its threshold by m^{-power:g}" in note
 
@@ -118,7 +118,7 @@ def test_eps_is_held_against_the_gradient_of_the_first_update(value, step, told)
     record.uses = [Use(0, "w", "w", "linear", 4, 4, 1.0, 0.0, True, ())]
     own = SimpleNamespace(parameter="w", name="w")
     found = SimpleNamespace(has_gradient=True, degree=0.0, moved=True, step=1)
-    notes = list(_degrees([record], [SimpleNamespace(part=own, verdict=Verdict.OK, exponents=found)]))
+    notes = list(_degrees([record], [SimpleNamespace(use=own, verdict=Verdict.OK, exponents=found)]))
     degree = 1e-2 / (1e-2 + value)
     assert [f"is of degree {degree:.2f} in the gradient" in note for note in notes] == [True] * told
 

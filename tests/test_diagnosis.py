@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pair_batch
-from test_exponents import part
+from test_exponents import use
 
 import coordcheck
 from coordcheck.analysis.diagnosis import diagnose
@@ -51,7 +51,7 @@ def measured(gain=0.0, response=0.0, *, growth=0.0, degree=0.0, half=0.01, **cha
 
 
 def judged(role=Role.HIDDEN, found=None, *, expect="mup", tolerance=0.25, **of_part):
-    one = part(role=role, **of_part)
+    one = use(role=role, **of_part)
     return diagnose([one], {one.name: found or measured()}, PARAMETRIZATIONS[expect], tolerance)[0]
 
 
@@ -132,10 +132,10 @@ def test_the_gain_of_a_narrow_matrix_is_a_warning():
 
 def test_frozen_needs_a_gradient():
     still = {"moved": False, "step": 0}
-    moving = part("moving")
+    moving = use("moving")
     for has_gradient, expected in ((True, (Verdict.FROZEN, Cause.FROZEN)), (False, (Verdict.NOT_VISIBLE, None))):
         found = {"w": measured(has_gradient=has_gradient, **still), "moving": measured()}
-        finding = diagnose([part(), moving], found, PARAMETRIZATIONS["mup"], 0.25)[0]
+        finding = diagnose([use(), moving], found, PARAMETRIZATIONS["mup"], 0.25)[0]
         assert (finding.verdict, finding.cause) == expected
 
 
@@ -156,15 +156,15 @@ def test_growth_without_another_cause_is_a_gradient_fan_in_under_sgd_only():
     assert (judged(found=grown).cause, judged(found=grown).learning_rate) == (Cause.GRADIENT_FAN_IN, -0.5)
     assert judged(found=measured(0.0, 0.0, degree=0.0, growth=0.5)).cause is None
     # not where the readout's initialisation explains it: all gradients grow with it
-    readout = part("readout", role=Role.READOUT)
+    readout = use("readout", role=Role.READOUT)
     both = {"w": grown, "readout": measured(0.0, 0.0, degree=1.0)}
-    findings = diagnose([part(), readout], both, PARAMETRIZATIONS["mup"], 0.25)
+    findings = diagnose([use(), readout], both, PARAMETRIZATIONS["mup"], 0.25)
     assert [f.cause for f in findings] == [None, Cause.INIT]
 
 
 def test_the_second_use_of_a_matrix_is_judged_by_what_the_first_leaves():
-    embedding = part("e", role=Role.INPUT, parameter="e")
-    readout = part("e@linear", role=Role.READOUT, parameter="e", tied=True, multiplier=-1.0)
+    embedding = use("e", role=Role.INPUT, parameter="e")
+    readout = use("e@linear", role=Role.READOUT, parameter="e", tied=True, multiplier=-1.0)
     # the shared init grows as n^1/2: the input use explains the readout's gain
     found = {"e": measured(0.5, 0.0), "e@linear": measured(0.0, 0.0)}
     findings = diagnose([embedding, readout], found, PARAMETRIZATIONS["mup"], 0.25)
@@ -176,13 +176,13 @@ def test_the_second_use_of_a_matrix_is_judged_by_what_the_first_leaves():
 
 
 def test_blocks_that_differ_replace_the_whole():
-    whole, blocks = part("qkv", parameter="qkv"), [part(f"qkv[{i}]", parameter="qkv") for i in range(3)]
+    whole, blocks = use("qkv", parameter="qkv"), [use(f"qkv[{i}]", parameter="qkv") for i in range(3)]
     found = {"qkv": measured(), "qkv[0]": measured(), "qkv[1]": measured(0.5), "qkv[2]": measured()}
     findings = diagnose([whole, *blocks], found, PARAMETRIZATIONS["mup"], 0.25)
-    assert [f.part.name for f in findings] == ["qkv[0]", "qkv[1]", "qkv[2]"]
-    assert [f.part.name for f in findings if f.culprit] == ["qkv[1]"]
+    assert [f.use.name for f in findings] == ["qkv[0]", "qkv[1]", "qkv[2]"]
+    assert [f.use.name for f in findings if f.culprit] == ["qkv[1]"]
     same = dict.fromkeys(found, measured(0.5))
-    assert [f.part.name for f in diagnose([whole, *blocks], same, PARAMETRIZATIONS["mup"], 0.25)] == ["qkv"]
+    assert [f.use.name for f in diagnose([whole, *blocks], same, PARAMETRIZATIONS["mup"], 0.25)] == ["qkv"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ SIGNATURES = [(name, degree) for name in PARAMETRIZATIONS for degree in (0.0, 1.
 def test_every_parametrization_is_called_by_its_name(name, degree):
     targets = PARAMETRIZATIONS[name]
     roles = {"a": Role.INPUT, "b": Role.HIDDEN, "c": Role.READOUT}
-    uses = [part(key, role=role) for key, role in roles.items()]
+    uses = [use(key, role=role) for key, role in roles.items()]
     found = {
         key: measured(targets.gain[role], targets.response(role, degree), degree=degree) for key, role in roles.items()
     }
@@ -297,9 +297,9 @@ def test_without_the_degree_of_any_update_nothing_is_decided():
     finding = judged(found=measured(response=1.0, growth=1.0), degree=None)
     assert (finding.verdict, finding.cause) == (Verdict.UNDECIDED, None)
     assert finding.explanation == "the degree of the optimizer's update in the gradient was not measured"
-    known = part(name="other", role=Role.HIDDEN, degree=0.0)
+    known = use(name="other", role=Role.HIDDEN, degree=0.0)
     both = diagnose(
-        [part(role=Role.HIDDEN, degree=None), known],
+        [use(role=Role.HIDDEN, degree=None), known],
         {"w": measured(response=1.0, growth=1.0), "other": measured()},
         PARAMETRIZATIONS["mup"],
         0.25,

@@ -9,14 +9,14 @@ import pytest
 from coordcheck.analysis.exponents import _sampled, exponents
 from coordcheck.analysis.logs import Exponent
 from coordcheck.analysis.logs import Logs as LogTable
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.runs.words import Role
 
 WIDTHS = (64, 128, 256)
 
 
-def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, fan_out=1.0, **changed):
-    """One part whose fans and multiplier are exact powers of the width."""
+def use(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, fan_out=1.0, **changed):
+    """One use whose fans and multiplier are exact powers of the width."""
     fields = {
         "name": name,
         "parameter": name,
@@ -40,7 +40,7 @@ def part(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, 
         "upstreams": dict.fromkeys(WIDTHS, 1.0),
         "outwards": dict.fromkeys(WIDTHS, 1.0),
     }
-    return Part(**fields | changed)
+    return UseAcrossWidths(**fields | changed)
 
 
 def table(slopes, *, name="w", seeds=2, noise=0.0, constants=None):
@@ -77,7 +77,7 @@ SP = {
 
 
 def test_the_formulas_on_exact_power_laws():
-    found = exponents(table(SP), [part()])["w"]
+    found = exponents(table(SP), [use()])["w"]
     assert found.gain.value == pytest.approx(0)
     assert found.gain_weight.value == pytest.approx(0)
     assert found.response.value == pytest.approx(1)
@@ -91,7 +91,7 @@ def test_the_formulas_on_exact_power_laws():
 def test_a_degree_of_one_takes_the_gradient_out():
     # SP under SGD: update = rate * gradient ~ n^-1/2, own update n^1/2; the response is that of the rate alone: 1
     sgd = SP | {("weight_update", 1): -0.5, ("own_update", 1): 0.5}
-    found = exponents(table(sgd), [part(degree=1.0)])["w"]
+    found = exponents(table(sgd), [use(degree=1.0)])["w"]
     assert found.response.value == pytest.approx(1)
     assert found.response_weight.value == pytest.approx(1)
     assert found.growth.value == pytest.approx(0.5)
@@ -99,14 +99,14 @@ def test_a_degree_of_one_takes_the_gradient_out():
 
 @pytest.mark.parametrize("degree", [0.0, 1.0])
 def test_a_multiplier_moves_gain_by_one_and_response_by_one_and_the_degree(degree):
-    plain = exponents(table(SP), [part(degree=degree)])["w"]
-    found = exponents(table(SP), [part(degree=degree, multiplier=-1.0)])["w"]
+    plain = exponents(table(SP), [use(degree=degree)])["w"]
+    found = exponents(table(SP), [use(degree=degree, multiplier=-1.0)])["w"]
     assert found.gain_weight.value - plain.gain_weight.value == pytest.approx(-1)
     assert found.response_weight.value - plain.response_weight.value == pytest.approx(-(1 + degree))
 
 
 def test_a_negative_multiplier_counts_by_its_size():
-    negative = part(multipliers={width: -1.0 / width for width in WIDTHS})
+    negative = use(multipliers={width: -1.0 / width for width in WIDTHS})
     assert exponents(table(SP), [negative])["w"].gain_weight.value == pytest.approx(-1)
 
 
@@ -117,7 +117,7 @@ def test_the_first_step_with_movement_counts():
     still = table(
         {("weight_update", 1): 0.0, ("own_update", 1): 0.0}, constants={"weight_update": 0.0, "own_update": 0.0}
     )
-    found = exponents(pd.concat([rows, still.assign(status="zero")]), [part(degree=1.0)])["w"]
+    found = exponents(pd.concat([rows, still.assign(status="zero")]), [use(degree=1.0)])["w"]
     assert found.step == 2
     # the gradient before the second update is the one that led to it
     assert found.response.value == pytest.approx(0.25 + 1.0)
@@ -126,7 +126,7 @@ def test_the_first_step_with_movement_counts():
 def test_what_never_moves_has_no_step():
     rows = table({("weight", 0): 0.0, ("weight_gradient", 0): 0.0, ("weight_update", 1): 0.0})
     rows.loc[rows["quantity"] == "weight_update", ["value", "status"]] = [0.0, "zero"]
-    found = exponents(rows, [part()])["w"]
+    found = exponents(rows, [use()])["w"]
     assert (found.moved, found.step, found.has_gradient) == (False, 0, True)
     assert math.isnan(found.response.value)
 
@@ -134,13 +134,13 @@ def test_what_never_moves_has_no_step():
 def test_a_zero_initialisation_has_no_gain():
     rows = table(SP)
     rows.loc[rows["quantity"] == "weight", ["value", "status"]] = [0.0, "zero"]
-    found = exponents(rows, [part()])["w"]
+    found = exponents(rows, [use()])["w"]
     assert found.zero_init
     assert math.isnan(found.gain_weight.value)
 
 
 def test_a_gradient_that_is_rounding_error_is_none():
-    vector = part(role=Role.VECTOR)
+    vector = use(role=Role.VECTOR)
     rows = table(SP, constants={"weight_gradient": 1e-9})
     assert not exponents(rows, [vector])["w"].has_gradient
     assert exponents(table(SP), [vector])["w"].has_gradient
@@ -149,14 +149,14 @@ def test_a_gradient_that_is_rounding_error_is_none():
 def test_updates_with_equal_singular_values_are_measured_by_their_norm():
     # an orthogonal n x n update: RMS ~ n^-1/2, spectral norm 1, and it moves the output by a constant
     muon = SP | {("weight_update", 1): -0.5, ("weight_update_norm", 1): 0.0, ("own_update", 1): 0.0}
-    assert exponents(table(muon), [part()])["w"].response_weight.value == pytest.approx(0)
+    assert exponents(table(muon), [use()])["w"].response_weight.value == pytest.approx(0)
     # an update of rank one: RMS ~ n^-1 with the same norm; both sides agree
     low_rank = muon | {("weight_update", 1): -1.0}
-    assert exponents(table(low_rank), [part()])["w"].response_weight.value == pytest.approx(0)
+    assert exponents(table(low_rank), [use()])["w"].response_weight.value == pytest.approx(0)
 
 
 def test_the_interval_of_a_gain_is_that_of_independent_normal_weights():
-    small = part(fan_in=1.0, fan_out=0.0, sizes={width: 10 * width for width in WIDTHS})
+    small = use(fan_in=1.0, fan_out=0.0, sizes={width: 10 * width for width in WIDTHS})
     rng = np.random.default_rng(1)
     covered = 0
     trials = 400
@@ -170,7 +170,7 @@ def test_the_interval_of_a_gain_is_that_of_independent_normal_weights():
 
 
 def test_a_part_without_rows_is_unknown():
-    found = exponents(table(SP), [part(), part("other")])["other"]
+    found = exponents(table(SP), [use(), use("other")])["other"]
     assert not found.gain.known
     assert not found.moved
 
@@ -178,12 +178,12 @@ def test_a_part_without_rows_is_unknown():
 def test_nan_is_told():
     rows = table(SP)
     rows.loc[0, ["value", "status"]] = [math.nan, "nan"]
-    assert exponents(rows, [part()])["w"].not_finite
-    assert not exponents(table(SP), [part()])["w"].not_finite
+    assert exponents(rows, [use()])["w"].not_finite
+    assert not exponents(table(SP), [use()])["w"].not_finite
 
 
 def test_weights_that_are_all_ones_have_no_noise():
-    ones = part(role=Role.VECTOR, fan_in=0.0, sizes=dict.fromkeys(WIDTHS, 4))
+    ones = use(role=Role.VECTOR, fan_in=0.0, sizes=dict.fromkeys(WIDTHS, 4))
     found = exponents(table({("weight", 0): 0.0, ("weight_update", 1): 0.0}), [ones])["w"]
     assert (found.gain_weight.low, found.gain_weight.high) == pytest.approx((0, 0), abs=1e-6)
 
@@ -194,7 +194,7 @@ def test_signs_that_are_independent_have_no_flat_spectrum(norm, response):
     sizes = {"fan_ins": {n: 16 * n for n in WIDTHS}, "fan_outs": {n: 4 * n for n in WIDTHS}}
     rows = table(SP | {("weight_update_norm", 1): 0.5})
     rows.loc[rows["quantity"] == "weight_update_norm", "value"] *= norm
-    found = exponents(rows, [part(**sizes)])["w"]
+    found = exponents(rows, [use(**sizes)])["w"]
     assert found.response_weight.value == pytest.approx(response)
 
 
@@ -205,5 +205,5 @@ def test_an_update_whose_rank_a_probe_limits_at_some_widths_is_judged_by_its_spe
     rows = table({**SP, ("weight_update_norm", 1): exponent, ("own_update", 1): own, ("input", 0): 0.0})
     size = rows["width"].map(lambda width: math.sqrt(rank[width]) / width * float(width) ** exponent)
     rows["value"] = rows["value"].where(rows["quantity"] != "weight_update", size)
-    found = exponents(rows, [part()])["w"]
+    found = exponents(rows, [use()])["w"]
     assert found.response_weight.value == pytest.approx(exponent, abs=1e-6)

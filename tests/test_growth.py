@@ -22,7 +22,7 @@ from coordcheck.recording.graph import calls as calls_module
 from coordcheck.recording.graph import flow
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import Later, Snapshot, again, parameter_uses
 from coordcheck.recording.updates.rows import write_own_updates
@@ -120,15 +120,15 @@ def found_again(deep: Deep) -> None:
 
 
 def recorded(deep: Deep) -> None:
-    with SiteRecorder(deep.model) as sites, sites.window(0):
+    with ActivationRecorder(deep.model) as sites, sites.window(0):
         deep.model(pair_batch(examples=3)[0])
     sites.never_called()
 
 
 def judged(deep: Deep) -> None:
-    parts = roles.parts(deep.report.records)
-    exponents = {finding.part.name: finding.exponents for finding in next(iter(deep.report.findings.values()))}
-    kept = [part for part in parts if part.name in exponents]
+    uses = roles.uses_across_widths(deep.report.records)
+    exponents = {finding.use.name: finding.exponents for finding in next(iter(deep.report.findings.values()))}
+    kept = [use for use in uses if use.name in exponents]
     diagnosis.diagnose(kept, exponents, PARAMETRIZATIONS["mup"], 0.25)
 
 
@@ -148,8 +148,8 @@ def written(deep: Deep) -> None:
 
 STAGES = {
     "tracing": traced,
-    "parts": lambda deep: parameter_uses(deep.taken),
-    "parts again": found_again,
+    "uses": lambda deep: parameter_uses(deep.taken),
+    "uses again": found_again,
     "recording": recorded,
     "writing": written,
     "roles and findings": judged,

@@ -111,9 +111,7 @@ def test_the_import_tests_can_fail():
 
 LIMITS = {"module": 300, "class": 200, "function": 60}  # lines
 # what is still longer; a list that gets shorter
-LONGER = {
-    *("class SiteRecorder", "class Reader"),
-}
+LONGER = {"class Reader"}
 
 
 def longer(name: str, source: str) -> set[str]:

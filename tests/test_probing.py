@@ -21,7 +21,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 import coordcheck
 from coordcheck.recording.hooks.randomness import seed_everything
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.probing import Onlooker
 from coordcheck.recording.recorder import Recorder
 from coordcheck.runs.words import Quantity, Status
@@ -475,7 +475,7 @@ def test_a_site_recorder_alone_can_be_looked_at():
     """As `check` does with a stream."""
     model = Moving(batch_norm)
     before = [value.clone() for value in model.state_dict().values()]
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         onlooker = Onlooker(model, sites)
         for step in range(2):
             with sites.window(step):

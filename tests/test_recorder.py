@@ -35,11 +35,12 @@ from coordcheck.recording.hooks import optimizers as parameters_module
 from coordcheck.recording.hooks import wrappers as wrappers_module
 from coordcheck.recording.layers import activations as sites_module
 from coordcheck.recording.layers import calls as calls_module
-from coordcheck.recording.layers import inputs as inputs_module
 from coordcheck.recording.layers import windows as windows_module
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.calls import Reference
-from coordcheck.recording.layers.inputs import InitialInputs
+from coordcheck.recording.layers.sites import Sites
+from coordcheck.recording.layers.spread import SpreadOutputs
+from coordcheck.recording.layers.windows import InitialInputs, Window
 from coordcheck.recording.recorded_run import RecordedRun
 from coordcheck.recording.recorder import Recorder
 from coordcheck.recording.step_counter import StepCounter
@@ -87,20 +88,20 @@ def rms(values: Tensor) -> float:
     return float(values.detach().double().square().mean().sqrt())
 
 
-def recorded(model: nn.Module, *steps: Tensor) -> SiteRecorder:
+def recorded(model: nn.Module, *steps: Tensor) -> ActivationRecorder:
     """The model called once per window: the t-th input at step t."""
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step, x in enumerate(steps):
             with sites.window(step):
                 model(x)
     return sites
 
 
-def rows_of(found: SiteRecorder | Recorder) -> dict[tuple[str, int, str], Row]:
+def rows_of(found: ActivationRecorder | Recorder) -> dict[tuple[str, int, str], Row]:
     """Every row by (layer, step, quantity); no two rows may share one."""
     sites, rows = (
         (list(found.sites.values()), found.rows)
-        if isinstance(found, SiteRecorder)
+        if isinstance(found, ActivationRecorder)
         else (found.record.sites, found.record.rows)
     )
     table = {(sites[row.site].layer, row.step, row.quantity.value): row for row in rows}
@@ -158,7 +159,7 @@ def test_every_tensor_of_an_output_is_a_layer(after, layers):
 
 def test_an_output_without_dimensions_is_measured_at_every_step():
     model, x = Lambda(lambda h: (h.mean(), h)), tensor(3, 4)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(3):
             with sites.window(step):
                 mean = model(x)[0]
@@ -329,7 +330,7 @@ class Skipping(nn.Module):
 @pytest.mark.parametrize("at_first", [True, False])
 def test_a_skipped_module_is_told_as_not_called(at_first):
     model, x = Skipping(at_first), tensor(3, 4)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(3):
             model.on = at_first is (step == 0)
             with sites.window(step):
@@ -343,7 +344,7 @@ def test_a_skipped_module_is_told_as_not_called(at_first):
 
 def test_a_passthrough_that_later_computes_keeps_its_reference():
     model, x = Lambda(lambda h: h), tensor(3, 4)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(2):
             with sites.window(step):
                 model(x)
@@ -373,7 +374,7 @@ def test_checkpointed_calls_are_counted_once(reentrant):
     model, x = Checkpointed(), tensor(3, 4).requires_grad_()
     forwards = []
     model.block[0].register_forward_pre_hook(lambda *_: forwards.append(1))
-    with SiteRecorder(model) as sites, sites.window(0):
+    with ActivationRecorder(model) as sites, sites.window(0):
         model(x).sum().backward()
     assert len(forwards) == 2
     assert list(sites.sites) == ["block.0", "block.1", "block", "(model)"]
@@ -382,7 +383,7 @@ def test_checkpointed_calls_are_counted_once(reentrant):
 
 def test_calls_outside_a_window_are_not_recorded():
     model, x = nn.Linear(4, 4), tensor(3, 4)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         model(x)
         with sites.window(0):
             model(x)
@@ -397,7 +398,7 @@ def test_the_change_of_a_linear_model_after_a_step_of_sgd_is_the_closed_form():
     lr, x, c = 0.1, tensor(6, 4), tensor(6, 3, seed=1)
     model = nn.Linear(4, 3, bias=False)
     optimizer = SGD(model.parameters(), lr=lr)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(11):
             with sites.window(step):
                 loss = (model(x) * c).sum()
@@ -438,7 +439,7 @@ def test_an_input_that_moves_inside_a_mapping_is_told():
             return self.layer(batch["x"])
 
     model = Keywords()
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(2):
             with sites.window(step):
                 model(batch={"x": tensor(3, 4, seed=step)})
@@ -447,7 +448,7 @@ def test_an_input_that_moves_inside_a_mapping_is_told():
 
 def test_an_input_buffer_that_is_filled_anew_is_told():
     model, buffer = nn.Linear(4, 4), tensor(3, 4)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(2):
             with sites.window(step):
                 model(buffer.copy_(tensor(3, 4, seed=step)))
@@ -472,7 +473,7 @@ def test_a_large_output_of_another_shape_has_no_change(then, now):
             return x[: self.rows] * 2
 
     model, x = Routed(), tensor(2400, 64)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(2):
             with sites.window(step):
                 model(x)
@@ -485,7 +486,7 @@ def test_a_large_output_of_another_shape_has_no_change(then, now):
 def test_the_change_of_a_large_output_is_close_to_the_whole():
     model = nn.Linear(64, 128, bias=False)
     x = tensor(2000, 64)
-    with SiteRecorder(model) as sites:
+    with ActivationRecorder(model) as sites:
         for step in range(2):
             with sites.window(step):
                 output = model(x)
@@ -503,7 +504,7 @@ def test_hooks_are_gone_after_the_block():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU()))
     model[0].register_forward_hook(lambda *_: None)
     before = hook_count(model)
-    with SiteRecorder(model):
+    with ActivationRecorder(model):
         assert hook_count(model) > before
     assert hook_count(model) == before == 1
 
@@ -540,7 +541,7 @@ def test_reducing_later_as_on_a_device_gives_the_same_scales(monkeypatch, whole)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(inplace=True), nn.Linear(300, 10), nn.Identity())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with SiteRecorder(model) as sites:
+        with ActivationRecorder(model) as sites:
             for step in range(10):  # more windows than are kept
                 with sites.window(step):
                     loss = model(normal).square().mean()
@@ -564,25 +565,25 @@ class HalfFilled:
     cache: Tensor = field(init=False)
 
 
-def fake_inputs(model: nn.Module) -> SiteRecorder:
+def fake_inputs(model: nn.Module) -> ActivationRecorder:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         return recorded(model, torch.zeros(3, 4), torch.zeros(3, 4))
 
 
-def in_inference_mode(model: nn.Module) -> SiteRecorder:
+def in_inference_mode(model: nn.Module) -> ActivationRecorder:
     with torch.inference_mode():
         return recorded(model, tensor(3, 4), tensor(3, 4))
 
 
-def in_vmap(model: nn.Module) -> SiteRecorder:
-    with SiteRecorder(model) as sites, sites.window(0):
+def in_vmap(model: nn.Module) -> ActivationRecorder:
+    with ActivationRecorder(model) as sites, sites.window(0):
         torch.vmap(model)(tensor(3, 4))
     return sites
 
 
-def with_input(convert: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], SiteRecorder]:
+def with_input(convert: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], ActivationRecorder]:
     return lambda model: recorded(model, *[convert(tensor(3, 4)) for _ in range(2)])
 
 
@@ -659,7 +660,7 @@ def compiled(inside: bool) -> nn.Module:
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_compiled_model_is_refused(inside):
     with pytest.raises(coordcheck.CoordCheckError, match="compiled"):
-        SiteRecorder(compiled(inside))
+        ActivationRecorder(compiled(inside))
 
 
 # Recorder, in a loop of the user's own
@@ -1358,7 +1359,19 @@ def test_a_distributed_model_is_recorded_under_the_names_of_its_layers(tmp_path)
     assert found.record.sites == alone.record.sites
 
 
-PARTS = [Recorder, SiteRecorder, InitialInputs, Reference, calls_module.Call, RunFolder, RunRecord, Row]
+PARTS = [
+    Recorder,
+    ActivationRecorder,
+    Sites,
+    SpreadOutputs,
+    Window,
+    InitialInputs,
+    Reference,
+    calls_module.Call,
+    RunFolder,
+    RunRecord,
+    Row,
+]
 PARTS += [
     RecordedRun,
     StepCounter,
@@ -1373,7 +1386,7 @@ PARTS += [
     FunctionReplay,
 ]
 MODULES = [
-    *(recorder_module, sites_module, calls_module, windows_module, inputs_module, hooks_module, parameters_module),
+    *(recorder_module, sites_module, calls_module, windows_module, hooks_module, parameters_module),
     *(wrappers_module, runfiles_module, scales, live_module, own_updates_module, degrees_module),
     *(uses_module, copies_module, norms_module, values_module, forward_functions_module, rows_module),
     gradients_module,

@@ -7,7 +7,7 @@ from conftest import pair_batch
 from torch import nn
 
 import coordcheck
-from coordcheck.analysis.roles import parts
+from coordcheck.analysis.roles import uses_across_widths
 from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
@@ -70,7 +70,7 @@ def test_convolutions_count_the_kernel_and_their_groups():
         "up.weight": "hidden",
         "head.weight": "readout",
     }
-    fan_in = {p.name: p.fan_ins for p in parts(report.records)}
+    fan_in = {p.name: p.fan_ins for p in uses_across_widths(report.records)}
     assert fan_in["stem.weight"] == dict.fromkeys(WIDTHS, 27)
     assert fan_in["depthwise.weight"] == dict.fromkeys(WIDTHS, 9)
     assert fan_in["grouped.weight"] == {width: width // 4 for width in WIDTHS}
@@ -84,7 +84,7 @@ def test_shared_keys_and_values_are_narrow_and_stay_so_inside_the_model():
     assert found["blocks.0.attention.query.weight"] == "hidden"
     assert found["unembedding.weight"] == "readout"
     assert found["blocks.0.attention/sdpa"] == "attention logits"
-    to_attention = {p.name for p in parts(report.records) if p.attends}
+    to_attention = {p.name for p in uses_across_widths(report.records) if p.attends}
     assert to_attention == {f"blocks.{b}.attention.{name}.weight" for b in (0, 1) for name in ("query", "key")}
 
 
@@ -134,7 +134,7 @@ class Experts(nn.Module):
 def test_stacked_experts_are_hidden_and_the_router_is_narrow():
     found, report = roles(lambda width: adam(Experts(width)), pair_batch())
     assert (found["up"], found["down"], found["router.weight"]) == ("hidden", "hidden", "narrow")
-    fan_in = {p.name: p.fan_ins[32] for p in parts(report.records)}
+    fan_in = {p.name: p.fan_ins[32] for p in uses_across_widths(report.records)}
     assert (fan_in["up"], fan_in["down"]) == (32, 4 * 64)  # the sum runs over the experts as well
 
 
@@ -156,7 +156,7 @@ def test_a_tied_matrix_is_an_input_and_a_readout():
     assert found["embedding.weight"] == "input"
     assert found["embedding.weight@matmul"] == "readout"
     assert found["positions"] == "vector"
-    tied = next(p for p in parts(report.records) if p.tied)
+    tied = next(p for p in uses_across_widths(report.records) if p.tied)
     assert tied.multipliers == pytest.approx({width: 1 / width for width in WIDTHS})
 
 

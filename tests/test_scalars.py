@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_exponents import WIDTHS, part, table
+from test_exponents import WIDTHS, table, use
 from torch import Tensor, nn
 
 import coordcheck
@@ -34,7 +34,7 @@ def powers(exponent: float) -> dict[int, float]:
 def test_a_scalar_in_front_belongs_to_the_matrix_unless_it_undoes_what_stands_there(
     taken: float, scalar: float, undone: bool
 ):
-    one = part(upstreams=powers(scalar))
+    one = use(upstreams=powers(scalar))
     logs = Logs(table({("input", 0): taken, ("output", 0): taken + scalar}), [one])
     before = scalars_of(logs, [one]).before[0, 0]
     assert bool(before.any()) is undone
@@ -44,8 +44,8 @@ def test_a_scalar_in_front_belongs_to_the_matrix_unless_it_undoes_what_stands_th
 
 @pytest.mark.parametrize(("gain", "owned"), [(0.5, True), (0.0, False)])
 def test_a_scalar_behind_a_query_is_the_projections_where_it_makes_its_gain_flat(gain: float, owned: bool):
-    query = part("q", outwards=powers(-0.5), attends=("sdpa",))
-    logits = part("sdpa", Role.ATTENTION, outwards=powers(-1.0))
+    query = use("q", outwards=powers(-0.5), attends=("sdpa",))
+    logits = use("sdpa", Role.ATTENTION, outwards=powers(-1.0))
     rows = table({("input", 0): 0.0, ("output", 0): gain}, name="q")
     logs = Logs(rows, [query, logits])
     found = scalars_of(logs, [query, logits])
@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inp(x)
-        q, k, v = (part.unflatten(-1, (-1, self.size)).transpose(1, 2) for part in self.qkv(h).chunk(3, -1))
+        q, k, v = (use.unflatten(-1, (-1, self.size)).transpose(1, 2) for use in self.qkv(h).chunk(3, -1))
         if self.normed == "unit":
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         logits = self.norm(q) @ self.norm(k).transpose(-1, -2) * self.scale

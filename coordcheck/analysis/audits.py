@@ -30,7 +30,7 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     notes = []
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
-        mended = {f.part.parameter: f.learning_rate for f in found if f.culprit}
+        mended = {f.use.parameter: f.learning_rate for f in found if f.culprit}
         told = (
             *_common(found),
             *decay_notes(own, mended),
@@ -109,12 +109,12 @@ def _degrees(records: Sequence[RunRecord], found: Sequence[Finding]) -> Iterator
     """Updates that follow the gradient in part: beside a large eps, or some of whose coordinates are clipped."""
     shares = _shares_of_eps(records, found)
     between = {
-        f.part.parameter: degree
+        f.use.parameter: degree
         for f in found
         if f.exponents.has_gradient
         and f.verdict is not Verdict.NOT_VISIBLE
-        and EPS_VISIBLE < (degree := max(f.exponents.degree, shares.get(f.part.name, 0.0))) < 1 - EPS_VISIBLE
-        and f.part.parameter
+        and EPS_VISIBLE < (degree := max(f.exponents.degree, shares.get(f.use.name, 0.0))) < 1 - EPS_VISIBLE
+        and f.use.parameter
     }
     if between:
         name, degree = next(iter(between.items()))
@@ -127,8 +127,8 @@ def _degrees(records: Sequence[RunRecord], found: Sequence[Finding]) -> Iterator
 
 
 def _shares_of_eps(records: Sequence[RunRecord], found: Sequence[Finding]) -> dict[str, float]:
-    """The largest eps / (eps + RMS(g)) by part, at its first movement: the degree in g of Adam's g / (|g| + eps)."""
-    steps = {f.part.name: f.exponents.step - 1 for f in found if f.exponents.moved and f.exponents.degree < EPS_VISIBLE}
+    """The largest eps / (eps + RMS(g)) by use, at its first movement: the degree in g of Adam's g / (|g| + eps)."""
+    steps = {f.use.name: f.exponents.step - 1 for f in found if f.exponents.moved and f.exponents.degree < EPS_VISIBLE}
     shares: dict[str, float] = {}
     for record in records:
         eps = {info.name: info.eps for info in record.parameters if info.eps}
@@ -143,12 +143,12 @@ def _shares_of_eps(records: Sequence[RunRecord], found: Sequence[Finding]) -> di
 
 def _clipped(found: Sequence[Finding]) -> Iterator[str]:
     """What stands between gradients and updates, such as clipping, and depends on the width."""
-    own = [f for f in found if f.part.parameter and f.part.trained and f.verdict is not Verdict.NOT_VISIBLE]
+    own = [f for f in found if f.use.parameter and f.use.trained and f.verdict is not Verdict.NOT_VISIBLE]
     some = [f for f in own if f.exponents.clipped]
     if some:
         widths = sorted({width for f in some for width in f.exponents.clipped})
         yield (
-            f"something shrinks the updates of {listed([f.part.name for f in some])} at width "
+            f"something shrinks the updates of {listed([f.use.name for f in some])} at width "
             f"{', '.join(map(str, widths))} and not at others, such as clipping: that is no power of the width. Raise "
             "its threshold until it never acts, or lower it until it always does"
         )
@@ -168,7 +168,7 @@ def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for finding in found:
         if finding.verdict is Verdict.NOT_VISIBLE:
-            reasons.setdefault(finding.explanation, []).append(finding.part.name)
+            reasons.setdefault(finding.explanation, []).append(finding.use.name)
     for reason, names in reasons.items():
         yield f"not visible: {listed(names)}: {reason}"
 

@@ -3,7 +3,7 @@
 With g the gradient as backward left it, dp the update and lr the learning rate, an update of degree 1 is dp = s lr g
 with a factor s that clipping makes smaller than 1: s = c / |g| where the norm |g| is above the threshold c (Pascanu,
 Mikolov & Bengio 2013, "On the difficulty of training recurrent neural networks", arXiv:1211.5063). Where it does so at
-every width, s is a power of the width if |g| is, and a part of what the learning rate has to make up for. Where it
+every width, s is a power of the width if |g| is, and a use of what the learning rate has to make up for. Where it
 does so at some widths alone, it is none.
 """
 
@@ -23,7 +23,7 @@ BENT = 0.02  # distance of log2 of the factors to a power of the width from whic
 
 
 class Clipping(NamedTuple):
-    """The factors of one part's updates."""
+    """The factors of one use's updates."""
 
     factors: Array
     """(seed, width) where they are no power of the width, relative to those that are whole; 1 elsewhere."""

@@ -35,19 +35,19 @@ def parameter_rows(label: str, findings: Sequence[Finding]) -> list[dict[str, An
     provisional = any(f.cause in (Cause.INIT, Cause.MULTIPLIER, Cause.ATTENTION_SCALE) for f in findings)
     table = []
     for finding in findings:
-        if finding.part.role is Role.FUNCTION and not finding.culprit:  # modules without parameters, when they are fine
+        if finding.use.role is Role.FUNCTION and not finding.culprit:  # modules without parameters, when they are fine
             continue
-        found, part = finding.exponents, finding.part
+        found, use = finding.exponents, finding.use
         table.append(
             {
                 **dict.fromkeys(_MEASURED, math.nan),
                 "quantity": None,
                 "power_law": False,
                 "label": label,
-                "layer": part.name,
-                "parameter": part.parameter or None,
-                "role": part.role.value,
-                "module": part.layer,
+                "layer": use.name,
+                "parameter": use.parameter or None,
+                "role": use.role.value,
+                "module": use.layer,
                 "verdict": finding.verdict.value,
                 "culprit": finding.culprit,
                 "cause": finding.cause.value if finding.cause else None,
@@ -115,11 +115,11 @@ class _Causes(NamedTuple):
     def of(cls, found: Sequence[Finding], orders: Mapping[str, float]) -> _Causes:
         of_layer: dict[str, list[Finding]] = {}
         for finding in found:
-            of_layer.setdefault(finding.part.layer, []).append(finding)
+            of_layer.setdefault(finding.use.layer, []).append(finding)
         after = _after_what_is_inside(orders)
         places = {layer: orders.get(layer, after.get(layer, math.inf)) for layer in of_layer}
-        first = min((f for f in found if f.culprit), key=lambda f: places[f.part.layer], default=None)
-        trained = (f for f in found if f.part.trained and f.part.role is not Role.FUNCTION)
+        first = min((f for f in found if f.culprit), key=lambda f: places[f.use.layer], default=None)
+        trained = (f for f in found if f.use.trained and f.use.role is not Role.FUNCTION)
         return cls(places, of_layer, first, all(f.verdict is Verdict.OK for f in trained))
 
 
@@ -141,18 +141,18 @@ def _explained(row: dict[str, Any], causes: _Causes, tolerance: float) -> dict[s
     own = causes.of_layer.get(row["layer"], [])
     shrinks = verdict is Verdict.VANISHES or (verdict is Verdict.UNDECIDED and row["high"] < tolerance)
     transient = shrinks and row["low"] > -TRANSIENT - 2 * tolerance
-    if transient and any(f.part.attends for f in own) and not any(f.culprit for f in own):
+    if transient and any(f.use.attends for f in own) and not any(f.culprit for f in own):
         why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
         return row | {"verdict": Verdict.OK.value, "explanation": why}
     if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and causes.all_right:
         return row | {"verdict": Verdict.UNDECIDED.value, "explanation": f"{row['explanation']}; {UNALIGNED}"}
     culprits = [f for f in (*own, causes.first) if f is not None and f.culprit]  # its own comes before the first
-    before = [f for f in culprits if causes.places[f.part.layer] <= row["order"]]
+    before = [f for f in culprits if causes.places[f.use.layer] <= row["order"]]
     if before and verdict is not Verdict.UNDECIDED:
         first = before[0]
-        word = "own" if first.part.layer == row["layer"] else "inherited"
+        word = "own" if first.use.layer == row["layer"] else "inherited"
         row |= {
-            "cause": f"{word}: {first.part.name}",
-            "explanation": f"{row['explanation']}; {word}: {first.part.name}",
+            "cause": f"{word}: {first.use.name}",
+            "explanation": f"{row['explanation']}; {word}: {first.use.name}",
         }
     return row

@@ -25,7 +25,7 @@ from coordcheck.analysis.deviations import compare_known, deviation, nearest_hal
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.targets import Targets
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.records import is_between
@@ -40,9 +40,9 @@ WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
 def diagnose(
-    parts: Sequence[Part], exponents: Mapping[str, Exponents], targets: Targets, tolerance: float
+    uses: Sequence[UseAcrossWidths], exponents: Mapping[str, Exponents], targets: Targets, tolerance: float
 ) -> list[Finding]:
-    """One finding per part of one label.
+    """One finding per use of one label.
 
     Blocks of a fused matrix replace the whole where they do not agree with one another. A second use of a parameter is
     judged by what the first leaves to explain. The growth is looked at last, where nothing else is wrong.
@@ -51,18 +51,18 @@ def diagnose(
         idle = not any(found.has_gradient for found in exponents.values())
         why = "every gradient is zero: is any target in the batch?" if idle else "is the learning rate zero?"
         why = f"nothing moved: {why}"
-        return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
-    trained = [part for part in parts if part.parameter and part.trained]
+        return [Finding(use, exponents[use.name], Verdict.UNDECIDED, explanation=why) for use in uses]
+    trained = [use for use in uses if use.parameter and use.trained]
     finite = not any(found.not_finite for found in exponents.values())
-    if trained and finite and all(part.degree is None for part in trained):
+    if trained and finite and all(use.degree is None for use in trained):
         why = "the degree of the optimizer's update in the gradient was not measured"
-        return [Finding(part, exponents[part.name], Verdict.UNDECIDED, explanation=why) for part in parts]
+        return [Finding(use, exponents[use.name], Verdict.UNDECIDED, explanation=why) for use in uses]
     findings: list[Finding] = []
     firsts: dict[str, Finding] = {}
-    for part in parts:
-        first = firsts.get(part.parameter) if part.tied else None
-        findings.append(_judge(part, exponents[part.name], targets, tolerance, first))
-        firsts.setdefault(part.parameter, findings[-1])
+    for use in uses:
+        first = firsts.get(use.parameter) if use.tied else None
+        findings.append(_judge(use, exponents[use.name], targets, tolerance, first))
+        firsts.setdefault(use.parameter, findings[-1])
     findings = _without_blocks(findings)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
@@ -70,43 +70,45 @@ def diagnose(
     return findings
 
 
-def _judge(part: Part, found: Exponents, targets: Targets, tolerance: float, first: Finding | None) -> Finding:
-    if part.role is Role.ATTENTION and not part.hidden:
-        return _judge_attention(part, found, targets, tolerance)
-    if part.role is Role.FUNCTION:
-        return _judge_function(part, found, tolerance)
-    if part.hidden:
-        return Finding(part, found, Verdict.NOT_VISIBLE, explanation=part.hidden)
+def _judge(
+    use: UseAcrossWidths, found: Exponents, targets: Targets, tolerance: float, first: Finding | None
+) -> Finding:
+    if use.role is Role.ATTENTION and not use.hidden:
+        return _judge_attention(use, found, targets, tolerance)
+    if use.role is Role.FUNCTION:
+        return _judge_function(use, found, tolerance)
+    if use.hidden:
+        return Finding(use, found, Verdict.NOT_VISIBLE, explanation=use.hidden)
     if found.not_finite:
-        return Finding(part, found, Verdict.NOT_FINITE, explanation="NaN or Inf on the probe")
-    if not part.trained:
-        gain, target = _gain(part, found, targets, first)
-        fixed = Finding(part, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
+        return Finding(use, found, Verdict.NOT_FINITE, explanation="NaN or Inf on the probe")
+    if not use.trained:
+        gain, target = _gain(use, found, targets, first)
+        fixed = Finding(use, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
         return _decide(fixed, tolerance) if deviation(gain, target, tolerance) else fixed
     if not found.has_gradient:
         why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
-        return Finding(part, found, Verdict.NOT_VISIBLE, explanation=why)
+        return Finding(use, found, Verdict.NOT_VISIBLE, explanation=why)
     if not found.moved:
         why = "it has a gradient and never moves: is it in an optimizer, with a learning rate?"
-        return Finding(part, found, Verdict.FROZEN, Cause.FROZEN, explanation=why)
-    gain, gain_target = _gain(part, found, targets, first)
-    response, response_target = _response(part, found, targets, first)
-    judged = Finding(part, found, Verdict.OK, None, 0.0, 0.0, 0.0, "", gain, gain_target, response, response_target)
+        return Finding(use, found, Verdict.FROZEN, Cause.FROZEN, explanation=why)
+    gain, gain_target = _gain(use, found, targets, first)
+    response, response_target = _response(use, found, targets, first)
+    judged = Finding(use, found, Verdict.OK, None, 0.0, 0.0, 0.0, "", gain, gain_target, response, response_target)
     return _decide(judged, tolerance)
 
 
-def _gain(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
+def _gain(use: UseAcrossWidths, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
     """The gain to judge, and what it should be; unknown where there is none to judge."""
-    vector = part.role is Role.VECTOR
-    if part.role is Role.CONSTANT or found.zero_init or part.operation in UNSIZED or not found.gain_weight.known:
+    vector = use.role is Role.VECTOR
+    if use.role is Role.CONSTANT or found.zero_init or use.operation in UNSIZED or not found.gain_weight.known:
         return UNKNOWN, math.nan
-    if vector and part.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
+    if vector and use.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
         return UNKNOWN, math.nan
-    target = targets.gain.get(part.role, 0.0)
+    target = targets.gain.get(use.role, 0.0)
     weight, measured = found.gain_weight, found.gain
     if first is not None:  # a shared matrix: what its first use already explains
         weight = weight.shifted(first.init)
-    if part.tied or vector or not part.exact or not measured.known:
+    if use.tied or vector or not use.exact or not measured.known:
         return weight, target
     gap = measured.value - weight.value
     margin = (measured.high - measured.low) / 2
@@ -114,10 +116,12 @@ def _gain(part: Part, found: Exponents, targets: Targets, first: Finding | None)
     return (measured if abs(gap) - margin > 0.25 else weight), target
 
 
-def _response(part: Part, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
+def _response(
+    use: UseAcrossWidths, found: Exponents, targets: Targets, first: Finding | None
+) -> tuple[Exponent, float]:
     """The response to judge, and what it should be: the parameter's own side, where its operation tells all of it."""
-    target = targets.response(part.role, round(found.degree))
-    own_side = part.exact or part.role in (Role.VECTOR, Role.CONSTANT) or part.operation != "module"
+    target = targets.response(use.role, round(found.degree))
+    own_side = use.exact or use.role in (Role.VECTOR, Role.CONSTANT) or use.operation != "module"
     if is_between(found.degree):  # and there is no target in between
         return UNKNOWN, target
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
@@ -126,7 +130,7 @@ def _response(part: Part, found: Exponents, targets: Targets, first: Finding | N
 
 def _decide(judged: Finding, tolerance: float) -> Finding:
     """Which of init, learning rate and multiplier is off."""
-    part, k = judged.part, round(judged.exponents.degree)
+    use, k = judged.use, round(judged.exponents.degree)
     answer = {
         "gain": compare_known(judged.gain, judged.gain_target, tolerance),
         "response": compare_known(judged.response, judged.response_target, tolerance),
@@ -134,18 +138,18 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     gain_off = answer["gain"] in (Answer.GROWS, Answer.SHRINKS)
     response_off = answer["response"] in (Answer.GROWS, Answer.SHRINKS)
     notes: list[str] = []
-    if answer["gain"] is Answer.SHRINKS and part.role is Role.NARROW:
+    if answer["gain"] is Answer.SHRINKS and use.role is Role.NARROW:
         notes.append("warning: what it makes of a growing layer shrinks with the width")
         gain_off = False
     if gain_off and _harmless(judged):
         notes.append("warning: initialised as in SP, which a large vocabulary forgives; µP wants 1/fan_in")
         gain_off = False
-    if response_off and part.role is Role.NARROW and k and not _agrees(judged, answer["response"], tolerance):
+    if response_off and use.role is Role.NARROW and k and not _agrees(judged, answer["response"], tolerance):
         notes.append("its own update does not show it: the loss sees its output directly")
         response_off = False
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
     judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
-    if gain_off and part.tied:  # its init and learning rate belong to the first use
+    if gain_off and use.tied:  # its init and learning rate belong to the first use
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-nearest_half(excess))
     shrinks = _shrinks(judged.exponents, tolerance)
     if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
@@ -186,8 +190,8 @@ def _agrees(judged: Finding, answer: Answer | None, tolerance: float) -> bool:
 
 def _follows_gradient(judged: Finding) -> bool:
     """A matrix whose update is one of its gradient, of which both sides are known."""
-    part = judged.part
-    return part.exact and not part.tied and judged.exponents.degree > 0.5 and part.role in (Role.INPUT, Role.HIDDEN)
+    use = judged.use
+    return use.exact and not use.tied and judged.exponents.degree > 0.5 and use.role in (Role.INPUT, Role.HIDDEN)
 
 
 def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Finding:
@@ -200,21 +204,19 @@ def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Findi
 
 
 def _harmless(judged: Finding) -> bool:
-    widest = max(judged.part.fan_ins.values(), default=1)
+    widest = max(judged.use.fan_ins.values(), default=1)
     excess = judged.gain.value - judged.gain_target
-    return (
-        judged.part.role is Role.READOUT and excess < 0.75 and judged.part.largest_fan_out >= LARGE_VOCABULARY * widest
-    )
+    return judged.use.role is Role.READOUT and excess < 0.75 and judged.use.largest_fan_out >= LARGE_VOCABULARY * widest
 
 
-def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: float) -> Finding:
+def _judge_attention(use: UseAcrossWidths, found: Exponents, targets: Targets, tolerance: float) -> Finding:
     """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
-    gain, target = found.gain_weight, targets.attention * part.fan_in
+    gain, target = found.gain_weight, targets.attention * use.fan_in
     if not gain.stderr > 0:  # scalars and head sizes are known exactly, also at two widths
         gain = Exponent(gain.value, 0.0, gain.value, gain.value)
-    finding = Finding(part, found, Verdict.OK, gain=gain, gain_target=target)
-    scale = gain.value - part.fan_in / 2
-    finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{part.fan_in:.2f}")
+    finding = Finding(use, found, Verdict.OK, gain=gain, gain_target=target)
+    scale = gain.value - use.fan_in / 2
+    finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{use.fan_in:.2f}")
     # of exact exponents a quarter counts: a head size that grows as the root of the width has one
     excess, answer = gain.value - target, compare_known(gain, target, tolerance / 2)
     if answer is Answer.UNDECIDED:
@@ -226,9 +228,9 @@ def _judge_attention(part: Part, found: Exponents, targets: Targets, tolerance: 
     )
 
 
-def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
+def _judge_function(use: UseAcrossWidths, found: Exponents, tolerance: float) -> Finding:
     """A module without parameters: what it gives must not scale with the width when what it takes does not."""
-    finding = Finding(part, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
+    finding = Finding(use, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
     answers = compare_known(found.gain, 0.0, tolerance), compare_known(found.output, 0.0, tolerance)
     if answers[0] is not answers[1] or answers[0] not in (Answer.GROWS, Answer.SHRINKS):
         return finding
@@ -242,10 +244,10 @@ def _judge_function(part: Part, found: Exponents, tolerance: float) -> Finding:
 
 def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:
     """Under an optimizer of degree 1: an own update that grows though gain and response are right."""
-    part, growth = finding.part, finding.exponents.growth.shifted(-shift)
+    use, growth = finding.use, finding.exponents.growth.shifted(-shift)
     if finding.culprit or finding.verdict is not Verdict.OK or finding.exponents.degree < 0.5:
         return finding
-    if part.role in (Role.CONSTANT, Role.ATTENTION) or deviation(growth, 0.0, tolerance) is not Answer.GROWS:
+    if use.role in (Role.CONSTANT, Role.ATTENTION) or deviation(growth, 0.0, tolerance) is not Answer.GROWS:
         return finding
     why = f"own update ~ m^{growth.value:.2f} though gain and response are right: its gradient sums over terms whose "
     return _gradient_fan_in(finding, growth.value, why + "number grows with the width")
@@ -262,8 +264,8 @@ def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
     """Blocks that agree with one another say no more than the whole; the whole says less than blocks that differ."""
     blocks: dict[str, list[Finding]] = {}
     for finding in findings:
-        if finding.part.name != finding.part.parameter and finding.part.name.startswith(f"{finding.part.parameter}["):
-            blocks.setdefault(finding.part.parameter, []).append(finding)
+        if finding.use.name != finding.use.parameter and finding.use.name.startswith(f"{finding.use.parameter}["):
+            blocks.setdefault(finding.use.parameter, []).append(finding)
     differing = {
         name
         for name, found in blocks.items()
@@ -271,7 +273,7 @@ def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
     }
     kept = []
     for finding in findings:
-        name = finding.part.parameter
+        name = finding.use.parameter
         is_block = finding in blocks.get(name, [])
         if is_block == (name in differing):
             kept.append(finding)

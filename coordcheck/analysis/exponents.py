@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
 from coordcheck.runs.words import Quantity, Role
 
@@ -44,7 +44,7 @@ BEYOND_CHANCE = 1.2  # and how far beyond that of independent coordinates, which
 
 
 class Exponents(NamedTuple):
-    """Everything that was fitted for one part."""
+    """Everything that was fitted for one use."""
 
     gain: Exponent
     gain_weight: Exponent
@@ -70,49 +70,49 @@ class Exponents(NamedTuple):
         return 1 + self.response.value - self.response_weight.value
 
 
-def exponents(table: pd.DataFrame, parts: Sequence[Part]) -> dict[str, Exponents]:
-    """The exponents of every part of one label: the formulas at the top of this module, and their fits.
+def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str, Exponents]:
+    """The exponents of every use of one label: the formulas at the top of this module, and their fits.
 
     Args:
         table: the label's rows of `measurements`.
-        parts: its parts.
+        uses: its uses.
 
     Returns:
-        The exponents by the part's name; those that could not be measured are NaN.
+        The exponents by the use's name; those that could not be measured are NaN.
     """
-    if not parts:
+    if not uses:
         return {}
-    logs = Logs(table, parts)
-    seen = _Seen.of(logs, parts)
+    logs = Logs(table, uses)
+    seen = _Seen.of(logs, uses)
     fits = {name: logs.fit(values) for name, values in _formulas(seen).items()}
-    rounding, flat = _rounding(logs, parts), _flat_spectra(logs, seen)
+    rounding, flat = _rounding(logs, uses), _flat_spectra(logs, seen)
     result = {}
-    for number, part in enumerate(parts):
+    for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}
         aligned, spectral = own.pop("aligned"), own.pop("spectral")
-        if part.role is not Role.ATTENTION:
-            own["gain_weight"] = _sampled(own["gain_weight"], part, logs)
+        if use.role is not Role.ATTENTION:
+            own["gain_weight"] = _sampled(own["gain_weight"], use, logs)
         own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
-        result[part.name] = Exponents(
+        result[use.name] = Exponents(
             **own,
             degree=float(seen.degree[number]),
             step=int(seen.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
             moved=bool(seen.first[number]),
             has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
-            not_finite=part.name in logs.not_finite,
+            not_finite=use.name in logs.not_finite,
             clipped=seen.clips[number].widths,
         )
     return result
 
 
 class _Seen(NamedTuple):
-    """What the formulas are made of: log2 of scales and sizes, (part, seed, width) or what broadcasts to it."""
+    """What the formulas are made of: log2 of scales and sizes, (use, seed, width) or what broadcasts to it."""
 
     degree: Array
-    """(part,) the optimizer's degree in the gradient."""
+    """(use,) the optimizer's degree in the gradient."""
     first: NDArray[np.int_]
-    """(part,) the first update at which the parameter had moved."""
+    """(use,) the first update at which the parameter had moved."""
     clips: list[Clipping]
     x: Array
     h: Array
@@ -134,17 +134,17 @@ class _Seen(NamedTuple):
     """The update beside learning rate times gradient."""
 
     @classmethod
-    def of(cls, logs: Logs, parts: Sequence[Part]) -> _Seen:
-        degree = _degrees(parts)
-        first = np.array([_first_movement(logs, number) for number in range(len(parts))])
-        start, before = np.zeros(len(parts), dtype=int), np.maximum(first - 1, 0)
+    def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Seen:
+        degree = _degrees(uses)
+        first = np.array([_first_movement(logs, number) for number in range(len(uses))])
+        start, before = np.zeros(len(uses), dtype=int), np.maximum(first - 1, 0)
         dp, g = logs.at(Quantity.WEIGHT_UPDATE, first), logs.at(Quantity.WEIGHT_GRADIENT, before)
         linear = np.round(degree)[:, None, None] > 0
-        shrinking = np.where(linear, dp - g - logs.of([part.rates for part in parts]), np.nan)
+        shrinking = np.where(linear, dp - g - logs.of([use.rates for use in uses]), np.nan)
         clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
         clipped = np.log2([clip.factors for clip in clips])
-        whose = scalars_of(logs, parts)
-        attention = np.array([part.role is Role.ATTENTION for part in parts])[:, None, None]
+        whose = scalars_of(logs, uses)
+        attention = np.array([use.role is Role.ATTENTION for use in uses])[:, None, None]
         return cls(
             degree=degree,
             first=first,
@@ -158,9 +158,9 @@ class _Seen(NamedTuple):
             dp=dp - clipped,
             dp_norm=logs.at(Quantity.WEIGHT_UPDATE_NORM, first),
             g=g,
-            m=logs.of([part.multipliers for part in parts]) - whose.before + whose.behind,
-            fan_in=logs.of([part.fan_ins for part in parts]),
-            fan_out=logs.of([part.fan_outs for part in parts]),
+            m=logs.of([use.multipliers for use in uses]) - whose.before + whose.behind,
+            fan_in=logs.of([use.fan_ins for use in uses]),
+            fan_out=logs.of([use.fan_outs for use in uses]),
             shrinking=shrinking,
         )
 
@@ -189,7 +189,7 @@ def _times(degree: Array, logs: Array) -> Array:
     return np.where(k == 0, 0.0, k * logs)
 
 
-def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
+def _sampled(fitted: Exponent, use: UseAcrossWidths, logs: Logs) -> Exponent:
     """The gain from the weights' RMS, with the error that is known of it: N independent normal weights.
 
     The logarithm of an RMS has the standard deviation 1 / sqrt(2 N) (in log2: divided by ln 2), which says more than
@@ -198,7 +198,7 @@ def _sampled(fitted: Exponent, part: Part, logs: Logs) -> Exponent:
     """
     if fitted.stderr < EXACT and abs(2 * fitted.value - round(2 * fitted.value)) < EXACT:
         return fitted
-    sizes = np.array([max(part.sizes.get(int(w), 1), 1) for w in logs.widths], dtype=float)
+    sizes = np.array([max(use.sizes.get(int(w), 1), 1) for w in logs.widths], dtype=float)
     x = np.log2(logs.widths.astype(float))
     share = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
     known = math.sqrt(float((share**2 / (2 * sizes)).sum()) / len(logs.seeds)) / math.log(2)
@@ -223,7 +223,7 @@ def _flat_spectra(logs: Logs, seen: _Seen) -> NDArray[np.bool_]:
     """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
 
     Returns:
-        (part, width).
+        (use, width).
 
     The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
     """
@@ -253,21 +253,21 @@ def _any_positive(logs: Logs, quantity: Quantity, number: int) -> bool:
     return any(bool((logs.values(quantity, step)[number] > 0).any()) for step in logs.steps)
 
 
-def _rounding(logs: Logs, parts: Sequence[Part]) -> list[bool]:
+def _rounding(logs: Logs, uses: Sequence[UseAcrossWidths]) -> list[bool]:
     """Vectors on which the loss does not depend: a key's bias, whose gradient sums to zero but for rounding."""
-    largest = np.zeros(len(parts))
+    largest = np.zeros(len(uses))
     for step in logs.steps:
         gradient = logs.values(Quantity.WEIGHT_GRADIENT, step)
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = gradient / logs.values(Quantity.GRADIENT, step)
         known = np.where(np.isfinite(ratio), ratio, -1.0)
         largest = np.maximum(largest, known.max(axis=(1, 2)))
-    vectors = [part.role in (Role.VECTOR, Role.CONSTANT) for part in parts]
+    vectors = [use.role in (Role.VECTOR, Role.CONSTANT) for use in uses]
     return [bool(vector and 0 < ratio < ROUNDING) for vector, ratio in zip(vectors, largest, strict=True)]
 
 
-def _degrees(parts: Sequence[Part]) -> Array:
+def _degrees(uses: Sequence[UseAcrossWidths]) -> Array:
     """Each part's degree; where it was not measured, that of most others."""
-    known = [part.degree for part in parts if part.degree is not None]
+    known = [use.degree for use in uses if use.degree is not None]
     usual = float(np.median(known)) if known else 0.0
-    return np.array([usual if part.degree is None else min(max(part.degree, 0.0), 1.0) for part in parts])
+    return np.array([usual if use.degree is None else min(max(use.degree, 0.0), 1.0) for use in uses])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.logs import UNKNOWN, Exponent
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.verdicts import Verdict
 
 
@@ -25,9 +25,9 @@ class Cause(str, Enum):
 
 
 class Finding(NamedTuple):
-    """What the diagnosis says of one part."""
+    """What the diagnosis says of one use."""
 
-    part: Part
+    use: UseAcrossWidths
     exponents: Exponents
     verdict: Verdict
     cause: Cause | None = None

@@ -53,7 +53,7 @@ def of_runs(records: Iterable[RunRecord], findings: Mapping[str, Sequence[Findin
     for record in records:
         label = record.key.label
         yield from (f"{label}: {note}" for note in record.notes)
-        followed = {f.part.parameter for f in findings.get(label, []) if f.verdict is not Verdict.NOT_VISIBLE}
+        followed = {f.use.parameter for f in findings.get(label, []) if f.verdict is not Verdict.NOT_VISIBLE}
         hidden = [info.name for info in record.parameters if not info.visible and info.name not in followed]
         if hidden:
             yield f"{label}: not visible: {', '.join(hidden)} (trained, but not in a call of their own module)"

@@ -7,8 +7,8 @@ from coordcheck.analysis.findings import Cause, Finding
 
 def remedy(finding: Finding, provisional: bool) -> str:
     """What to change, with the exact factor."""
-    name = finding.part.parameter or finding.part.name
-    name = finding.part.name if "[" in finding.part.name else name
+    name = finding.use.parameter or finding.use.name
+    name = finding.use.name if "[" in finding.use.name else name
     steps = []
     if finding.cause is Cause.FROZEN:
         return f"{name}: give it to the optimizer, with a learning rate above 0"

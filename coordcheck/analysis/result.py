@@ -18,7 +18,7 @@ from coordcheck.analysis.findings import Finding
 from coordcheck.analysis.judging import judge
 from coordcheck.analysis.marks import marks
 from coordcheck.analysis.measurements import growing_outputs, measurements, partial_layers, rerouted_layers
-from coordcheck.analysis.roles import outside, parts
+from coordcheck.analysis.roles import outside, uses_across_widths
 from coordcheck.analysis.slopes import MIN_WIDTHS, fit_slopes
 from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict, label_status
@@ -83,7 +83,7 @@ class Result:
             if len({record.key.width for record in own}) < MIN_WIDTHS:
                 continue
             rows = self.measurements[self.measurements["label"] == label]
-            uses = parts(own, self.criteria.roles)
+            uses = uses_across_widths(own, self.criteria.roles)
             targets = PARAMETRIZATIONS[self.criteria.parametrization]
             found[label] = diagnose(uses, exponents(rows, uses), targets, self.criteria.tolerance)
         return found

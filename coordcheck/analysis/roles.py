@@ -17,7 +17,7 @@ GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size cou
 EMBEDDING = "embedding"
 
 
-class Part(NamedTuple):
+class UseAcrossWidths(NamedTuple):
     """One parameter in one use (or a block of its rows), or one attention, across the widths of a label."""
 
     name: str
@@ -51,8 +51,10 @@ class Part(NamedTuple):
     """The scalars between its output and the product of queries and keys; of an attention, those before it."""
 
 
-def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None) -> list[Part]:
-    """Every part of one label's models, in data-flow order, with its role.
+def uses_across_widths(
+    records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None
+) -> list[UseAcrossWidths]:
+    """Every use in one label's models, in data-flow order, with its role.
 
     Args:
         records: the runs of one label.
@@ -91,7 +93,7 @@ def parts(records: Sequence[RunRecord], overrides: Mapping[str, str] | None = No
         role = override_of(use.parameter, overrides) or role
         multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name], infos)
         found.append(
-            Part(
+            UseAcrossWidths(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
                 max(u.fan_out for u, _ in uses[name].values()),
                 next((u.degree for u, _ in uses[name].values() if u.degree is not None), None),
@@ -186,7 +188,7 @@ def _fed(at: Mapping[int, tuple[Use, RunRecord]]) -> set[str]:
 
 
 def _followed(feeds: Mapping[str, set[str]], growing: set[str]) -> set[str]:
-    """The parts from which a growing matrix (or an attention) is reached."""
+    """The uses from which a growing matrix (or an attention) is reached."""
     takers: dict[str, list[str]] = {}
     for name, fed in feeds.items():
         for taken in fed:

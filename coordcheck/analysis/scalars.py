@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordcheck.analysis.logs import Logs
-from coordcheck.analysis.roles import Part
+from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.runs.words import Quantity, Role
 
 Array = NDArray[np.float64]
@@ -24,29 +24,29 @@ NEARER = 0.2  # by which a slope must be nearer to 0 with a scalar than without 
 
 
 class Scalars(NamedTuple):
-    """log2 of the scalars that are another operation's than the record says: (part, 1, width), 0 where none is."""
+    """log2 of the scalars that are another operation's than the record says: (use, 1, width), 0 where none is."""
 
     before: Array
     """In front of a matrix: they undo what stands there. Of an attention: they are its projections' own."""
     behind: Array
     """Behind a projection: its own, and not the attention's."""
     met: Array
-    """(part, seed, width) of an attention: what its queries and keys are that are no projection's output."""
+    """(use, seed, width) of an attention: what its queries and keys are that are no projection's output."""
 
 
-def scalars_of(logs: Logs, parts: Sequence[Part]) -> Scalars:
-    """Whose the scalars beside each part are."""
-    start = np.zeros(len(parts), dtype=int)
+def scalars_of(logs: Logs, uses: Sequence[UseAcrossWidths]) -> Scalars:
+    """Whose the scalars beside each use are."""
+    start = np.zeros(len(uses), dtype=int)
     x, h = logs.at(Quantity.INPUT, start), logs.at(Quantity.OUTPUT, start)
     upstream, outward = (
-        np.nan_to_num(logs.of([part.upstreams for part in parts])),
-        np.nan_to_num(logs.of([part.outwards for part in parts])),
+        np.nan_to_num(logs.of([use.upstreams for use in uses])),
+        np.nan_to_num(logs.of([use.outwards for use in uses])),
     )
-    attention = np.array([part.role is Role.ATTENTION for part in parts])
+    attention = np.array([use.role is Role.ATTENTION for use in uses])
     undoes = ~attention & _flattens(logs, x, upstream)
     owned = ~attention & _flattens(logs, h - x - np.where(undoes[:, None, None], upstream, 0.0), outward)
-    taken = {name for part, own in zip(parts, owned, strict=True) if own for name in part.attends}
-    lost = np.array([part.name in taken for part in parts])
+    taken = {name for use, own in zip(uses, owned, strict=True) if own for name in use.attends}
+    lost = np.array([use.name in taken for use in uses])
     return Scalars(
         before=np.where(undoes[:, None, None], upstream, 0.0) + np.where(lost[:, None, None], outward, 0.0),
         behind=np.where(owned[:, None, None], outward, 0.0),
@@ -55,7 +55,7 @@ def scalars_of(logs: Logs, parts: Sequence[Part]) -> Scalars:
 
 
 def _flattens(logs: Logs, scales: Array, scalar: Array) -> NDArray[np.bool_]:
-    """Whether a scale depends less on the width with a scalar than without it: (part,)."""
+    """Whether a scale depends less on the width with a scalar than without it: (use,)."""
     without, with_it, own = (
         np.array([fitted.value for fitted in logs.fit(values)]) for values in (scales, scales + scalar, scalar)
     )

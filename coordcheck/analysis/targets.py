@@ -58,7 +58,7 @@ def parametrization(findings: Sequence[Finding]) -> str | None:
         (kind, role): float(np.median(values))
         for kind in ("gain", "response")
         for role in (Role.INPUT, Role.HIDDEN, Role.READOUT)
-        if (values := [v for f in findings if f.part.role is role and not math.isnan(v := getattr(f, kind).value)])
+        if (values := [v for f in findings if f.use.role is role and not math.isnan(v := getattr(f, kind).value)])
     }
     degree = float(np.median([f.exponents.degree for f in findings])) if findings else 0.0
     if len(measured) < 3:

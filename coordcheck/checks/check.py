@@ -218,4 +218,4 @@ class _Plan:
             widths, seeds = widths[: len(DIAGNOSED_WIDTHS)], seeds[:DIAGNOSED_SEEDS]
         if self.probe is None or width not in widths or seed not in seeds:
             return None
-        return Probe(None if isinstance(self.probe, str) else self.probe)
+        return Probe(None if isinstance(self.probe, str) else self.probe, degrees=width == widths[0])

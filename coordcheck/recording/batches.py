@@ -167,13 +167,13 @@ def probes(batch: Any) -> list[Any]:
     if not tensors:
         return [batch]
     examples = len(tensors[0])
-    parts = []
+    smaller = []
     try:
         if _are_tokens(tensors) and tensors[0].shape[1] > PROBE_TOKENS:
-            parts.append(_pieces_to_learn(_learnable(batch, examples), tensors[0].shape[:2]))
+            smaller.append(_pieces_to_learn(_learnable(batch, examples), tensors[0].shape[:2]))
         if examples > PROBE_EXAMPLES:
-            parts.append(_examples_to_learn(_learnable(batch, examples), examples))
-        return [*(_cut(batch, part) for part in parts), batch]
+            smaller.append(_examples_to_learn(_learnable(batch, examples), examples))
+        return [*(_cut(batch, kept) for kept in smaller), batch]
     except (NotImplementedError, RuntimeError):  # a layout that cannot be cut: sparse, nested
         return [batch]
 
@@ -190,7 +190,7 @@ def _are_tokens(tensors: Sequence[Tensor]) -> bool:
     return alike and any(t.dim() == 2 and not t.is_floating_point() for t in tensors)
 
 
-class _Part(NamedTuple):
+class _Kept(NamedTuple):
     """What is kept of a batch: these examples, and of each, where it is cut, the tokens from its start on."""
 
     examples: int
@@ -220,7 +220,7 @@ def _learnable(batch: Any, examples: int) -> list[Tensor]:
     return [mask.cpu() for mask in found if bool(mask.any())]  # a task without any target here says nothing
 
 
-def _pieces_to_learn(learnable: Sequence[Tensor], shape: Sequence[int]) -> _Part:
+def _pieces_to_learn(learnable: Sequence[Tensor], shape: Sequence[int]) -> _Kept:
     """The first of the pieces of the batch's sequences with the most to learn, of each sequence one."""
     both = torch.ones(shape[0], shape[1], dtype=torch.bool)
     for mask in learnable:
@@ -229,31 +229,31 @@ def _pieces_to_learn(learnable: Sequence[Tensor], shape: Sequence[int]) -> _Part
     counts = both.int().unfold(1, PROBE_TOKENS, 1)[..., 1:].sum(-1)  # (example, start)
     most, starts = counts.amax(1), counts.argmax(1)
     rows = sorted(torch.argsort(most, descending=True, stable=True)[:PROBE_SEQUENCES].tolist())
-    return _Part(shape[0], rows, starts[rows].tolist())
+    return _Kept(shape[0], rows, starts[rows].tolist())
 
 
-def _examples_to_learn(learnable: Sequence[Tensor], examples: int) -> _Part:
+def _examples_to_learn(learnable: Sequence[Tensor], examples: int) -> _Kept:
     """The first examples of which something is to be learned, and more of the others if they are too few."""
     some = torch.ones(examples, dtype=torch.bool)
     for mask in learnable:
         flat = mask.reshape(examples, -1)
         some &= flat[:, 1:].any(1) if flat.shape[1] > 1 else flat[:, 0]
-    return _Part(examples, sorted(torch.argsort(some, descending=True, stable=True)[:PROBE_EXAMPLES].tolist()))
+    return _Kept(examples, sorted(torch.argsort(some, descending=True, stable=True)[:PROBE_EXAMPLES].tolist()))
 
 
-def _cut(value: Any, part: _Part) -> Any:
+def _cut(value: Any, kept: _Kept) -> Any:
     """The part of everything in a batch that has as many entries as there are examples."""
     if isinstance(value, Tensor):
-        return part.of(value)
+        return kept.of(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _cut(getattr(value, f.name), part) for f in fields(value) if f.init})
+        return replace(value, **{f.name: _cut(getattr(value, f.name), kept) for f in fields(value) if f.init})
     if isinstance(value, Mapping):
-        return {key: _cut(item, part) for key, item in value.items()}
+        return {key: _cut(item, kept) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_cut(item, part) for item in value))
+        return type(value)(*(_cut(item, kept) for item in value))
     if isinstance(value, (tuple, list)):
         nested = any(isinstance(item, (Tensor, Mapping, tuple, list)) for item in value)
-        if len(value) == part.examples and not nested:
-            return type(value)(value[row] for row in part.rows)
-        return type(value)(_cut(item, part) for item in value)
+        if len(value) == kept.examples and not nested:
+            return type(value)(value[row] for row in kept.rows)
+        return type(value)(_cut(item, kept) for item in value)
     return value

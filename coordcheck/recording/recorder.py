@@ -18,7 +18,7 @@ from coordcheck.recording.hooks.frames import Room
 from coordcheck.recording.hooks.hooks import Eager, Hook, refuse_unhookable
 from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly, skipped, unwrapped_model, unwrapped_optimizers
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.probing import BeforeUpdate, ProbePass
 from coordcheck.recording.recorded_run import RecordedRun
 from coordcheck.recording.step_counter import StepCounter
@@ -117,7 +117,7 @@ class Recorder:
         self._run = RecordedRun(self.record, save_to, sharing_ranks(model, group))
         fixed = probe is not None and (isinstance(probe, Tensor) or not callable(probe))
         given = {"fixed_batch": fixed, "same_noise": probe is not None}
-        self._sites = SiteRecorder(self._model, listens=self._listens, eager=Eager.possible, **given)
+        self._sites = ActivationRecorder(self._model, listens=self._listens, eager=Eager.possible, **given)
         self._steps = StepCounter(steps, self._sites, at_end=self._hook(self._settle))
         self._probe = None if probe is None else ProbePass(probe, self._model, self._sites)
         # what a parameter does by itself cannot be replayed on one rank that holds a part of it

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.hooks.hooks import OUTSIDE, Hook, graph_task, in_backward
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.probing import ProbePass
 from coordcheck.recording.step_counter import Inside, StepCounter
@@ -31,7 +31,7 @@ class TrainingCalls:
     def __init__(
         self,
         model: nn.Module,
-        sites: SiteRecorder,
+        sites: ActivationRecorder,
         steps: StepCounter,
         own: OwnUpdatesInLoop | None,
         *,

@@ -6,23 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.tracer import Tracer
-from coordcheck.recording.hooks.optimizers import parameter_infos
-from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
-from coordcheck.recording.updates.gradients import Arrived, arrived, gradients_of, turned
+from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
+from coordcheck.recording.updates.degrees import degrees, is_plain, notes_on
+from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
 from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
-
-EPS_FACTOR = 1e-6  # on the optimizer's eps, beside which the probe's gradients are small
+from coordcheck.training.whole_degrees import EPS_FACTOR, whole_degrees
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:
@@ -35,7 +33,13 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
     session = _precise(run, _first_that_runs(run))
     if not record.parameters:
         record.parameters = session.infos
-    session.write(record)
+    found, told = session.degrees, not session.first_gradients
+    if not told and run.probe is not None and run.probe.degrees:
+        found, told = whole_degrees(run, session.first_gradients), True
+    write_own_updates(session.own, record, found)
+    record.notes.extend(session.notes)
+    if told:
+        record.notes.extend(notes_on(session.held - found.keys(), set()))
 
 
 def _first_that_runs(run: Run) -> _Session:
@@ -84,9 +88,9 @@ class _Session:
         self.probe = probe
         self.notes: list[str] = []
         self._gradients: dict[str, Tensor] = {}
-        self._degrees: dict[str, float] = {}
-        self._arrived: dict[str, Arrived] = {}  # gradients that an update of degree 1 is to be the size of
-        self._turned: set[str] = set()  # of which a hook before the step made others than these times a factor
+        self.degrees: dict[str, float] = {}
+        self.first_gradients: dict[str, Tensor] = {}
+        """Those at t=0, where they are needed to measure the degrees of the optimizers."""
 
     def begin(self) -> None:
         """The forward and backward pass of the initial state."""
@@ -118,12 +122,16 @@ class _Session:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
         self.own.note_initial()
         self._note_gradients(0, self.own.tracer)
-        self._degrees = degrees(self.model, self.optimizers)
+        if all(map(is_plain, self.optimizers)):
+            self.degrees = degrees(self.model, self.optimizers)
+        else:
+            self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
                 group["eps"] *= EPS_FACTOR
         for step in range(1, MAX_UPDATES + 1):
-            self._update()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.own.note_updates(step)
             more = step < MAX_UPDATES and self.own.waiting(step)
             later = Tracer(self.model, gradients=more)
@@ -137,34 +145,11 @@ class _Session:
     def _note_gradients(self, step: int, tracer: Trace) -> None:
         self.own.note_gradients(step, tracer, self._gradients)
 
-    def _update(self) -> None:
-        """One step of every optimizer, with a look at the gradients behind the user's own hooks before it."""
-        following = (name for name in self._gradients if self._degrees.get(name, 0.0) > 0.5)
-        self._arrived = {name: arrived(self._gradients[name]) for name in following}
-        for optimizer in self.optimizers:
-            if not isinstance(optimizer, Optimizer):
-                optimizer.step()
-                continue
-            look = optimizer.register_step_pre_hook(self._compare)
-            try:
-                optimizer.step()
-            finally:
-                look.remove()
-
-    def _compare(self, optimizer: Optimizer, *call: Any) -> None:
-        """Note which gradients are others than those that backward left, times a factor."""
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        parameters = {name: p for name, p in self.model.named_parameters() if id(p) in held}
-        for name, gradient in gradients_of(parameters).items():
-            before = self._arrived.pop(name, None)  # once: what calls the step of its base class is its own affair
-            if before is not None and turned(before, gradient):
-                self._turned.add(name)
-
-    def write(self, record: RunRecord) -> None:
-        """Add what was noted to the record."""
-        write_own_updates(self.own, record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
-        trained = {use.parameter for use in record.uses} & self._gradients.keys()
-        record.notes.extend([*self.notes, *notes_on(trained - self._degrees.keys(), self._turned)])
+    @property
+    def held(self) -> set[str]:
+        """The parameters that have a gradient and that an optimizer holds."""
+        held = optimizer_settings(self.optimizers)
+        return {n for n, p in self.model.named_parameters() if id(p) in held and n in self._gradients}
 
 
 def _doubled(ready: Prepared) -> Prepared:

@@ -16,7 +16,7 @@ from coordcheck.recording.batches import Batches
 from coordcheck.recording.hooks.frames import Room
 from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.probing import Onlooker
 from coordcheck.runs.records import RunRecord, kept
 from coordcheck.runs.words import Outcome
@@ -92,7 +92,7 @@ def _train(run: Run, record: RunRecord) -> None:
     losses: list[Tensor] = []
     # of several batches the first one is looked at, besides, at every step: only on one is a change one of training
     several = len(batches.values) > 1
-    with SiteRecorder(model, fixed_batch=True, same_noise=several) as recorder:
+    with ActivationRecorder(model, fixed_batch=True, same_noise=several) as recorder:
         onlooker = Onlooker(model, recorder)
         for step in range(run.steps + 1):
             batch = batches.at(step, device)

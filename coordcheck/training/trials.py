@@ -43,6 +43,8 @@ class Probe:
 
     batch: Any = None
     """The tiny batch; None takes a few examples or tokens of the run's own."""
+    degrees: bool = False
+    """Whether this run measures the degree of an optimizer of the user's own, by further models."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from coordcheck.checks.plans.blueprints import Blueprint, Drawn, Fan, Place
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.hooks.optimizers import NOT_HELD, optimizer_settings
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.runs.records import RunKey
 from coordcheck.training.surroundings import preserved_state
 from coordcheck.training.trials import Build, Trial, built, seed_everything
@@ -119,7 +119,7 @@ def _drawn(build: Build, key: RunKey, place: Place, reason: str) -> Blueprint:
     with _building(place):
         trial, optimizers = built(build, key)
     seconds = time.perf_counter() - started
-    SiteRecorder(trial.model)  # refuses models that cannot be hooked
+    ActivationRecorder(trial.model)  # refuses models that cannot be hooked
     parameters = _parameters(trial, optimizers)
     own = {id(p) for p in trial.model.parameters()}
     held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]

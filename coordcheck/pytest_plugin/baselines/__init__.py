@@ -119,14 +119,14 @@ def baseline_of(report: Result) -> Baseline:
         entries[names.of(row.label, "layers", row.layer)] = Entry(row.verdict, readings)
     for label, findings in report.findings.items():
         for finding in findings:
-            if finding.part.role is Role.FUNCTION and not finding.culprit:  # as in the report's own table
+            if finding.use.role is Role.FUNCTION and not finding.culprit:  # as in the report's own table
                 continue
             found = {
                 key: _reading(exponent.value, (exponent.high - exponent.low) / 2)
                 for key, exponent in (("gain", finding.gain), ("response", finding.response))
             }
             known = {key: reading for key, reading in found.items() if reading is not None}
-            entries[names.of(label, "parameters", finding.part.name)] = Entry(finding.verdict.value, known)
+            entries[names.of(label, "parameters", finding.use.name)] = Entry(finding.verdict.value, known)
     return Baseline(_settings(report), entries)
 
 

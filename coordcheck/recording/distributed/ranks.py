@@ -28,7 +28,7 @@ PAUSE = 0.02  # seconds between two looks into the store
 PIECE = 2**20  # bytes of one value in the store, which takes 8 MiB at most
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """What one rank recorded."""
 
     rank: int
@@ -109,20 +109,20 @@ class Exchange:
             time.sleep(PAUSE)
         return not any(map(self._began, lower))
 
-    def post(self, part: Part) -> None:
+    def post(self, share: Share) -> None:
         """Leave what this rank recorded."""
-        sizes = [[site, step, size] for (site, step), size in part.sizes.items()]
-        data = zlib.compress(json.dumps({"record": part.record.to_json(), "sizes": sizes}).encode(), 1)
+        sizes = [[site, step, size] for (site, step), size in share.sizes.items()]
+        data = zlib.compress(json.dumps({"record": share.record.to_json(), "sizes": sizes}).encode(), 1)
         pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
         for number, piece in enumerate(pieces):
-            self._store.set(f"{part.rank}/{number}", piece)
-        self._store.set(f"{part.rank}/pieces", str(len(pieces)))
+            self._store.set(f"{share.rank}/{number}", piece)
+        self._store.set(f"{share.rank}/pieces", str(len(pieces)))
 
     def complete(self) -> bool:
         """Whether every rank has left what it recorded."""
         return not self._missing()
 
-    def gather(self, patience: float) -> list[Part]:
+    def gather(self, patience: float) -> list[Share]:
         """What the other ranks recorded, by rank.
 
         Those that began are waited for, `patience` seconds at most, and those that did not `ABSENCE`, if that is less.
@@ -149,11 +149,11 @@ class Exchange:
                 self.ranks = sorted({*self.ranks, *json.loads(self._store.get(f"{rank}"))})
         return [rank for rank in self.ranks if not self._store.check([f"{rank}/pieces"])]
 
-    def _read(self, rank: int) -> Part:
+    def _read(self, rank: int) -> Share:
         pieces = range(int(self._store.get(f"{rank}/pieces")))
         data = json.loads(zlib.decompress(b"".join(self._store.get(f"{rank}/{piece}") for piece in pieces)))
         sizes = {(site, step): size for site, step, size in data["sizes"]}
-        return Part(rank, read_run(data["record"]), sizes)
+        return Share(rank, read_run(data["record"]), sizes)
 
 
 def listed(ranks: Iterable[int]) -> str:
@@ -166,23 +166,23 @@ def listed(ranks: Iterable[int]) -> str:
     return f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}"
 
 
-def notes_of(parts: Sequence[Part], expected: Sequence[int]) -> list[str]:
-    """What the reader of the rows must know about the ranks; the first part is that of the writer."""
-    first, *others = parts
+def notes_of(shares: Sequence[Share], expected: Sequence[int]) -> list[str]:
+    """What the reader of the rows must know about the ranks; the first share is that of the writer."""
+    first, *others = shares
     notes = list(first.record.notes)
-    for part in others:
-        if not part.record.finished:
-            notes.append(f"rank {part.rank} failed: {part.record.reason}")
-        notes += [f"rank {part.rank}: {note}" for note in part.record.notes if note not in first.record.notes]
-    silent = set(expected) - {part.rank for part in parts}
+    for share in others:
+        if not share.record.finished:
+            notes.append(f"rank {share.rank} failed: {share.record.reason}")
+        notes += [f"rank {share.rank}: {note}" for note in share.record.notes if note not in first.record.notes]
+    silent = set(expected) - {share.rank for share in shares}
     if silent:
         notes.append(
-            f"{listed(silent)} handed in nothing: every scale is of {listed(p.rank for p in parts)} alone. "
+            f"{listed(silent)} handed in nothing: every scale is of {listed(p.rank for p in shares)} alone. "
             "Every rank needs its Recorder, of the same label, width and seed"
         )
     if others:
-        notes.append(f"scales are those of {listed(part.rank for part in parts)} together")
-        last = {part.rank: max((row.step for row in part.record.rows), default=-1) for part in parts}
+        notes.append(f"scales are those of {listed(share.rank for share in shares)} together")
+        last = {share.rank: max((row.step for row in share.record.rows), default=-1) for share in shares}
         behind = {rank for rank, step in last.items() if step < max(last.values())}
         if behind:
             earliest = min(last[rank] for rank in behind) + 1

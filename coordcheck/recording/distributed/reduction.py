@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from coordcheck.recording.distributed.ranks import Exchange, Part, notes_of, own_rank
+from coordcheck.recording.distributed.ranks import Exchange, Share, notes_of, own_rank
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.runs.records import ParameterInfo, Row, RunRecord, Site
 from coordcheck.runs.words import Kind, Quantity, Status, status_of
@@ -18,7 +18,7 @@ OUTPUTS = (Kind.MODULE, Kind.PASSTHROUGH)
 
 
 class SharedRun:
-    """The part that this rank has in a run that several ranks record.
+    """The share that this rank has in a run that several ranks record.
 
     Args:
         record: what this rank records; on the rank that writes the run file it becomes that of all.
@@ -28,7 +28,7 @@ class SharedRun:
     def __init__(self, record: RunRecord, ranks: Collection[int]) -> None:
         self._record, self._ranks = record, sorted(ranks)
         self._rank = own_rank()
-        self._pending: Part | None = None
+        self._pending: Share | None = None
         self._exchange: Exchange | None = None
 
     def begin(self) -> None:
@@ -37,7 +37,7 @@ class SharedRun:
 
     def hand_in(self, sizes: Mapping[tuple[int, int], int]) -> None:
         """Leave the record, which is complete, for the rank that writes the file."""
-        self._pending = Part(self._rank, self._record, sizes)
+        self._pending = Share(self._rank, self._record, sizes)
         if self._exchange is not None:
             self._exchange.post(self._pending)
 
@@ -47,10 +47,10 @@ class SharedRun:
         Args:
             patience: seconds to wait for the others at most, and take what there is; None takes all or nothing.
         """
-        part = self._pending
-        if part is None:
+        share = self._pending
+        if share is None:
             return False
-        others: list[Part] = []
+        others: list[Share] = []
         try:
             leads = self._rank == self._ranks[0]
             if self._exchange is not None:
@@ -64,7 +64,7 @@ class SharedRun:
             self._record.notes.append(f"other ranks were not reached: {type(error).__name__}: {error}")
         self._pending = None
         if leads:
-            reduce_ranks([part, *others], self._ranks)
+            reduce_ranks([share, *others], self._ranks)
         return leads
 
 
@@ -76,59 +76,59 @@ class Piece(NamedTuple):
     size: int
 
 
-def reduce_ranks(parts: Sequence[Part], expected: Sequence[int]) -> None:
-    """Make the record of the first part that of all of them.
+def reduce_ranks(shares: Sequence[Share], expected: Sequence[int]) -> None:
+    """Make the record of the first share that of all of them.
 
     With n_r coordinates on rank r, activation and change become sqrt(sum n_r rms_r^2 / sum n_r), mean_abs its weighted
     mean: those of one process that holds everything, whether the ranks hold examples, positions, channels or copies.
     Where an output is large, each rank follows its change on a sample of its own rows: together they are another, and
-    larger, sample than that of one process. Other quantities stay those of the first part.
+    larger, sample than that of one process. Other quantities stay those of the first share.
 
     Args:
-        parts: of the ranks that handed in, first the one that writes.
+        shares: of the ranks that handed in, first the one that writes.
         expected: the ranks that should have.
     """
-    record = parts[0].record
-    notes = notes_of(parts, expected)
-    if len(parts) > 1:
-        if _stages(parts):
+    record = shares[0].record
+    notes = notes_of(shares, expected)
+    if len(shares) > 1:
+        if _stages(shares):
             notes.append("the ranks hold different parts of the model: its own output is that of the first part")
-        record.sites, record.rows = _whole(parts)
-        record.parameters = _all_parameters(parts)
+        record.sites, record.rows = _whole(shares)
+        record.parameters = _all_parameters(shares)
     record.notes = notes
 
 
-def _stages(parts: Sequence[Part]) -> bool:
+def _stages(shares: Sequence[Share]) -> bool:
     """Whether ranks hold parts of the model that have no parameter in common: the stages of a pipeline."""
-    names = [{parameter.name for parameter in part.record.parameters} for part in parts]
+    names = [{parameter.name for parameter in share.record.parameters} for share in shares]
     return any(found and names[0] and not found & names[0] for found in names[1:])
 
 
-def _all_parameters(parts: Sequence[Part]) -> list[ParameterInfo]:
+def _all_parameters(shares: Sequence[Share]) -> list[ParameterInfo]:
     """Every parameter once; it is visible where any rank saw it at work."""
     found: dict[str, ParameterInfo] = {}
-    for part in parts:
-        for info in part.record.parameters:
+    for share in shares:
+        for info in share.record.parameters:
             before = found.setdefault(info.name, info)
             found[info.name] = before._replace(visible=before.visible or info.visible)
     return list(found.values())
 
 
-def _whole(parts: Sequence[Part]) -> tuple[list[Site], list[Row]]:
-    sites = list(parts[0].record.sites)
+def _whole(shares: Sequence[Share]) -> tuple[list[Site], list[Row]]:
+    sites = list(shares[0].record.sites)
     places = {site.layer: place for place, site in enumerate(sites) if site.kind in OUTPUTS}
     pieces: dict[tuple[int, int], list[Piece]] = {}
-    for part in parts:
-        own = _pieces(part)
+    for share in shares:
+        own = _pieces(share)
         for (number, step), piece in own.items():
-            site = part.record.sites[number]
-            if part is not parts[0] and site.layer.startswith(ROOT) and _stages((parts[0], part)):
+            site = share.record.sites[number]
+            if share is not shares[0] and site.layer.startswith(ROOT) and _stages((shares[0], share)):
                 continue
             if site.layer not in places:
                 places[site.layer] = len(sites)
                 sites.append(site._replace(order=len(sites)))
             pieces.setdefault((places[site.layer], step), []).append(piece)
-    rows = [row for row in parts[0].record.rows if row.quantity not in REDUCED]
+    rows = [row for row in shares[0].record.rows if row.quantity not in REDUCED]
     at_start = {place: _contributors(found) for (place, step), found in pieces.items() if step == 0}
     steps: dict[int, list[list[Piece]]] = {}
     for (place, step), found in pieces.items():
@@ -139,13 +139,13 @@ def _whole(parts: Sequence[Part]) -> tuple[list[Site], list[Row]]:
     return sites, sorted(rows, key=lambda row: row.step)
 
 
-def _pieces(part: Part) -> dict[tuple[int, int], Piece]:
+def _pieces(share: Share) -> dict[tuple[int, int], Piece]:
     """The rows of a rank that are reduced, by site and step."""
     found: dict[tuple[int, int], dict[Quantity, Row]] = {}
-    for row in part.record.rows:
-        if row.quantity in REDUCED and part.record.sites[row.site].kind in OUTPUTS:
+    for row in share.record.rows:
+        if row.quantity in REDUCED and share.record.sites[row.site].kind in OUTPUTS:
             found.setdefault((row.site, row.step), {})[row.quantity] = row
-    return {key: Piece(part.rank, rows, part.sizes.get(key, 0)) for key, rows in found.items()}
+    return {key: Piece(share.rank, rows, share.sizes.get(key, 0)) for key, rows in found.items()}
 
 
 def _whole_shape(shape: tuple[int, ...], steps: Sequence[Sequence[Piece]]) -> tuple[int, ...]:
@@ -200,25 +200,25 @@ def _together(site: int, step: int, quantity: Quantity, pieces: Sequence[Piece])
         if any(row.status is status for row in rows):
             return Row(site, step, quantity, None, status)
     values = [row.value or 0.0 for row in rows]
-    shares = [piece.size for piece in pieces]
-    value = mean(values, shares) if quantity is Quantity.MEAN_ABS else root_mean_square(values, shares)
+    sizes = [piece.size for piece in pieces]
+    value = mean(values, sizes) if quantity is Quantity.MEAN_ABS else root_mean_square(values, sizes)
     return Row(site, step, quantity, value, status_of(value))
 
 
-def mean(values: Sequence[float], shares: Sequence[int]) -> float:
+def mean(values: Sequence[float], sizes: Sequence[int]) -> float:
     """The mean of everything, from the means of its parts and their sizes.
 
     >>> mean([1.0, 4.0], [2, 1])
     2.0
     """
-    return math.fsum(value * share for value, share in zip(values, shares, strict=True)) / sum(shares)
+    return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
 
 
-def root_mean_square(values: Sequence[float], shares: Sequence[int]) -> float:
+def root_mean_square(values: Sequence[float], sizes: Sequence[int]) -> float:
     """The RMS of everything, from the RMS of its parts and their sizes; squares neither overflow nor vanish.
 
     >>> root_mean_square([1e200, 7e200], [1, 1])
     5e+200
     """
     largest = max(values) or 1.0
-    return largest * math.sqrt(mean([(value / largest) ** 2 for value in values], shares))
+    return largest * math.sqrt(mean([(value / largest) ** 2 for value in values], sizes))

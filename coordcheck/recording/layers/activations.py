@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,17 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coordcheck.recording import scales
-from coordcheck.recording.distributed.shards import hands_on, is_spread, local_part, owns_shards
+from coordcheck.recording.distributed.shards import local_part, owns_shards
 from coordcheck.recording.hooks.hooks import OUTSIDE, Hook, graph_task, refuse_unhookable
 from coordcheck.recording.hooks.hooks import in_backward as in_backward
 from coordcheck.recording.hooks.wrappers import layers_of
-from coordcheck.recording.layers.calls import Call, Reference, leaves, shape_of, version
-from coordcheck.recording.layers.inputs import InitialInputs
-from coordcheck.recording.layers.windows import Window, rows_of_windows
-from coordcheck.runs.names import distinct
-from coordcheck.runs.records import Row, Site
-from coordcheck.runs.words import Kind, Status
+from coordcheck.recording.layers.calls import leaves
+from coordcheck.recording.layers.sites import Sites
+from coordcheck.recording.layers.windows import InitialInputs, Window, rows_of_windows
+from coordcheck.runs.records import Row
 
 ROOT = "(model)"
 """The layer name of the model's own output; module paths never hold parentheses."""
@@ -29,7 +24,7 @@ ROOT = "(model)"
 WINDOWS_KEPT = 8  # windows whose copies are held before they are reduced
 
 
-class SiteRecorder:
+class ActivationRecorder:
     """Records activation, mean_abs and change of every module call, one window per step.
 
     Hooks are registered once, when the block is entered, and removed when it is left, also after an
@@ -49,6 +44,8 @@ class SiteRecorder:
         same_noise: the caller sees to it that dropout draws the same at every step.
 
     Attributes:
+        sites: the sites by layer, in the order in which their calls returned.
+        skipped: what was not measured, and how often.
         sizes: how many coordinates of this rank each row stands for, by site and step.
         task: the backward pass whose calls are recorded; a call inside another one is activation checkpointing
             computing the same call again.
@@ -67,33 +64,23 @@ class SiteRecorder:
         same_noise: bool = False,
     ) -> None:
         refuse_unhookable(model, eager=eager)
-        self.sites: dict[str, Site] = {}
-        self.skipped: Counter[str] = Counter()
+        self._paths: set[str] = set()
+        self._sites = Sites(self._paths)
+        self.sites, self.skipped = self._sites.known, self._sites.skipped
         self.sizes: dict[tuple[int, int], int] = {}
         self.task = OUTSIDE
         self._model = model
         self._listens = listens
         self._same_noise = same_noise
-        self._reference = Reference()
         self._inputs = InitialInputs(fixed_batch)
-        self._compared = False
-        self._step: int | None = None
-        self._last = 0
-        self._known = 0
-        self._produced: Any = None
-        self._wholes: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self._calls: list[tuple[Site, Call]] = []
-        self._moved: list[Tensor | bool] = []
-        self._counts: Counter[str] = Counter()
-        self._returned: dict[int, tuple[weakref.ref[Tensor], int, Call]] = {}
+        self._window: Window | None = None  # the last one
         self._closed: list[Window] = []
         self._rows: list[Row] = []
         self._ever_called: set[str] = set()
-        self._paths: set[str] = set()
         self._handles = ExitStack()
 
-    def __enter__(self) -> SiteRecorder:
-        self._paths = {name or ROOT for name, _ in layers_of(self._model)}
+    def __enter__(self) -> ActivationRecorder:
+        self._paths.update(name or ROOT for name, _ in layers_of(self._model))
         with ExitStack() as handles:  # undone when a module refuses its hook
             for name, module in layers_of(self._model):
                 on_forward: Callable[..., None] = partial(self._on_forward, name or ROOT)
@@ -111,7 +98,7 @@ class SiteRecorder:
     def __exit__(self, *exception: object) -> None:
         self._handles.close()
         self._reduce()
-        self._reference.initial.clear()
+        self._sites.initial.clear()
         self._inputs.clear()
 
     @contextmanager
@@ -125,45 +112,37 @@ class SiteRecorder:
 
     def open(self, step: int) -> None:
         """Start recording calls as step `step`."""
-        self._step = self._last = step
-        self._known = len(self.sites)
+        self._window = Window(step, known=len(self.sites))
 
     @property
     def is_open(self) -> bool:
         """Whether calls are being recorded."""
-        return self._step is not None
+        return self._window is not None and not self._window.closed
 
     @property
     def has_calls(self) -> bool:
         """Whether the open window has seen a call."""
-        return bool(self._counts)
+        return self.is_open and self._window is not None and bool(self._window.counts)
 
     def discard(self) -> None:
         """Forget the last window, open or closed, with the layers first seen in it, and start it anew."""
-        for layer in list(self.sites)[self._known :]:
-            del self.sites[layer]
-        self._closed = [window for window in self._closed if window.step != self._last]
-        if self._last == 0:
-            self._reference.initial.clear()
+        window = self._window
+        if window is None:
+            return
+        self._sites.forget(window)
+        self._closed = [other for other in self._closed if other is not window]
+        if window.step == 0:
             self._inputs.clear()
-        self._clear()
-        self.open(self._last)
-
-    def _clear(self) -> None:
-        self._calls, self._moved, self._compared = [], [], False
-        self._counts.clear()
-        self._returned.clear()
+        self.open(window.step)
 
     def close(self) -> None:
         """Stop recording. On a device nothing is waited for, but every `WINDOWS_KEPT` windows."""
-        step, self._step = self._step, None
-        if step is None:
+        window = self._window
+        if window is None or window.closed:
             return
-        seen = {site.layer for site, _ in self._calls}
-        missed = [site for layer, site in self.sites.items() if layer not in seen]
-        self._closed.append(Window(step, self._calls, missed, self._moved))
-        self._ever_called.update(self._counts)
-        self._clear()
+        window.close(self.sites.values())
+        self._closed.append(window)
+        self._ever_called.update(window.counts)
         if len(self._closed) == WINDOWS_KEPT:
             self._reduce()
 
@@ -191,95 +170,48 @@ class SiteRecorder:
     def _failed(self, error: Exception) -> None:
         self.skipped[f"a call ({type(error).__name__})"] += 1
 
-    def _on_root_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._step is not None and graph_task() == self.task and self._listens(None):
-            self._compare([local_part(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+    def _listening(self, output: Any) -> Window | None:
+        """The open window, if a call that gave this output belongs to it; None stands for the model's input."""
+        window = self._window
+        if window is None or window.closed or graph_task() != self.task or not self._listens(output):
+            return None
+        return self._window  # which may be another one: who listens may have started it anew
 
-    def _compare(self, inputs: list[Tensor]) -> None:
+    def _on_root_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        window = self._listening(None)
+        if window is not None:
+            inputs = [local_part(leaf) for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self._compare(window, inputs)
+
+    def _compare(self, window: Window, inputs: list[Tensor]) -> None:
         """Note whether the model's input is the one of t=0: the first call's of the window."""
-        if self._compared:
+        if window.moved is not None:
             return
-        self._compared = True
+        window.moved = []
         try:
-            self._moved.extend(self._inputs.moved(inputs))
+            window.moved.extend(self._inputs.moved(inputs))
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the model's input ({type(error).__name__})"] += 1
 
     def _on_produced(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._produced = output if self._step is not None and is_spread(output) else None
+        self._sites.spread.note_produced(output if self.is_open else None)
 
     def _on_spread_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        """Record a layer whose parameters are spread over ranks: its output may be a shard that does not say so."""
-        produced, self._produced = self._produced, None
-        if produced is None:
-            self._on_forward(name, module, args, output)
-        elif hands_on(output, produced):
-            self._on_forward(name, module, args, produced)
-        else:
-            if isinstance(output, Tensor) and not is_spread(output):
-                self._wholes[shape_of(local_part(output))] = shape_of(produced)
-            self._on_forward(name, module, args, output)
+        """Record a layer whose parameters are spread over ranks."""
+        self._on_forward(name, module, args, self._sites.spread.recorded(output))
 
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if self._step is None or graph_task() != self.task or not self._listens(output):
+        window = self._listening(output)
+        if window is None:
             return
-        if not self._compared:  # the model itself is not called: its first layer that sees the batch tells
+        if window.moved is None:  # the model itself is not called: its first layer that sees the batch tells
             batch = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor) and not leaf.requires_grad]
             if batch:
-                self._compare([local_part(leaf) for leaf in batch])
-        self._counts[name] += 1
-        count = self._counts[name]
-        layer = name if count == 1 else distinct(f"{name}#{count}", self._paths)
-        try:
-            if isinstance(output, Tensor):
-                self._record(layer, output)
-            else:
-                self._record_leaves(layer, output)
-        except Exception as error:  # a hook of ours must never raise into the user's model
-            self.skipped[f"the output of {layer} ({type(error).__name__})"] += 1
-
-    def _record_leaves(self, layer: str, output: Any) -> None:
-        for path, leaf in leaves(output):
-            if isinstance(leaf, Tensor):
-                self._record(distinct(f"{layer}:out{path}", self._paths), leaf)
-            elif leaf is not None:
-                self.skipped[f"an output of type {type(leaf).__name__}"] += 1
-
-    def _record(self, layer: str, tensor: Tensor) -> None:
-        returned = self._returned.get(id(tensor))
-        # the version tells an Identity from an in-place ReLU, which returns the same object, changed
-        if returned is not None and returned[0]() is tensor and returned[1] == version(tensor):
-            call = returned[2]
-            self._calls.append((self._site(layer, tensor, Kind.PASSTHROUGH), call))
-            if self._step == 0:
-                self._reference.initial[layer] = call
-            return
-        site = self.sites.get(layer) or self._site(layer, tensor, Kind.MODULE)
-        call = Call(site, site.shape)
-        try:
-            part = local_part(tensor)
-            call.shape = shape_of(part)
-            self._reference.measure(call, part, self._step)
-        except scales.NotMeasurable as reason:
-            call.status = reason.status
-            if is_spread(tensor) and reason.status is Status.UNSUPPORTED:
-                self.skipped[f"the output of {layer}, of which every rank holds a summand,"] += 1
-        except Exception:  # likewise: a tensor that cannot be read is a status
-            call.status = Status.UNSUPPORTED
-        self._calls.append((site, call))
-        self._returned[id(tensor)] = (weakref.ref(tensor), version(tensor), call)
-
-    def _site(self, layer: str, tensor: Tensor, kind: Kind) -> Site:
-        site = self.sites.get(layer)
-        if site is None:
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            # a plain tensor does not tell that it is a shard, but others of its shape were, a layer before it
-            shape = self._wholes.get(shape_of(tensor), shape_of(tensor)) if not is_spread(tensor) else shape_of(tensor)
-            site = self.sites[layer] = Site(layer, len(self.sites), kind, shape, dtype)
-        return site
+                self._compare(window, [local_part(leaf) for leaf in batch])
+        self._sites.record(window, name, output)
 
     def _reduce(self) -> None:
         """Turn the closed windows into rows."""
         closed, self._closed = self._closed, []
         self.sizes.update({(site.order, w.step): call.size for w in closed for site, call in w.calls})
-        self._rows.extend(rows_of_windows(closed, self._reference.initial))
+        self._rows.extend(rows_of_windows(closed, self._sites.initial))

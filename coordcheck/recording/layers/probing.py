@@ -20,7 +20,7 @@ from coordcheck.recording.hooks.hooks import Hook, graph_task
 from coordcheck.recording.hooks.randomness import kept_randomness, seed_everything
 from coordcheck.recording.hooks.state import KeptTensor, kept
 from coordcheck.recording.hooks.wrappers import skipped
-from coordcheck.recording.layers.activations import SiteRecorder
+from coordcheck.recording.layers.activations import ActivationRecorder
 
 SEED = 0  # of the noise in a pass, the same in all: what dropout makes of one output is no change of another
 
@@ -35,7 +35,7 @@ class Onlooker:
         sites: what records the pass, in a window that is open.
     """
 
-    def __init__(self, model: nn.Module, sites: SiteRecorder) -> None:
+    def __init__(self, model: nn.Module, sites: ActivationRecorder) -> None:
         self._model, self._sites = model, sites
         self._writes: set[str] | None = None  # parameters that a pass writes to; not known before the first
         self._gradients = False
@@ -153,7 +153,7 @@ class ProbePass:
         CoordCheckError: a probe that is none of these.
     """
 
-    def __init__(self, given: Any, model: nn.Module, sites: SiteRecorder) -> None:
+    def __init__(self, given: Any, model: nn.Module, sites: ActivationRecorder) -> None:
         self._call = _caller(given)
         self._model, self._sites = model, sites
         self._onlooker = Onlooker(model, sites)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from coordcheck.recording import scales
 
@@ -33,7 +34,6 @@ SIZE = 16  # of a block of a parameter, along each of its axes
 EPS = 1e-12  # in place of the optimizer's, of the gradients' own scale: they must not be taken for it
 STEPS = 4  # of which one must move a block: a warm-up inside the step begins with some that do not
 RATE = 1e-3  # in place of the learning rate, which a warm-up may have put to zero
-TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -234,10 +234,18 @@ def _flags(optimizer: Optimizer, alike: Sequence[Tensor]) -> dict[str, Any]:
 
     Args:
         optimizer: whose.
-        alike: the parameters of one group with so many axes, of which the first one is taken.
+        alike: the parameters of one group with so many axes, of all of which it must be the same.
     """
-    known = optimizer.state.get(alike[0], {})
-    return dict(known) if all(isinstance(value, (bool, str)) for value in known.values()) else {}
+    known = [getattr(optimizer, "state", {}).get(parameter, {}) for parameter in alike]
+    plain = all(isinstance(value, (bool, str)) for each in known for value in each.values())
+    return dict(known[0]) if plain and all(each == known[0] for each in known) else {}
+
+
+def is_plain(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is torch's own as it is, with nothing of the user's in its step or around it."""
+    hooks = [getattr(optimizer, name, None) for name in _HOOKS]
+    hooks += [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    return type(optimizer).__module__.startswith("torch.optim.") and "step" not in vars(optimizer) and not any(hooks)
 
 
 def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
@@ -258,7 +266,9 @@ def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor]
     for block in blocks:
         if flags := _flags(optimizer, [p for p in group["params"] if p.dim() == block.dim()]):
             state[block] = flags
-    memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own, id(optimizer.state): state}
+    memo |= {id(optimizer): made, id(optimizer.param_groups): groups, id(group): own}
+    if hasattr(optimizer, "state"):  # which what wraps an optimizer need not have
+        memo[id(optimizer.state)] = state
     kept = {name: value for name, value in vars(optimizer).items() if name not in _NOT_COPIED}
     hooks = {name: OrderedDict[int, Any]() for name in _HOOKS}
     made.__dict__ = {**copy.deepcopy(kept, memo), **hooks, "state": state, "param_groups": groups}

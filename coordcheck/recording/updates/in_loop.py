@@ -16,9 +16,9 @@ from coordcheck.recording.hooks.backwards import AfterBackward
 from coordcheck.recording.hooks.modes import transforming
 from coordcheck.recording.hooks.wrappers import loss_scale
 from coordcheck.recording.layers.calls import leaves
-from coordcheck.recording.layers.inputs import InitialInputs, any_of
+from coordcheck.recording.layers.windows import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
-from coordcheck.recording.updates.degrees import TURNED, degrees, notes_on
+from coordcheck.recording.updates.degrees import degrees, notes_on
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
 from coordcheck.recording.updates.rows import write_own_updates
@@ -26,6 +26,7 @@ from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import Row, RunRecord
 from coordcheck.runs.words import Quantity
 
+TURNED = 0.5  # in place of the degree where gradients are changed, as by clipping some of their coordinates: neither
 UNCHANGED = 1e-5  # relative difference of two norms of one gradient
 
 
