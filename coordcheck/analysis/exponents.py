@@ -83,9 +83,9 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     if not uses:
         return {}
     logs = Logs(table, uses)
-    seen = _Seen.of(logs, uses)
-    fits = {name: logs.fit(values) for name, values in _formulas(seen).items()}
-    rounding, flat = _rounding(logs, uses), _flat_spectra(logs, seen)
+    terms = _Terms.of(logs, uses)
+    fits = {name: logs.fit(values) for name, values in _formulas(terms).items()}
+    rounding, flat = _rounding(logs, uses), _flat_spectra(logs, terms)
     result = {}
     for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}
@@ -95,18 +95,18 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
         own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
         result[use.name] = Exponents(
             **own,
-            degree=float(seen.degree[number]),
-            step=int(seen.first[number]),
+            degree=float(terms.degree[number]),
+            step=int(terms.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
-            moved=bool(seen.first[number]),
+            moved=bool(terms.first[number]),
             has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
             not_finite=use.name in logs.not_finite,
-            clipped=seen.clips[number].widths,
+            clipped=terms.clips[number].widths,
         )
     return result
 
 
-class _Seen(NamedTuple):
+class _Terms(NamedTuple):
     """What the formulas are made of: log2 of scales and sizes, (use, seed, width) or what broadcasts to it."""
 
     degree: Array
@@ -134,7 +134,7 @@ class _Seen(NamedTuple):
     """The update beside learning rate times gradient."""
 
     @classmethod
-    def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Seen:
+    def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Terms:
         degree = _degrees(uses)
         first = np.array([_first_movement(logs, number) for number in range(len(uses))])
         start, before = np.zeros(len(uses), dtype=int), np.maximum(first - 1, 0)
@@ -165,21 +165,21 @@ class _Seen(NamedTuple):
         )
 
 
-def _formulas(seen: _Seen) -> dict[str, Array]:
+def _formulas(terms: _Terms) -> dict[str, Array]:
     """What is fitted, by name: the logarithms of the formulas at the top of this module, in their letters."""
-    x, h, own, m, dp = seen.x, seen.h, seen.own, seen.m, seen.dp
-    through_output = _times(seen.degree, seen.delta + x)
-    through_parameter = _times(seen.degree, seen.g - m)
+    x, h, own, m, dp = terms.x, terms.h, terms.own, terms.m, terms.dp
+    through_output = _times(terms.degree, terms.delta + x)
+    through_parameter = _times(terms.degree, terms.g - m)
     return {
         "gain": h - x,
-        "gain_weight": m + seen.fan_in / 2 + seen.p,
+        "gain_weight": m + terms.fan_in / 2 + terms.p,
         "response": own - x - through_output,
-        "aligned": m + seen.fan_in + dp - through_parameter,
-        "spectral": m + (seen.fan_in - seen.fan_out) / 2 + seen.dp_norm - through_parameter,
+        "aligned": m + terms.fan_in + dp - through_parameter,
+        "spectral": m + (terms.fan_in - terms.fan_out) / 2 + terms.dp_norm - through_parameter,
         "growth": own - x,
-        "inherited": seen.inherited - x,
+        "inherited": terms.inherited - x,
         "output": h,
-        "shrinking": seen.shrinking,
+        "shrinking": terms.shrinking,
     }
 
 
@@ -219,7 +219,7 @@ def _nearer(aligned: Exponent, spectral: Exponent, own: Exponent, flat: Array) -
     return min(aligned, spectral, key=lambda fitted: abs(fitted.value - own.value))
 
 
-def _flat_spectra(logs: Logs, seen: _Seen) -> NDArray[np.bool_]:
+def _flat_spectra(logs: Logs, terms: _Terms) -> NDArray[np.bool_]:
     """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
 
     Returns:
@@ -227,9 +227,9 @@ def _flat_spectra(logs: Logs, seen: _Seen) -> NDArray[np.bool_]:
 
     The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
     """
-    fan_in, fan_out = seen.fan_in, seen.fan_out
-    frobenius = logs.at(Quantity.WEIGHT_UPDATE, seen.first) + (fan_in + fan_out) / 2
-    rank = 2 * (frobenius - seen.dp_norm)
+    fan_in, fan_out = terms.fan_in, terms.fan_out
+    frobenius = logs.at(Quantity.WEIGHT_UPDATE, terms.first) + (fan_in + fan_out) / 2
+    rank = 2 * (frobenius - terms.dp_norm)
     # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
     chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
     share = np.clip(BEYOND_CHANCE * chance, *FLAT_SPECTRUM)

@@ -204,9 +204,8 @@ class _Plan:
 
     def _passes(self, batches: Any) -> str:
         """What is done in a run, in words."""
-        probe = (
-            self.probe or "nothing" if self.probe is None or isinstance(self.probe, str) else fingerprint(self.probe)
-        )
+        given = "nothing" if self.probe is None else self.probe
+        probe = given if isinstance(given, str) else fingerprint(given)
         several = isinstance(batches, Batches) and len(batches.values) > 1
         figure = "figure of the first batch, " if several else "figure, "
         return (figure if self.figure else "") + f"diagnosis on {probe}"

@@ -125,12 +125,12 @@ class _Training:
             **run_settings(given, self.loss, steps=self.steps, device=self.device, threads=grid.threads),
         }
         described = {label: settings_of(build=build) for label, build in builds.items()}
-        common |= state_settings()  # last: with what was imported for the builds, and set by that
+        process = state_settings()  # last: with what was imported for the builds, and set by that
         state, shared = numeric_state(), (batches, as_loss(self.loss), self.steps, self.device, grid.threads)
         found = []
         for seed, label, width, lr in product(grid.seeds, builds, grid.widths, rates):
             key = RunKey(f"{label}, lr {lr!r}", width, seed)  # what is under test is part of a run's name
-            settings = common | described[label] | {"lr": repr(lr)}
+            settings = common | described[label] | process | {"lr": repr(lr)}
             run = Run(key, _AtRate(builds[label], lr), *shared, settings)
             found.append(((label, lr), replace(run, figure=False, curve=Curve(held_out), state=state)))
         return found

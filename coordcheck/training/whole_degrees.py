@@ -35,6 +35,9 @@ def whole_degrees(run: Run, gradients: Mapping[str, Tensor]) -> dict[str, float]
     Args:
         run: builds the model.
         gradients: of the parameters at t=0; random numbers of their scale stand for those that are zero.
+
+    Returns:
+        The degrees that could be measured: none for an optimizer whose step needs more than a gradient.
     """
     given = _without_zeros(gradients)
     try:
