@@ -10,7 +10,7 @@ from coordcheck.analysis.exponents import _sampled, exponents
 from coordcheck.analysis.logs import Exponent
 from coordcheck.analysis.logs import Logs as LogTable
 from coordcheck.analysis.roles import UseAcrossWidths
-from coordcheck.runs.words import Role
+from coordcheck.runs.words import Role, Through
 
 WIDTHS = (64, 128, 256)
 
@@ -38,6 +38,7 @@ def use(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, f
         "sizes": {width: round(width ** (fan_in + fan_out)) for width in WIDTHS},
         "rates": dict.fromkeys(WIDTHS, 1.0),
         "upstreams": dict.fromkeys(WIDTHS, 1.0),
+        "through": Through.ITSELF,
         "outwards": dict.fromkeys(WIDTHS, 1.0),
     }
     return UseAcrossWidths(**fields | changed)

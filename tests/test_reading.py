@@ -32,7 +32,7 @@ class Graph:
         for fact, value in facts.items():
             setattr(call, fact, value)
         if role_of(call) is Role.USES:
-            call.uses = [UseCall(call, position) for position in call.operands]
+            call.uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
         call.outputs = [Value(gives, call)]
         self.calls.append(call)
         return call.outputs[0]

@@ -17,7 +17,7 @@ from coordcheck.runs.names import same_label
 from coordcheck.runs.reading import Wrong
 from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
 from coordcheck.runs.schemas import RUN, read_run
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status, status_of
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through, status_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
@@ -46,7 +46,7 @@ def records(draw: st.DrawFn) -> RunRecord:
     sizes = st.integers(1, 2**40)
     uses = st.builds(
         *(Use, places, texts, texts, texts, sizes, sizes, finite, optional, st.booleans()),
-        *(st.lists(places, max_size=3).map(tuple), texts, finite, finite),
+        *(st.lists(places, max_size=3).map(tuple), texts, finite, finite, st.sampled_from(Through)),
     )
     return RunRecord(
         key=RunKey(draw(texts), draw(st.integers(1, 2**20)), draw(st.integers(0, 2**40))),
@@ -105,7 +105,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
 PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8]
-USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0]
+USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself"]
 
 
 def but(row: list, index: int, value: object) -> list:

@@ -70,8 +70,8 @@ def test_a_parameter_is_found_in_the_function_that_takes_it(function: Any, shape
     model = Called(function, p=torch.randn(shape))
     use = only(traced(model, examples()), "p")
     assert use.operation == operation
-    assert use.operand.of(model.p).shape == use.operand.size
-    replayed = use.call({use.position: use.operand.of(model.p.detach())})
+    assert use.operand.of(model.p, {}).shape == use.operand.size
+    replayed = use.call({use.position: use.operand.of(model.p.detach(), {})})
     assert torch.equal(replayed, model(examples()))
 
 
@@ -992,7 +992,7 @@ def test_a_token_that_is_written_into_a_sequence_is_followed():
 
     model = Called(forward, p=torch.randn(IN))
     use = only(traced(model, examples()), "p")
-    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach(), {})}), model(examples()))
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no grouped_mm")
@@ -1003,7 +1003,7 @@ def test_a_grouped_product_sums_over_each_matrix():
     model = Called(forward, p=torch.randn(2, 16, IN))
     use = only(traced(model, examples()), "p")
     assert (use.fans, use.linear, use.alone) == ((IN, 16), True, True)
-    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach(), {})}), model(examples()))
 
 
 @pytest.mark.parametrize(
@@ -1019,7 +1019,7 @@ def test_a_function_of_every_coordinate_is_followed_to_where_it_acts(function: A
     model = Called(function, p=torch.randn(IN))
     use = only(traced(model, examples()), "p")
     assert use.operand.curve == curve
-    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach(), {})}), model(examples()))
 
 
 def test_a_function_of_a_matrix_is_not_taken_for_the_matrix():
@@ -1037,14 +1037,14 @@ def test_matrices_that_are_picked_twice_and_turned_are_picked_again():
     model = Called(forward, p=torch.randn(3, OUT, IN))
     use = only(traced(model, examples()), "p")
     assert (use.fans, use.operand.factor) == ((IN, OUT), 0.5)
-    assert torch.allclose(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+    assert torch.allclose(use.call({use.position: use.operand.of(model.p.detach(), {})}), model(examples()))
 
 
 def test_a_copy_that_is_scaled_in_place_has_that_scale():
     model = Called(lambda s, x: F.linear(x, s.p.clone().mul_(0.25)), p=torch.randn(OUT, IN))
     use = only(traced(model, examples()), "p")
     assert use.operand.factor == 0.25
-    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach())}), model(examples()))
+    assert torch.equal(use.call({use.position: use.operand.of(model.p.detach(), {})}), model(examples()))
 
 
 def test_places_in_a_buffer_pick_rows_of_a_table():

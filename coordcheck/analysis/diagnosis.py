@@ -21,21 +21,23 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, nearest_quarter, size_verdict
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
+from coordcheck.analysis.parameterless import judge_attention, judge_function
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.targets import Targets
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.records import is_between
-from coordcheck.runs.words import Role
+from coordcheck.runs.words import Role, Through
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
 UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
 # functions in which a vector multiplies what it meets
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
+AGREES = 0.3  # distance up to which the update of a weight that was computed tells its response
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
@@ -74,9 +76,9 @@ def _judge(
     use: UseAcrossWidths, found: Exponents, targets: Targets, tolerance: float, first: Finding | None
 ) -> Finding:
     if use.role is Role.ATTENTION and not use.hidden:
-        return _judge_attention(use, found, targets, tolerance)
+        return judge_attention(use, found, targets, tolerance)
     if use.role is Role.FUNCTION:
-        return _judge_function(use, found, tolerance)
+        return judge_function(use, found, tolerance)
     if use.hidden:
         return Finding(use, found, Verdict.NOT_VISIBLE, explanation=use.hidden)
     if found.not_finite:
@@ -125,6 +127,8 @@ def _response(
     if is_between(found.degree):  # and there is no target in between
         return UNKNOWN, target
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
+    if use.through is not Through.ITSELF:  # its update may be of another kind than a plain matrix's: as of two factors
+        own_side = found.degree < 0.5 and abs(weight.value - found.response.value) < AGREES
     return (weight if own_side and weight.known else found.response), target
 
 
@@ -154,6 +158,10 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     shrinks = _shrinks(judged.exponents, tolerance)
     if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
         judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=-nearest_half(shrinks))
+        return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
+    if gain_off and use.through is Through.NORMED:  # its initial size makes no difference
+        rate = (1 + k) * nearest_half(excess) - (nearest_half(lead) if response_off else 0.0)
+        judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=rate)
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off:
         rate = -nearest_half(lead) if response_off else 0.0
@@ -207,39 +215,6 @@ def _harmless(judged: Finding) -> bool:
     widest = max(judged.use.fan_ins.values(), default=1)
     excess = judged.gain.value - judged.gain_target
     return judged.use.role is Role.READOUT and excess < 0.75 and judged.use.largest_fan_out >= LARGE_VOCABULARY * widest
-
-
-def _judge_attention(use: UseAcrossWidths, found: Exponents, targets: Targets, tolerance: float) -> Finding:
-    """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
-    gain, target = found.gain_weight, targets.attention * use.fan_in
-    if not gain.stderr > 0:  # scalars and head sizes are known exactly, also at two widths
-        gain = Exponent(gain.value, 0.0, gain.value, gain.value)
-    finding = Finding(use, found, Verdict.OK, gain=gain, gain_target=target)
-    scale = gain.value - use.fan_in / 2
-    finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{use.fan_in:.2f}")
-    # of exact exponents a quarter counts: a head size that grows as the root of the width has one
-    excess, answer = gain.value - target, compare_known(gain, target, tolerance / 2)
-    if answer is Answer.UNDECIDED:
-        return finding._replace(verdict=Verdict.UNDECIDED)
-    if answer in (None, Answer.OK):
-        return finding
-    return finding._replace(
-        verdict=size_verdict(excess), cause=Cause.ATTENTION_SCALE, multiplier=-nearest_quarter(excess)
-    )
-
-
-def _judge_function(use: UseAcrossWidths, found: Exponents, tolerance: float) -> Finding:
-    """A module without parameters: what it gives must not scale with the width when what it takes does not."""
-    finding = Finding(use, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
-    answers = compare_known(found.gain, 0.0, tolerance), compare_known(found.output, 0.0, tolerance)
-    if answers[0] is not answers[1] or answers[0] not in (Answer.GROWS, Answer.SHRINKS):
-        return finding
-    return finding._replace(
-        verdict=size_verdict(found.gain.value),
-        cause=Cause.FORWARD_SCALE,
-        multiplier=-nearest_half(found.gain.value),
-        explanation=f"its output / its input ~ m^{found.gain.value:.2f}",
-    )
 
 
 def _judge_growth(finding: Finding, shift: float, tolerance: float) -> Finding:

@@ -34,7 +34,7 @@ from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
-from coordcheck.runs.words import Quantity, Role
+from coordcheck.runs.words import Quantity, Role, Through
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
@@ -89,10 +89,13 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     result = {}
     for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}
-        aligned, spectral = own.pop("aligned"), own.pop("spectral")
-        if use.role is not Role.ATTENTION:
+        aligned, independent, spectral = (own.pop(name) for name in ("aligned", "independent", "spectral"))
+        if use.role is not Role.ATTENTION and use.through is Through.ITSELF:
             own["gain_weight"] = _sampled(own["gain_weight"], use, logs)
-        own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
+        if use.through is Through.ITSELF:
+            own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
+        else:  # one row's size alone, or a product of two factors, is not aligned with the input as a matrix is
+            own["response_weight"] = _nearest((aligned, independent), own["response"])
         result[use.name] = Exponents(
             **own,
             degree=float(terms.degree[number]),
@@ -139,7 +142,8 @@ class _Terms(NamedTuple):
         first = np.array([_first_movement(logs, number) for number in range(len(uses))])
         start, before = np.zeros(len(uses), dtype=int), np.maximum(first - 1, 0)
         dp, g = logs.at(Quantity.WEIGHT_UPDATE, first), logs.at(Quantity.WEIGHT_GRADIENT, before)
-        linear = np.round(degree)[:, None, None] > 0
+        itself = np.array([use.through is Through.ITSELF for use in uses])
+        linear = ((np.round(degree) > 0) & itself)[:, None, None]
         shrinking = np.where(linear, dp - g - logs.of([use.rates for use in uses]), np.nan)
         clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
         clipped = np.log2([clip.factors for clip in clips])
@@ -175,6 +179,7 @@ def _formulas(terms: _Terms) -> dict[str, Array]:
         "gain_weight": m + terms.fan_in / 2 + terms.p,
         "response": own - x - through_output,
         "aligned": m + terms.fan_in + dp - through_parameter,
+        "independent": m + terms.fan_in / 2 + dp - through_parameter,
         "spectral": m + (terms.fan_in - terms.fan_out) / 2 + terms.dp_norm - through_parameter,
         "growth": own - x,
         "inherited": terms.inherited - x,
@@ -217,6 +222,11 @@ def _nearer(aligned: Exponent, spectral: Exponent, own: Exponent, flat: Array) -
     if flat.all() or not own.known:
         return spectral if flat[-1] else aligned
     return min(aligned, spectral, key=lambda fitted: abs(fitted.value - own.value))
+
+
+def _nearest(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
+    """The one that what was measured agrees with best."""
+    return min(ways, key=lambda fitted: abs(fitted.value - measured.value)) if measured.known else UNKNOWN
 
 
 def _flat_spectra(logs: Logs, terms: _Terms) -> NDArray[np.bool_]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.runs.records import ParameterInfo, RunRecord, Use
-from coordcheck.runs.words import FORWARD, Kind, Role
+from coordcheck.runs.words import FORWARD, Kind, Role, Through
 
 GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
 EMBEDDING = "embedding"
@@ -47,6 +47,7 @@ class UseAcrossWidths(NamedTuple):
     """Its learning rate."""
     upstreams: Mapping[int, float]
     """The part of its multiplier in front of the operation, by width."""
+    through: Through
     outwards: Mapping[int, float]
     """The scalars between its output and the product of queries and keys; of an attention, those before it."""
 
@@ -61,7 +62,7 @@ def uses_across_widths(
         overrides: glob of parameter names -> role, where the shapes do not tell.
 
     Returns:
-        A part per parameter and use, and per block of a matrix whose blocks are used apart.
+        One per parameter and use, and per block of a matrix whose blocks are used apart.
     """
     uses: dict[str, dict[int, tuple[Use, RunRecord]]] = {}
     for record in records:
@@ -91,7 +92,6 @@ def uses_across_widths(
             else role_of(grows[name], outs[name], elementwise, name in followed)
         )
         role = override_of(use.parameter, overrides) or role
-        multipliers, fan_ins, fan_outs, sizes, rates = _by_width(uses[name], infos)
         found.append(
             UseAcrossWidths(
                 *(name, use.parameter, use.layer, use.operation, role, grows[name], outs[name]),
@@ -101,13 +101,8 @@ def uses_across_widths(
                 tuple(known[fed] for fed in use.feeds if known.get(fed) in attentions),
                 *(tied, not use.parameter or use.parameter in infos[id(record)]),
                 hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
-                multipliers=multipliers,
-                fan_ins=fan_ins,
-                fan_outs=fan_outs,
-                sizes=sizes,
-                rates=rates,
-                upstreams={width: u.upstream for width, (u, _) in uses[name].items()},
-                outwards={width: u.outward for width, (u, _) in uses[name].items()},
+                through=use.through,
+                **_by_width(uses[name], infos),
             )
         )
     return found
@@ -115,16 +110,18 @@ def uses_across_widths(
 
 def _by_width(
     at: Mapping[int, tuple[Use, RunRecord]], infos: Mapping[int, Mapping[str, ParameterInfo]]
-) -> tuple[Mapping[int, float], Mapping[int, int], Mapping[int, int], Mapping[int, int], Mapping[int, float]]:
-    """Multiplier, fan-in, fan-out, number of coordinates and learning rate."""
+) -> dict[str, Any]:
+    """What is known of a use at each width, by the field's name."""
     found = {width: infos[id(record)].get(use.parameter) for width, (use, record) in at.items()}
-    return (
-        {width: use.multiplier for width, (use, _) in at.items()},
-        {width: use.fan_in for width, (use, _) in at.items()},
-        {width: use.fan_out for width, (use, _) in at.items()},
-        {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
-        {width: info.learning_rate for width, info in found.items() if info and info.learning_rate is not None},
-    )
+    return {
+        "multipliers": {width: use.multiplier for width, (use, _) in at.items()},
+        "upstreams": {width: use.upstream for width, (use, _) in at.items()},
+        "outwards": {width: use.outward for width, (use, _) in at.items()},
+        "fan_ins": {width: use.fan_in for width, (use, _) in at.items()},
+        "fan_outs": {width: use.fan_out for width, (use, _) in at.items()},
+        "sizes": {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
+        "rates": {w: info.learning_rate for w, info in found.items() if info and info.learning_rate is not None},
+    }
 
 
 def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:

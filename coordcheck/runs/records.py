@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from coordcheck.common.escaping import shortened
 from coordcheck.common.redaction import redacted
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status, status_of
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through, status_of
 
 KEPT = 8000  # characters of a reason or note
 
@@ -111,6 +111,8 @@ class Use(NamedTuple):
     outward: float = 1.0
     """The scalars between a projection and the product of queries and keys, which belong to one or the other: of a
     parameter they are not in `multiplier`, of an attention they are."""
+    through: Through = Through.ITSELF
+    """What of the parameter takes part in the operation."""
 
 
 def kept(message: str) -> str:
@@ -172,7 +174,7 @@ class RunRecord:
             "parameters": [
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, p.eps] for p in self.parameters
             ],
-            "uses": [[*use[:9], list(use.feeds), *use[10:]] for use in self.uses],
+            "uses": [[*use[:9], list(use.feeds), *use[10:13], use.through.value] for use in self.uses],
             "outside": self.outside,
             "notes": self.notes,
             "seconds": self.seconds,

@@ -34,7 +34,7 @@ from coordcheck.runs.reading import (
     wrong,
 )
 from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status
+from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through
 
 STEPS = 2**31 - 1
 MOST_ROWS, MOST_SITES = 2**20, 2**17
@@ -60,7 +60,22 @@ _site_fields = fields(text, integer, one_of(Kind), _shape, text)
 _parameter_fields = fields(text, _shape, optional(number), optional(number), boolean, optional(number), least=5)
 _places = items(integer, MOST_SITES)
 _use_fields = fields(
-    *(integer, text, text, text, count, count, number, optional(number), boolean, _places, text, number, number),
+    *(
+        integer,
+        text,
+        text,
+        text,
+        count,
+        count,
+        number,
+        optional(number),
+        boolean,
+        _places,
+        text,
+        number,
+        number,
+        one_of(Through),
+    ),
     least=11,
 )
 

@@ -108,6 +108,17 @@ class Role(str, Enum):
     """A module without parameters, between an input and an output of its own."""
 
 
+class Through(str, Enum):
+    """What of a parameter takes part in an operation."""
+
+    ITSELF = "itself"
+    """The parameter, a view or a multiple of it."""
+    MADE = "made weight"
+    """A weight that was computed from it: masked, noised, merged, joined, normalised by another parameter's size."""
+    NORMED = "normed weight"
+    """A weight in which the parameter's own size makes no difference."""
+
+
 FORWARD = "forward"  # the operation of such a module
 
 

@@ -28,9 +28,10 @@ class Value:
         data: whether it depends on more than parameters and the model's tables.
         learns: whether it asks for a gradient.
         floating: whether it holds floating numbers.
+        parameters: what it was computed from, where that is parameters and tables alone.
     """
 
-    __slots__ = ("call", "data", "floating", "learns", "operand", "shape")
+    __slots__ = ("call", "data", "floating", "learns", "operand", "parameters", "shape")
 
     def __init__(
         self,
@@ -41,9 +42,10 @@ class Value:
         data: bool = True,
         learns: bool = False,
         floating: bool = True,
+        parameters: frozenset[str] = frozenset(),
     ) -> None:
         self.call, self.shape, self.operand, self.data = call, tuple(shape), operand, data
-        self.learns, self.floating = learns, floating
+        self.learns, self.floating, self.parameters = learns, floating, parameters
 
     @property
     def size(self) -> int:
@@ -72,6 +74,8 @@ class Call:
         """Those that are made from a parameter."""
         self.activations = {p: v for p, v in self.inputs.items() if v.operand is None and v.data and v.size > 1}
         """Those that depend on data, without single numbers."""
+        self.made = {p: v for p, v in self.inputs.items() if v.operand is None and v.parameters}
+        """Those that were computed from parameters alone, in some other way."""
         self.outputs: list[Value] = []
         self.view = False
         """Whether what it gives is a view of the tensor that it is about."""
@@ -161,12 +165,13 @@ class UseCall(Node):
 
     Args:
         call: the call, with copies of its arguments.
-        position: of the parameter among them.
+        position: of the parameter, or of what was computed from it, among them.
+        operand: how that is made from the parameter.
     """
 
-    def __init__(self, call: Call, position: int) -> None:
+    def __init__(self, call: Call, position: int, operand: Operand) -> None:
         super().__init__(call.layer, name_of(call.function))
-        self.made_by, self.position, self.operand = call, position, call.operands[position]
+        self.made_by, self.position, self.operand = call, position, operand
         self.others = {p: other for p, other in call.operands.items() if p != position}
         """The call's other parameters, by position."""
         self.fans = call.fans(position)
@@ -229,7 +234,8 @@ class UseCall(Node):
         inputs = [leaf for p, leaf in given.items() if p != self.position and p not in self.others]
         inputs = [leaf for leaf in inputs if leaf.is_floating_point()] or inputs  # beside them, ids are places
         only_biases = does(self.operation, Does.BIASED) and all(other.dim() == 1 for other in others)
-        plain = self.matrix and does(self.operation, Does.ALONE) and (not others or only_biases)
+        itself = self.matrix and not self.operand.curve
+        plain = itself and does(self.operation, Does.ALONE) and (not others or only_biases)
         same_type = self.operand.dtype == self.leaves[self.position].dtype
         return plain and same_type and len(inputs) == 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from coordcheck.recording.graph.arguments import snapshot
 from coordcheck.recording.graph.attention import fused_logits, fused_rms
 from coordcheck.recording.graph.functions import Does, does, plain
-from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.scales import FEWEST_EXAMPLES, SAMPLED_COORDINATES, sample_entries
 
 
@@ -27,14 +26,21 @@ def rows(tensor: Tensor, of: Tensor | None = None) -> Tensor:
     return _entries(tensor.detach(), max(tensor.dim() - 1, 0), None if of is None else of.shape)
 
 
-def kept_leaves(name: str, leaves: Sequence[Any], operands: Mapping[int, Operand], *, sampled: bool) -> list[Any]:
-    """Copies of a call's activations; parameters are not copied: what calls them again has their values."""
+def kept_leaves(name: str, leaves: Sequence[Any], weights: Collection[int], *, sampled: bool) -> list[Any]:
+    """Copies of a call's activations.
+
+    Args:
+        name: the function's.
+        leaves: the arguments.
+        weights: positions of parameters and of what was made of them, which what calls them again has the values of.
+        sampled: keep some rows or examples, where they say as much as all.
+    """
     if not sampled:
-        return [leaf if at in operands else snapshot(leaf) for at, leaf in enumerate(leaves)]
+        return [leaf if at in weights else snapshot(leaf) for at, leaf in enumerate(leaves)]
     if (axis := _examples_axis(name, leaves)) is not None:
-        return _examples(leaves, operands, axis)
-    sizes = {at: operand.size for at, operand in operands.items()}
-    return [leaf if at in operands else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
+        return _examples(leaves, weights, axis)
+    sizes = {at: tuple(leaves[at].shape) for at in weights}
+    return [leaf if at in weights else _subset(name, sizes, at, leaf) for at, leaf in enumerate(leaves)]
 
 
 def fused_attention(given: Mapping[str, Any], *, sampled: bool) -> tuple[float, float | Tensor]:
@@ -61,14 +67,14 @@ def _entries(tensor: Tensor, axes: int, of: torch.Size | None = None) -> Tensor:
     return tensor.clone() if entries is tensor else entries
 
 
-def _examples(leaves: Sequence[Any], operands: Mapping[int, Operand], axis: int) -> list[Any]:
+def _examples(leaves: Sequence[Any], weights: Collection[int], axis: int) -> list[Any]:
     """Copies of a recurrence's arguments for a few of its sequences; states are (layers, examples, size)."""
     length = leaves[0].shape[axis]
     keep = min(length, max(FEWEST_EXAMPLES, SAMPLED_COORDINATES * length // max(leaves[0].numel(), 1)))
     places = torch.arange(keep, device=leaves[0].device) * length // max(keep, 1)
     return [
         leaf.detach().index_select(1 if at else axis, places)
-        if isinstance(leaf, Tensor) and at not in operands
+        if isinstance(leaf, Tensor) and at not in weights
         else leaf
         for at, leaf in enumerate(leaves)
     ]

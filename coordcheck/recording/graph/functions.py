@@ -30,6 +30,8 @@ class Does(Flag):
     """It puts values of several tensors into one."""
     MOVES = auto()
     """It hands on the same values, or some of them, in another shape, place or precision."""
+    FILLS = auto()
+    """It makes a new tensor, whose values are not those of the one that it takes."""
     SPLITS = auto()
     PICKS = auto()
     """It takes some rows of a table."""
@@ -139,6 +141,10 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("maximum", "minimum", "lerp", "addcmul", "addcdiv", "copysign"), Function(Does.JOINS)),
     "written": Function(Does.JOINS),
     **dict.fromkeys(("mean", "sum"), Function(Does.AVERAGES)),
+    # new values
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"), Function(Does.FILLS)),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), Function(Does.FILLS)),
+    **dict.fromkeys(("rand_like", "randn_like", "randint_like", "bernoulli"), Function(Does.FILLS)),
     # the same values
     "dropout": Function(Does.MOVES | Does.JOINS),
     **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d"), Function(Does.MOVES)),

@@ -92,7 +92,7 @@ def derived(call: Call, leaves: Sequence[Any], made: Tensor) -> Operand | None:
     if call.factor is not None and not operand.curve:
         return operand._replace(factor=operand.factor * call.factor)
     if alone and (curve or (operand.then and (call.view or moves or call.factor))):
-        return operand.made(call.function, leaves, call.spec, position, call.name if curve else "")
+        return operand.through(call.function, leaves, call.spec, position, call.name if curve else "")
     if operand.then is None and moves and tuple(made.shape) == operand.size:
         return operand
     if operand.then is None and not more and tensor.stride() == operand.stride and call.view:

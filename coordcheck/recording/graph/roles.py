@@ -21,11 +21,12 @@ class Role(Enum):
 
 def role_of(call: Call) -> Role:
     """The role of a call, by its arguments."""
-    first = min(call.operands, default=1)
+    parametric = {**call.operands, **call.made}
+    first = min(parametric, default=1)
     picks = does(call.name, Does.PICKS) and first == 0 and len(call.inputs[0].shape) > 2
-    if picks and call.activations:
+    if picks and call.activations and first in call.operands:
         return Role.PICKS
-    if call.operands:
+    if parametric:
         derives = not call.activations or (does(call.name, Does.MOVES) and first == 0)
         return Role.DERIVES if derives else Role.USES
     several = any(value.size > 1 for value in call.inputs.values())

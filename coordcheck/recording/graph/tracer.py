@@ -23,6 +23,7 @@ from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.homes import Homes
 from coordcheck.recording.graph.last_uses import LastUses
+from coordcheck.recording.graph.making import operands_of
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import Role, contracts, role_of
@@ -45,6 +46,7 @@ class Tracer(Watch):
 
     Attributes:
         graph: the calls.
+        weights: the modules that gave what was computed from parameters alone, such as parametrizations of weights.
         calls: the last call of each module.
         parameters: the model's, by name.
     """
@@ -54,6 +56,7 @@ class Tracer(Watch):
     ) -> None:
         super().__init__(model, keep_calls=keep_calls, sampled=sampled)
         self.graph: list[Call] = []
+        self.weights: set[str] = set()
         self._gradients = gradients
         self._homes = Homes(model, self.parameters)
         self._values: ByTensor[Value] = ByTensor()
@@ -106,6 +109,8 @@ class Tracer(Watch):
         value = self._values.get(output) if isinstance(output, Tensor) else None
         if value is not None:
             self._exits.append((name, value))
+            if not value.data:
+                self.weights.add(name)
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
@@ -115,7 +120,8 @@ class Tracer(Watch):
                 leaves, spec = flattened(args, kwargs)
                 values = [self._value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 call = Call(name, values, spec, function=func, layer=self.layer)
-                kept = kept_leaves(name, leaves, call.operands, sampled=self.sampled) if call.operands else leaves
+                weights = {*call.operands, *call.made}
+                kept = kept_leaves(name, leaves, weights, sampled=self.sampled) if weights else leaves
                 versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
@@ -150,13 +156,15 @@ class Tracer(Watch):
             return
         role = role_of(call)
         self._look(call, role, leaves, produced[0])
-        operand = None
+        operand, parameters = None, frozenset[str]()
         if role is Role.USES:
             call.kept, call.uses = kept, self._uses_of(call)
         elif role is Role.PICKS:
-            operand = call.operands[0].made(call.function, kept, call.spec)
-        elif role is Role.DERIVES and self._homes.operand(produced[0]) is None:
-            operand = derived(call, leaves, produced[0])
+            operand = call.operands[0].through(call.function, kept, call.spec)
+        elif role is Role.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
+            operand = derived(call, leaves, produced[0]) if call.operands and not call.made else None
+            parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
+            call.kept = kept
         elif role is Role.FOLLOWS:
             self._keep_logits(call, leaves, produced[0])
         for tensor in produced:
@@ -168,6 +176,7 @@ class Tracer(Watch):
                     data=role in (Role.USES, Role.FOLLOWS),
                     learns=tensor.requires_grad,
                     floating=tensor.is_floating_point(),
+                    parameters=parameters,
                 )
             )
             self._values[tensor] = call.outputs[-1]
@@ -189,9 +198,12 @@ class Tracer(Watch):
         call.view = len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
 
     def _uses_of(self, call: Call) -> list[UseCall]:
-        uses = [UseCall(call, position) for position in call.operands]
+        uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
+        for position, value in call.made.items():
+            made = operands_of(value, self.parameters)
+            uses += [UseCall(call, position, operand) for operand in made if operand.parameter in self.parameters]
         # how large a function of a matrix is depends on more than its scale
-        return [use for use in uses if not (use.matrix and use.operand.curve)]
+        return [use for use in uses if not (use.matrix and use.operand.curve and not use.operand.made)]
 
     def _keep(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
         """Keep a call's uses as the last ones, and what a replay needs of it."""
@@ -213,6 +225,10 @@ class Tracer(Watch):
             call.scale, call.logits = fused_attention(fused_arguments(leaves, call.spec), sampled=self.sampled)
         elif contracts(call):
             call.logits = copied(output, sampled=self.sampled)  # what is masked in place later was a logit, too
+
+
+def _parameters_of(value: Value) -> frozenset[str]:
+    return value.parameters if value.operand is None else frozenset({value.operand.parameter})
 
 
 def _is_own(call: Call, leaves: Sequence[Any], output: Tensor) -> bool:

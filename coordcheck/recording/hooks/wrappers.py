@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from coordcheck.common.errors import CoordCheckError
@@ -51,6 +52,14 @@ def _layers(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tupl
         if child is not None:
             below = f"{path}.{name}" if path else name
             yield from _layers(child, path if name == inside else below, seen)
+
+
+def makers_of_weights(model: nn.Module) -> Iterator[str]:
+    """The paths of the modules of `torch.nn.utils.parametrize`: what they give is a weight, and no activation."""
+    makers = [path for path, module in layers_of(model) if isinstance(module, ParametrizationList)]
+    for path, _ in layers_of(model):
+        if any(path == maker or path.startswith(f"{maker}.") for maker in makers):
+            yield path
 
 
 def submodule(model: nn.Module, path: str) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from coordcheck.recording.distributed.shards import local_part, owns_shards
 from coordcheck.recording.hooks.hooks import OUTSIDE, Hook, graph_task, refuse_unhookable
 from coordcheck.recording.hooks.hooks import in_backward as in_backward
-from coordcheck.recording.hooks.wrappers import layers_of
+from coordcheck.recording.hooks.wrappers import layers_of, makers_of_weights
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.sites import Sites
 from coordcheck.recording.layers.windows import InitialInputs, Window, rows_of_windows
@@ -76,13 +76,16 @@ class ActivationRecorder:
         self._window: Window | None = None  # the last one
         self._closed: list[Window] = []
         self._rows: list[Row] = []
-        self._ever_called: set[str] = set()
+        self._makers = frozenset(makers_of_weights(model))
+        self._ever_called = set(self._makers)
         self._handles = ExitStack()
 
     def __enter__(self) -> ActivationRecorder:
         self._paths.update(name or ROOT for name, _ in layers_of(self._model))
         with ExitStack() as handles:  # undone when a module refuses its hook
             for name, module in layers_of(self._model):
+                if name in self._makers:
+                    continue
                 on_forward: Callable[..., None] = partial(self._on_forward, name or ROOT)
                 if owns_shards(module):
                     # first, to see what the forward gave before the hooks of tensor parallelism change it
@@ -202,7 +205,7 @@ class ActivationRecorder:
 
     def _on_forward(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         window = self._listening(output)
-        if window is None:
+        if window is None or _takes_parameters(args):
             return
         if window.moved is None:  # the model itself is not called: its first layer that sees the batch tells
             batch = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor) and not leaf.requires_grad]
@@ -215,3 +218,9 @@ class ActivationRecorder:
         closed, self._closed = self._closed, []
         self.sizes.update({(site.order, w.step): call.size for w in closed for site, call in w.calls})
         self._rows.extend(rows_of_windows(closed, self._sites.initial))
+
+
+def _takes_parameters(args: Any) -> bool:
+    """Whether all tensors that a module takes are parameters: what it gives is a weight, and no activation."""
+    tensors = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(isinstance(tensor, nn.Parameter) for tensor in tensors)

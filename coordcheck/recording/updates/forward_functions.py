@@ -33,7 +33,7 @@ def forward_modules(model: nn.Module, tracer: Tracer, reserved: Iterable[str]) -
     names, found = set(reserved), dict[str, ForwardModule]()
     for path, call in tracer.calls.items():
         module = model if path == ROOT else submodule(model, path)
-        if call.output is None or any(True for _ in module.parameters()):
+        if call.output is None or path in tracer.weights or any(True for _ in module.parameters()):
             continue
         try:
             taken, given = first_tensor((call.args, call.kwargs)), first_tensor(call.output)

@@ -90,23 +90,16 @@ class OwnUpdates:
     def _update(self, use: ParameterUse, step: int) -> float:
         return self.scales.get(use.name, step, Quantity.WEIGHT_UPDATE)
 
-    @contextmanager
-    def _plainly(self) -> Iterator[None]:
-        """Without gradients, and in the precision of the parameters."""
-        with torch.no_grad(), ExitStack() as modes:
-            for device in {initial.device.type for initial in self.initial.values()}:
-                if torch.is_autocast_enabled(device):
-                    modes.enter_context(torch.autocast(device, enabled=False))
-            yield
-
     def note_initial(self) -> None:
         """Note what is known before the first backward pass."""
-        with self._plainly():
+        with _plainly(self.initial):
             for use in self.uses:
-                self.scales.put(use.name, 0, Quantity.WEIGHT, _rms(use.rows(self.initial[use.parameter])))
+                if use.made is None or use.made.sized:
+                    self._try(use, 0, Quantity.WEIGHT, partial(_initial_scale, use, self.initial))
                 if use.replay is not None and not use.hidden:
                     self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
-                    self._measure(use, 0, Quantity.OUTPUT, use.replay.output)
+                    if use.made is None or use.made.sized:
+                        self._measure(use, 0, Quantity.OUTPUT, use.replay.output)
             self._note_products(0, self.tracer)
             for name, product in self.products.items():
                 self.scales.put(name, 0, Quantity.INPUT, product.met)
@@ -162,7 +155,7 @@ class OwnUpdates:
     def note_updates(self, step: int) -> None:
         """Note how far the parameters have moved, and what that alone makes of their initial inputs."""
         current, scratch, known = dict(self.model.named_parameters()), Scratch(), ""
-        with self._plainly():
+        with _plainly(self.initial):
             for use in self.uses:
                 if not use.trained:
                     continue
@@ -173,17 +166,19 @@ class OwnUpdates:
                 if use.parameter != known:  # the uses of one parameter follow one another, mostly
                     now = laid_out(parameter.detach(), initial)
                     difference, known = scratch.difference(now, initial), use.parameter
-                self._note_update(use, step, now, difference)
+                if use.made is None:
+                    self._note_update(use, step, use.rows(difference))
+                else:
+                    self._try(use, step, Quantity.WEIGHT_UPDATE, partial(use.made.moved, now, current))
+                if use.replay is not None and not use.hidden:
+                    self._measure(use, step, Quantity.OWN_UPDATE, partial(use.replay.own_update, now, difference))
 
-    def _note_update(self, use: ParameterUse, step: int, now: Tensor, difference: Tensor) -> None:
-        change = use.rows(difference)
+    def _note_update(self, use: ParameterUse, step: int, change: Tensor) -> None:
         scale = norm(change) / root(self._counts.get(use.name, 0.0), change.numel())
         self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE, scale)
         matrix = _as_matrix(use, change)
         if matrix is not None:
             self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
-        if use.replay is not None and not use.hidden:
-            self._measure(use, step, Quantity.OWN_UPDATE, partial(use.replay.own_update, now, difference))
 
     def mend_rounded(self, step: int, size: Callable[[str], float | None]) -> None:
         """Put right what was noted of updates that are gradients times a factor, where rounding hides the factor.
@@ -210,7 +205,7 @@ class OwnUpdates:
     def note_trace(self, step: int, later: Trace) -> None:
         """Note a later forward pass."""
         seen = Later.of(later)
-        with self._plainly():
+        with _plainly(self.initial):
             for use in self.uses:
                 call = again(use, seen)
                 if call is not None and isinstance(use.replay, FunctionReplay) and _comparable(use, call):
@@ -263,3 +258,17 @@ def _rms(tensor: Tensor) -> float | Tensor:
         return scales.rms_of(tensor)
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
+
+
+def _initial_scale(use: ParameterUse, initial: Mapping[str, Tensor]) -> float | Tensor:
+    return _rms(use.weight(initial))
+
+
+@contextmanager
+def _plainly(initial: Mapping[str, Tensor]) -> Iterator[None]:
+    """Without gradients, and in the precision of the parameters."""
+    with torch.no_grad(), ExitStack() as modes:
+        for device in {values.device.type for values in initial.values()}:
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        yield

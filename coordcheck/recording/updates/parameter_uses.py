@@ -14,6 +14,7 @@ from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.layers.calls import leaves
+from coordcheck.recording.updates.made_weights import MadeWeight
 from coordcheck.recording.updates.replays import (
     Block,
     FunctionReplay,
@@ -53,6 +54,15 @@ class ParameterUse(NamedTuple):
     block: Block | Slice | None = None
     hidden: str = ""
     trained: bool = True
+
+    @property
+    def made(self) -> MadeWeight | None:
+        """The weight that was computed from it, which is judged in its place."""
+        return self.replay.made if isinstance(self.replay, FunctionReplay) else None
+
+    def weight(self, initial: Mapping[str, Tensor]) -> Tensor:
+        """What acts of it at t=0: its rows, or its share of the weight."""
+        return self.rows(initial[self.parameter]) if self.made is None else self.made.own().share
 
     def rows(self, values: Tensor) -> Tensor:
         return values if self.block is None else self.block.rows(values)

@@ -17,6 +17,7 @@ from coordcheck.recording.graph.calls import MAX_BLOCKS, ModuleCall, UseCall
 from coordcheck.recording.graph.copies import by_rows
 from coordcheck.recording.graph.functions import Does, acts_as, does
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.updates.made_weights import MadeWeight
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
 
@@ -43,9 +44,10 @@ class FunctionReplay:
     """
 
     def __init__(self, use: UseCall, initial: Mapping[str, Tensor]) -> None:
-        self.layer, self.operation = use.layer, "curve" if use.operand.curve else use.operation
+        self.layer, self.operation = use.layer, "curve" if use.operand.curve and not use.operand.made else use.operation
         self.multiplier = use.upstream * use.operand.factor * use.downstream
         self._use, self._initial = use, initial
+        self.made = MadeWeight(use, initial) if use.operand.made else None
         self._scale = use.downstream
         vector = _role_in_norm(use)
         self._linear = use.alone  # in its input, too
@@ -80,12 +82,18 @@ class FunctionReplay:
             return self._scaled(self._use.output)
         if self._in_proportion:
             return self._proportional(initial)
+        if self.made is not None:
+            own = self.made.own()
+            return (self._with(own.whole) - self._with(own.whole - own.share)) * self._scale
         return (self._in_double(initial) - self._in_double(torch.zeros_like(initial))) * self._scale
 
     def own_update(self, now: Tensor, change: Tensor) -> Tensor:
         """f(p_t; x_0) - f(p_0; x_0), given p_t and p_t - p_0."""
         if self._in_proportion:
             return self._proportional(change)
+        if self.made is not None:
+            whole = self.made.own().whole
+            return (self._with(whole + self.made.change(now)) - self._with(whole)) * self._scale
         return (self._in_double(now) - self._in_double(self._initial[self._use.parameter])) * self._scale
 
     def inherited(self, later: UseCall) -> Tensor:
@@ -96,7 +104,7 @@ class FunctionReplay:
         x0, xt = use.leaves[position], later.leaves[position]
         before = self._initial[use.parameter]
         if self._bias and does(use.operation, Does.BIASED):  # what arrives beside it, arrives through the weight
-            weights = {p: other.of(self._initial[other.parameter]) for p, other in use.others.items()}
+            weights = {p: other.of(self._initial[other.parameter], self._initial) for p, other in use.others.items()}
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
         if self._linear:
             moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
@@ -109,7 +117,7 @@ class FunctionReplay:
     def _proportional(self, values: Tensor) -> Tensor:
         """f(values; x_0) - f(0; x_0) of a function that is linear in the parameter."""
         if self._bias:  # its own part of the output
-            return self._use.operand.of(values)
+            return self._use.operand.of(values, self._initial)
         return self._scaled(self._alone(values, self._rows))
 
     def _scaled(self, output: Tensor) -> Tensor:
@@ -118,7 +126,7 @@ class FunctionReplay:
     def _alone(self, values: Tensor, inputs: Mapping[int, Any]) -> Tensor:
         """The function of this parameter alone: without its bias."""
         use = self._use
-        own, position = use.operand.of(values), self._position
+        own, position = use.operand.of(values, self._initial), self._position
         if self._direct:  # which most are, and which is faster
             return F.linear(inputs.get(0, self._input).to(own.dtype), own)
         biases = dict.fromkeys(use.others, None)
@@ -127,13 +135,17 @@ class FunctionReplay:
         return use.call({**biases, **inputs, use.position: own})
 
     def _in_double(self, values: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
+        return self._with(self._use.operand.of(values, self._initial), inputs)
+
+    def _with(self, weight: Tensor, inputs: Mapping[int, Any] | None = None) -> Tensor:
+        """The function with another tensor in the place of the parameter, in double precision."""
         use = self._use
         leaves: dict[int, Any] = dict(enumerate(use.leaves)) | dict(inputs or {})
         for position, operand in use.others.items():
             if operand.parameter in self._initial:
-                leaves[position] = operand.of(self._initial[operand.parameter])
-        leaves[use.position] = use.operand.of(values)
-        with torch.random.fork_rng(_devices(values)):  # dropout inside draws the same each time, and training other
+                leaves[position] = operand.of(self._initial[operand.parameter], self._initial)
+        leaves[use.position] = weight
+        with torch.random.fork_rng(_devices(weight)):  # dropout inside draws the same each time, and training other
             return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
 
 
@@ -237,7 +249,7 @@ class Slice(NamedTuple):
     stacked: bool = False
 
     def rows(self, values: Tensor) -> Tensor:
-        return self.operand._replace(factor=1.0, then=None).of(values)
+        return self.operand._replace(factor=1.0, then=None).of(values, {})
 
     def channels(self, output: Tensor) -> Tensor:
         return output

@@ -13,7 +13,7 @@ from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block
 from coordcheck.runs.records import RunRecord, Site, Use, measured_row
-from coordcheck.runs.words import FORWARD, Kind
+from coordcheck.runs.words import FORWARD, Kind, Through
 
 ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -89,6 +89,7 @@ def _of_parameter(
         hidden=use.hidden or (ROUNDED_AWAY if use.name in own.lost else ""),
         upstream=1.0 if use.call is None else _finite(use.call.upstream),
         outward=1.0 if use.call is None else _finite(use.call.outward),
+        through=Through.ITSELF if use.made is None else use.made.through,
     )
 
 

@@ -1,0 +1,64 @@
+"""Weights that are computed from parameters: masked, noised, normalised, merged, joined; and computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coordcheck.recording.graph.arguments import tensors_in, unflattened
+from coordcheck.recording.graph.calls import Value
+from coordcheck.recording.graph.operands import MADE, Operand
+
+
+def operands_of(value: Value, parameters: Mapping[str, Tensor]) -> Iterator[Operand]:
+    """How a tensor that was computed from parameters is made from each of them."""
+    for name in sorted(value.parameters):
+        own = parameters[name]
+        then = partial(_made, value, name)
+        yield Operand(name, tuple(own.shape), own.stride(), 0, 1.0, own.dtype, then, MADE)
+
+
+def _made(value: Value, name: str, values: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    return computed(value, {**others, name: values}, {})
+
+
+def computed(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, Tensor]) -> Tensor:
+    """A tensor computed again, in double precision, from values of the parameters that it was computed from.
+
+    Args:
+        value: the tensor.
+        parameters: by name.
+        known: what was computed already.
+    """
+    if value in known:
+        return known[value]
+    if value.operand is not None:
+        found = _doubled(value.operand.of(parameters[value.operand.parameter], parameters))
+    else:
+        found = _called(value, parameters, known)
+    known[value] = found
+    return found
+
+
+def _called(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, Tensor]) -> Tensor:
+    call = value.call
+    if call is None or call.kept is None:
+        raise ValueError("what a weight is computed from was not kept")
+    leaves: list[Any] = []
+    for leaf, kept in zip(call.leaves, call.kept, strict=True):
+        made = isinstance(leaf, Value) and (leaf.operand is not None or bool(leaf.parameters))
+        given = computed(leaf, parameters, known) if made else _doubled(kept)
+        # what is written into stays as it was for others that take it
+        leaves.append(given.clone() if isinstance(given, Tensor) and (call.in_place or not made) else given)
+    args, kwargs = unflattened(leaves, call.spec)
+    return tensors_in(call.function(*args, **kwargs))[call.outputs.index(value)]
+
+
+def _doubled(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        return leaf.detach().to(torch.float64)
+    return leaf
