@@ -265,7 +265,7 @@ def test_a_recorder_keeps_no_secrets(tmp_path: Path, caplog: pytest.LogCaptureFi
     recorder = coordcheck.Recorder(model, optimizer, width=4, save_to=tmp_path)
     with suppress(OSError), recorder:
         model(torch.ones(2, 4)).sum().backward()
-        recorder._failed(ValueError(SAID))
+        recorder._run.note_failure(ValueError(SAID))
         raise OSError(SAID)
     assert "https://***@host" in recorder.record.reason
     assert_clean([*contents(tmp_path), *(record.getMessage() for record in caplog.records), recorder.record.reason])

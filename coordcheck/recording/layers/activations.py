@@ -101,6 +101,7 @@ class ActivationRecorder:
     def __exit__(self, *exception: object) -> None:
         self._handles.close()
         self._reduce()
+        self._window = None
         self._sites.initial.clear()
         self._inputs.clear()
 
