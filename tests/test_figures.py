@@ -612,7 +612,7 @@ def test_larger_texts_make_a_larger_figure_and_nothing_is_lost():
     assert faults(large) == []
 
 
-@pytest.mark.parametrize("kind", ["divergence", "exponents"])
+@pytest.mark.parametrize("kind", ["divergence", "slopes", "exponents"])
 def test_a_theme_of_seaborn_is_respected(report, kind):
     seaborn = pytest.importorskip("seaborn")
     with mpl.rc_context():

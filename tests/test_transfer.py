@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import pair_batch
+from matplotlib.text import Text
 from test_golden import as_golden
 from torch import nn
 
@@ -443,6 +444,15 @@ def test_the_figure_has_a_panel_per_label_and_a_line_per_width(controls: Transfe
         assert marked == pytest.approx(optima.tolist())
     assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["fitted\nbest"]
     assert any(getattr(artist, "get_title", str)() for artist in axes[1].artists) or axes[1].get_children()
+
+
+def test_minus_signs_of_the_figure_are_minus_signs(controls: Transfer):
+    figure = controls.figure()
+    figure.draw_without_rendering()
+    told = [text.get_text() for text in figure.findobj(Text)]
+    assert not any("-" in text for text in told)
+    assert any("\N{MINUS SIGN}" in text for text in told if "per doubling" in text)
+    assert any(text.startswith("\N{MINUS SIGN}") for text in told)  # log2 of a learning rate
 
 
 def test_the_figure_points_beyond_the_edge_and_crosses_what_did_not_finish():

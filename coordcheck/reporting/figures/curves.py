@@ -18,6 +18,7 @@ from coordcheck.analysis.verdicts import Verdict
 from coordcheck.reporting.figures.views import Column
 
 HEAVY, LIGHT = 1.5, 0.7  # points, of lines
+DASHED = (0, (4, 2))  # of slopes by design
 NAMED = 5  # violated lines named at the right edge of a label
 LOST = 0.96  # of a panel's height: where crosses stand, and the names of lines that have no end
 LEADER = 0.14  # inches between a panel and the names beside it
@@ -41,6 +42,11 @@ class Curves(NamedTuple):
     layers: int
     """How many there are, of which `drawn` are the worst."""
 
+    @property
+    def colours(self) -> dict[str, tuple[float, ...]]:
+        """Of each layer that is drawn, in data-flow order."""
+        return dict(zip(self.drawn["layer"], self.drawn["colour"], strict=True))
+
     def at(self, column: Column) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The points and the losses of one panel."""
         return _at(self.points, column), _at(self.lost, column)
@@ -59,16 +65,15 @@ def draw_curves(axis: Axes, curves: Curves, column: Column) -> None:
     """One panel: per layer a line, the mean over the seeds, and a band, their range; a cross where a run was lost."""
     points, lost = curves.at(column)
     heavy, dashed = curves.marked(column, Mark.VIOLATED), curves.marked(column, Mark.DESIGN)
-    colours = dict(zip(curves.drawn["layer"], curves.drawn["colour"], strict=True))
     by_layer = dict(tuple(points.groupby("layer", sort=False)))
-    for layer, colour in colours.items():
+    for layer, colour in curves.colours.items():
         if layer not in by_layer:
             continue
         rows, bad = by_layer[layer], layer in heavy
         axis.plot(
             rows["width"],
             np.exp2(rows["mean"]),
-            linestyle=(0, (4, 2)) if layer in dashed else "-",
+            linestyle=DASHED if layer in dashed else "-",
             marker=".",
             markersize=3.0 if bad else 2.0,
             color=colour,
@@ -79,7 +84,7 @@ def draw_curves(axis: Axes, curves: Curves, column: Column) -> None:
         axis.fill_between(rows["width"], np.exp2(rows["low"]), np.exp2(rows["high"]), color=colour, alpha=0.15, lw=0)
     for width in lost["width"].unique():  # at the upper edge: where a run left the numbers
         place: Any = {"transform": axis.get_xaxis_transform(), "zorder": 4}
-        axis.plot(width, 0.96, "x", color=style.ink(), markersize=4, **place)
+        axis.plot(width, LOST, "x", color=style.ink(), markersize=4, **place)
 
 
 def line_of(axis: Axes, layer: str) -> Line2D | None:
@@ -128,8 +133,7 @@ def name_lines(axis: Axes, names: Sequence[tuple[str, str]], curves: Curves) -> 
             end = None
         ends.append((LOST if end is None else float((np.log2(end[1]) - low) / (high - low)), layer, text, end))
     ends.sort(key=lambda end: end[0])
-    colours = dict(zip(curves.drawn["layer"], curves.drawn["colour"], strict=True))
-    x = 1 + LEADER * style.scale() / width
+    colours, x = curves.colours, 1 + LEADER * style.scale() / width
     for (_, layer, text, end), y in zip(ends, _spread([end[0] for end in ends], gap), strict=True):
         look: dict[str, Any] = {"color": colours[layer], "fontsize": size, "va": "center", "annotation_clip": False}
         if end is None:  # it has no point here: it never moved, or left the numbers

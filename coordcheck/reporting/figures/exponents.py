@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -15,17 +15,17 @@ import coordcheck.reporting.figures.style as style
 from coordcheck.analysis.result import Result
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.escaping import legible
+from coordcheck.reporting.figures.grids import Grid, Margins, names_width, write_notes
 from coordcheck.reporting.figures.rows import Rows, rows_of
 from coordcheck.reporting.figures.style import own_style
 from coordcheck.reporting.figures.views import View
 from coordcheck.reporting.summaries import counts
 from coordcheck.runs.words import Role
 
-PANEL, APART = 1.75, 0.1  # inches
-ROW = 0.165  # inches
+PANEL, ROW = 1.75, 0.165  # inches: the width of a panel, and the height of a row
+MARGINS = Margins(top=0.5, bottom=0.42, right=0.18, apart=0.1)
 MIN_ROWS = 4  # of height
-TOP, BOTTOM, NOTE = 0.5, 0.42, 0.16  # inches
-PAIRS = 2  # labels in a line
+PAIRS = 2  # labels in a line at most, each of which has two panels
 REACH = 1.25  # of the exponent axes at least
 OWN, GAIN = {"marker": "o"}, {"marker": "D", "color": "#1f6f8b"}
 FAULT = "#b2182b"
@@ -55,7 +55,7 @@ def draw_exponents(report: Result, view: View | None = None) -> Figure:
         grid = _grid(labels, rows, view)
         figure = Figure(figsize=grid.size)
         for number, label in enumerate(labels):
-            pair = [figure.add_axes(grid.box(number, side)) for side in range(2)]
+            pair = [figure.add_axes(grid.box(2 * number + side)) for side in range(2)]
             own = table[table["label"] == label]
             place = {name: -row for name, row in rows.place.items()}
             _updates(pair[0], own, place)
@@ -63,11 +63,9 @@ def draw_exponents(report: Result, view: View | None = None) -> Figure:
             for axis in pair:
                 axis.set_yticks([-row for row in range(len(rows.texts))], rows.texts)
                 axis.set_ylim(-len(rows.texts) + 0.4, 0.6)
-                axis.tick_params(axis="y", length=0, labelleft=axis is pair[0] and number % grid.across == 0)
+                axis.tick_params(axis="y", length=0, labelleft=axis is pair[0] and number % PAIRS == 0)
             _title(figure, grid, number, (label, counts(report.parameters[report.parameters["label"] == label])))
-        for line, note in enumerate(reversed(grid.notes)):
-            look: Any = {"transform": figure.dpi_scale_trans, "fontsize": style.size(style.SMALL)}
-            figure.text(0.08, 0.05 + line * NOTE * grid.scale, note, color=style.ink(0.7), **look)
+        write_notes(figure, grid)
     return figure
 
 
@@ -94,37 +92,6 @@ def _badness(table: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(most) for name, most in badness.groupby(table["layer"]).max().items()}
 
 
-class Grid(NamedTuple):
-    """Where the pairs of panels stand, in inches."""
-
-    scale: float
-    across: int
-    """Pairs in a line."""
-    lines: int
-    left: float
-    panel: tuple[float, float]
-    notes: list[str]
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height of the figure."""
-        width = self.left + self.across * 2 * (self.panel[0] + APART * self.scale) + 0.08 * self.scale
-        return width, self.lines * self.line + len(self.notes) * NOTE * self.scale
-
-    @property
-    def line(self) -> float:
-        """The height of a line of pairs."""
-        return self.panel[1] + (TOP + BOTTOM) * self.scale
-
-    def box(self, number: int, side: int) -> tuple[float, float, float, float]:
-        """A panel's place, as fractions of the figure."""
-        line, pair = divmod(number, self.across)
-        (width, height), high = self.size, self.panel[1]
-        x = self.left + (2 * pair + side) * (self.panel[0] + APART * self.scale)
-        y = height - line * self.line - TOP * self.scale - high
-        return x / width, y / height, self.panel[0] / width, high / height
-
-
 def _grid(labels: Sequence[str], rows: Rows, view: View) -> Grid:
     """Room for everything: panels of one size, or as large as the figure lets them be.
 
@@ -132,31 +99,18 @@ def _grid(labels: Sequence[str], rows: Rows, view: View) -> Grid:
         CoordCheckError: a size that leaves no room for the panels.
     """
     scale, count = style.scale(), max(len(rows.texts), MIN_ROWS)
-    left = max(style.text_width(text, style.points("ytick.labelsize")) for text in rows.texts) + 0.16 * scale
-    found = Grid(
-        scale, min(len(labels), PAIRS), -(-len(labels) // PAIRS), left, (PANEL * scale, ROW * scale * count), []
-    )
-    notes = style.wrapped(rows.note, style.size(style.SMALL), found.size[0] - 0.2) if rows.note else []
-    found = found._replace(notes=notes)
-    if view.figsize is None:
-        return found
-    spare = view.figsize[0] - found.size[0], view.figsize[1] - found.size[1]
-    panel = found.panel[0] + spare[0] / found.across / 2, found.panel[1] + spare[1] / found.lines
-    if panel[0] < 0.6 * scale or panel[1] < 0.03 * count:
-        least = math.ceil(found.size[0]), math.ceil(found.size[1])
-        raise CoordCheckError(
-            f"figsize={view.figsize} inches leaves no room for {len(rows.texts)} rows beside their names. "
-            f"Give figsize={least}, or fewer layers."
-        )
-    return found._replace(panel=panel)
+    pairs, panel = min(len(labels), PAIRS), (PANEL * scale, ROW * scale * count)
+    grid = Grid(scale, MARGINS, 2 * pairs, -(-len(labels) // pairs), names_width(rows.texts), panel)
+    grid = grid.noted([rows.note] if rows.note else [])
+    return grid.fitted(view, (0.6 * scale, 0.03 * count), f"{len(rows.texts)} rows")
 
 
 def _title(figure: Figure, grid: Grid, number: int, content: tuple[str, tuple[int, int, int]]) -> None:
     """A label and how much of it is to blame, above its pair of panels."""
     label, (blamed, _, others) = content
     count = blamed + others
-    left, right = grid.box(number, 0), grid.box(number, 1)
-    top = left[1] + left[3] + (TOP - 0.09) * grid.scale / grid.size[1]
+    left, right = grid.box(2 * number), grid.box(2 * number + 1)
+    top = left[1] + left[3] + (MARGINS.top - 0.09) * grid.scale / grid.size[1]
     verdict, size = f"{count or 'none'} to blame", style.size(style.LARGE)
     room = 2 * grid.panel[0] - style.text_width(f": {verdict}", size, "bold")
     name = style.shortened(legible(label), size, room / 1.15)  # bold is wider

@@ -11,11 +11,10 @@ from matplotlib.lines import Line2D
 
 import coordcheck.reporting.figures.style as style
 from coordcheck.analysis.marks import Mark
-from coordcheck.reporting.figures.curves import HEAVY, LIGHT, Curves
+from coordcheck.reporting.figures.curves import DASHED, HEAVY, LIGHT, Curves
 from coordcheck.reporting.figures.views import Column
 
 LINE, BAR, SAMPLE, GAP = 0.155, (0.7, 0.07), 0.2, 0.2  # inches
-DASHED = (0, (4, 2))
 
 
 class Item(NamedTuple):

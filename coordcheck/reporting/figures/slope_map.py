@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -17,19 +16,14 @@ from coordcheck.analysis.marks import KEYS, Mark
 from coordcheck.analysis.result import Result
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.escaping import legible
+from coordcheck.reporting.figures.grids import Grid, Margins, names_width, write_notes
 from coordcheck.reporting.figures.rows import Rows, rows_of
 from coordcheck.reporting.figures.style import QUANTITY_NAMES, own_style
 from coordcheck.reporting.figures.views import View, chosen_steps
 from coordcheck.runs.words import Quantity
 
 CELL = (0.42, 0.155)  # inches
-TOP, BOTTOM, BAR, APART = (
-    0.32,
-    0.24,
-    0.95,
-    0.12,
-)  # inches: title, ticks, the bar of colours at the right, between panels
-NOTE = 0.16  # inches, of a line below the map
+MARGINS = Margins(top=0.32, bottom=0.29, right=0.95, apart=0.12)  # at the right is the bar of colours
 MIN_WIDTH = 0.84  # inches, so that a title fits
 MIN_ROWS = 12  # of height, so that the name of the bar of colours fits
 PAGE = 10.0  # inches of width, beyond which labels go on in a new line
@@ -65,48 +59,13 @@ def draw_slope_map(report: Result, view: View | None = None) -> Figure:
         for place, label in enumerate(report.labels):
             axis = figure.add_axes(grid.box(place))
             image = _panel(axis, slopes[slopes["label"] == label], (len(texts), steps, limit))
-            title = style.shortened(legible(label), style.size(style.LARGE), grid.room)
+            title = style.shortened(legible(label), style.size(style.LARGE), _title_room(grid))
             axis.set_title(title, fontweight="bold", fontsize=style.size(style.LARGE), pad=4)
             axis.set_yticks(range(len(texts)), texts)
             axis.tick_params(labelleft=place % grid.across == 0)
         _bar(figure, image, grid, quantity)
-        for line, note in enumerate(reversed(grid.notes)):
-            look: Any = {"transform": figure.dpi_scale_trans, "fontsize": style.size(style.SMALL)}
-            figure.text(0.08, 0.05 + line * NOTE * grid.scale, note, color=style.ink(0.7), **look)
+        write_notes(figure, grid)
     return figure
-
-
-class Grid(NamedTuple):
-    """Where the maps stand, in inches."""
-
-    scale: float
-    across: int
-    """Maps in a line."""
-    lines: int
-    left: float
-    panel: tuple[float, float]
-    notes: list[str]
-
-    @property
-    def room(self) -> float:
-        """For a title, which is bold: a map alone has that beside it, too."""
-        alone = 2 * min(self.left, BAR * self.scale) - 0.1 if self.across == 1 else 0.0
-        return 0.85 * (self.panel[0] + alone)
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Width and height of the figure."""
-        width = self.left + self.across * self.panel[0] + (self.across - 1) * APART * self.scale + BAR * self.scale
-        high = self.panel[1] + (TOP + BOTTOM) * self.scale
-        return width, self.lines * high + len(self.notes) * NOTE * self.scale + 0.05 * self.scale
-
-    def box(self, place: int) -> tuple[float, float, float, float]:
-        """A map's place, as fractions of the figure."""
-        line, column = divmod(place, self.across)
-        (width, height), high = self.size, self.panel[1] + (TOP + BOTTOM) * self.scale
-        x = self.left + column * (self.panel[0] + APART * self.scale)
-        y = height - line * high - TOP * self.scale - self.panel[1]
-        return x / width, y / height, self.panel[0] / width, self.panel[1] / height
 
 
 def _grid(labels: Sequence[str], texts: Sequence[str], content: tuple[int, list[str]], view: View) -> Grid:
@@ -115,24 +74,19 @@ def _grid(labels: Sequence[str], texts: Sequence[str], content: tuple[int, list[
     Raises:
         CoordCheckError: a size that leaves no room for the cells.
     """
-    (steps, notes), scale = content, style.scale()
-    left = max(style.text_width(text, style.points("ytick.labelsize")) for text in texts) + 0.16 * scale
+    (steps, notes), scale, left = content, style.scale(), names_width(texts)
     panel = max(steps * CELL[0], MIN_WIDTH) * scale, max(len(texts), MIN_ROWS) * CELL[1] * scale
-    room = PAGE * scale - left - BAR * scale if view.figsize is None else view.figsize[0] - left - BAR * scale
-    across = min(len(labels), max(1, int((room + APART * scale) / (panel[0] + APART * scale))))
-    found = Grid(scale, across, -(-len(labels) // across), left, panel, [])
-    lines = [part for note in notes for part in style.wrapped(note, style.size(style.SMALL), found.size[0] - 0.2)]
-    found = found._replace(notes=lines)
-    if view.figsize is None:
-        return found
-    spare = view.figsize[0] - found.size[0], view.figsize[1] - found.size[1]
-    panel = panel[0] + spare[0] / across, panel[1] + spare[1] / found.lines
-    if panel[0] < steps * 0.1 or panel[1] < len(texts) * 0.03:
-        raise CoordCheckError(
-            f"figsize={view.figsize} inches leaves no room for {len(texts)} rows of {steps} steps beside their names. "
-            f"Give figsize=({math.ceil(found.size[0])}, {math.ceil(found.size[1])}), or fewer layers."
-        )
-    return found._replace(panel=panel)
+    room = (PAGE * scale if view.figsize is None else view.figsize[0]) - left - MARGINS.right * scale
+    apart = MARGINS.apart * scale
+    across = min(len(labels), max(1, int((room + apart) / (panel[0] + apart))))
+    grid = Grid(scale, MARGINS, across, -(-len(labels) // across), left, panel).noted(notes)
+    return grid.fitted(view, (steps * 0.1, len(texts) * 0.03), f"{len(texts)} rows of {steps} steps")
+
+
+def _title_room(grid: Grid) -> float:
+    """For a title, which is bold: a map alone has what is beside it, too."""
+    alone = 2 * min(grid.left, MARGINS.right * grid.scale) - 0.1 if grid.across == 1 else 0.0
+    return 0.85 * (grid.panel[0] + alone)
 
 
 def _slopes(report: Result, quantity: Quantity, view: View) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,12 +13,11 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from coordcheck.analysis.optima import Optimum
 from coordcheck.common.escaping import legible
-from coordcheck.reporting.figures.style import NAME_LENGTH, own_style
+from coordcheck.reporting.figures.style import NAME_LENGTH, minus, own_style, shades
 
 PANEL = (1.75, 1.75)  # inches
 LEFT, RIGHT, TOP, BOTTOM = 0.5, 0.55, 0.42, 0.4  # inches
 COLUMNS = 4
-COLOURS, DARKEST, LIGHTEST = "viridis", 0.0, 0.82
 HEADROOM = 1.0  # nats above the least loss that the vertical axis shows at most
 FITTED = "fitted best"  # in the key
 MARGIN = 0.06  # of the losses shown
@@ -71,25 +69,25 @@ def panel(axis: Axes, losses: pd.DataFrame, optima: pd.DataFrame, shift: pd.Data
     """One label: its lines, bands and optima, and the shift in the title; the axis shows what all labels need."""
     optima = optima.set_index("width")
     widths = sorted(losses["width"].unique())
-    shades = mpl.colormaps[COLOURS](np.linspace(DARKEST, LIGHTEST, max(len(widths), 2))[: len(widths)])
-    for width, colour in zip(widths, shades, strict=True):
+    for width, colour in zip(widths, shades(len(widths)), strict=True):
         _line(axis, losses[losses["width"] == width], colour)
         _mark(axis, optima.loc[width], colour)
     low, high = everything.min(), min(everything.max(), everything.min() + HEADROOM)
     axis.set_ylim(low - MARGIN * (high - low), high + MARGIN * (high - low))
     axis.xaxis.set_major_locator(MultipleLocator(2))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:g}")))
     moved = shift.iloc[0]
     axis.set_title(legible(moved["label"], NAME_LENGTH), loc="left", fontweight="bold", fontsize=8.5, pad=12)
     axis.text(0, 1.02, shift_text(moved), transform=axis.transAxes, va="bottom", fontsize=6.5, color="0.25")
 
 
 def shift_text(shift: Any) -> str:
-    """The shift in a few words, in octaves with half of its 95 % interval: `moves: -0.93 ± 0.08 per doubling`."""
+    """The shift in a few words, in octaves with half of its 95 % interval: `moves: −0.93 ± 0.08 per doubling`."""
     if not np.isfinite(shift["shift"]):
         return f"{shift['status']}"
     error = f" ± {(shift['high'] - shift['low']) / 2:.2f}" if np.isfinite(shift["stderr"]) else ""
-    return f"{shift['status']}: {shift['shift']:+.2f}{error} per doubling"
+    moved = minus(f"{shift['shift']:+.2f}")
+    return f"{shift['status']}: {moved}{error} per doubling"
 
 
 def _line(axis: Axes, losses: pd.DataFrame, colour: Any) -> None:
