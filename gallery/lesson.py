@@ -171,16 +171,17 @@ def class_loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def train(
-    start: Callable[[], Any],
+    build: Callable[[int], Any],
+    width: int,
     batches: Iterable[Any],
-    loss: Callable[[Any, Any], Tensor] = class_loss,
     *,
+    loss: Callable[[Any, Any], Tensor] = class_loss,
     seed: int = 0,
     schedule: Callable[[Any, int], None] = lambda optimizer, step: None,
 ) -> tuple[Any, list[float]]:
-    """(model, the loss of every batch before its update) of what `start` makes from this seed: model, optimizer."""
+    """(model, the loss of every batch before its update); `schedule` may set learning rates before each."""
     torch.manual_seed(seed)
-    (model, optimizer), losses = start(), []
+    (model, optimizer), losses = build(width), []
     for step, batch in enumerate(batches):
         schedule(optimizer, step)
         optimizer.zero_grad()

@@ -53,7 +53,7 @@ STEPS = 200 if lesson.FULL else 100
 
 def trained(build, width):
     """(loss on new examples, share of the initial hidden matrix that is left)."""
-    start, end = (lesson.train(lambda: build(width), map(lesson.taught, range(steps)))[0] for steps in (0, STEPS))
+    start, end = (lesson.train(build, width, map(lesson.taught, range(steps)))[0] for steps in (0, STEPS))
     initial, last = (model.hidden[1].weight.detach() for model in (start, end))
     left = (last * initial).sum() / initial.square().sum()
     return lesson.class_loss(end, lesson.taught(10**6, 4096)).item(), left.item()

@@ -34,8 +34,8 @@ def trained(width, lr, one_rate, seed, steps=200 if lesson.FULL else 100):
         for group in optimizer.param_groups:
             group["lr"] = lr if one_rate and step >= 4 else group["lr"]
 
-    start, batches = (lambda: mlp("µP", lr=lr)(width)), map(lesson.taught, range(steps))
-    model, _ = lesson.train(start, batches, seed=seed, schedule=schedule)
+    batches = map(lesson.taught, range(steps))
+    model, _ = lesson.train(mlp("µP", lr=lr), width, batches, seed=seed, schedule=schedule)
     return lesson.class_loss(model, lesson.taught(10**6, 4096)).item()
 
 

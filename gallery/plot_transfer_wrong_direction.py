@@ -39,7 +39,7 @@ def wrong(width):
 def train(build, width):
     """The loss of every batch before its update, as a running mean."""
     batches = (lesson.text_batch(16, seed=step) for step in range(STEPS))
-    _, losses = lesson.train(lambda: build(width), batches, next_byte_loss)
+    _, losses = lesson.train(build, width, batches, loss=next_byte_loss)
     return pd.Series(losses).rolling(WINDOW, min_periods=1).mean()
 
 
