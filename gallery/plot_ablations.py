@@ -29,6 +29,7 @@ import coordcheck
 import lesson
 from ablations import ABLATIONS, compared, folder, moved
 from coordcheck.checks.demo import next_byte_loss
+from coordcheck.reporting.figures.style import minus
 from coordcheck.reporting.figures.transfer import panel
 
 NAMES = list(ABLATIONS) if lesson.FULL else ["baseline µP", "weight decay 0.1", "full SP"]
@@ -64,7 +65,7 @@ for axis, name in zip(axes.flat, NAMES, strict=False):
     panel(axis, sweep.losses, sweep.optima, sweep.shift, sweep.losses["loss"].dropna())
     colour = lesson.RED if checks[name].status[name].violated else "black"
     axis.set_title(name, fontsize=6.8, color=colour, pad=10, fontweight="normal")
-    axis.texts[0].set(text=moved(sweep))
+    axis.texts[0].set(text=minus(moved(sweep)))
     axis.tick_params(labelbottom=name in NAMES[-columns:])
 least = min(sweep.losses["loss"].min() for sweep in sweeps.values())
 axes[0, 0].set_ylim(least - 0.05, least + 0.75)
