@@ -179,6 +179,34 @@ def check_text(report: coordcheck.Report, label: str) -> str:
     return report.status[label].value + who + audit
 
 
+def moved(sweep: Transfer) -> str:
+    """By how many octaves the optimum of a sweep moves when the width doubles, with half of its 95 % interval."""
+    (shift,) = sweep.shift.itertuples()
+    return f"{shift.shift:+.2f} ± {shift.high - shift.shift:.2f}" if shift.widths > 1 else "–"
+
+
+def compared(sweeps: dict[str, Transfer], checks: dict[str, coordcheck.Report]) -> pd.DataFrame:
+    """The table of the lesson: a row per variant, and one that carries the last one's exponents on."""
+    rows = [
+        {
+            "ablation": name,
+            "coordinate check": check_text(checks[name], name),
+            "optimum moves (octaves per doubling)": moved(sweep),
+            "so it": sweep.shift["status"].item(),
+            "loss, less baseline": difference(sweep, sweeps["baseline µP"]),
+            "in the paper": ABLATIONS[name].paper,
+        }
+        for name, sweep in sweeps.items()
+    ]
+    *_, last = sweeps
+    own = checks[last].parameters.query("role in ['input', 'hidden', 'readout']")["own_update"]
+    factors = " to ".join(f"{2 ** (6 * exponent):.2g}" for exponent in (own.min(), own.max()))
+    reach = f"own updates × {factors}, where their exponents hold on"
+    table = pd.DataFrame(rows)
+    table.loc[len(table)] = [f"{last}, 64 × the width", reach, "", "extrapolated", "", "transfers"]
+    return table
+
+
 def folder(name: str) -> Path | None:
     """Where the runs of a variant are kept at full size, so that what was interrupted resumes."""
     kept = lesson.HERE / "_build" / "ablations" / "full" / name.translate(str.maketrans(" ×÷", "-x_"))

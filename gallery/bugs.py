@@ -22,9 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import coordcheck
 import lesson
 from coordcheck import Report
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import Transformer, parametrization, transformer
 from coordcheck.reporting.summaries import blames
 
@@ -72,9 +74,10 @@ class Plain(NamedTuple):
         return f"flags {len(self.flagged)} of {len(self.slopes)} layers{of_them}"
 
 
-def factories(bugs: Iterable[Bug]) -> dict[str, Callable[[int], Any]]:
-    """What `coordcheck.check` takes."""
-    return {bug.name: bug.build for bug in bugs}
+def check(bugs: Iterable[Bug], **options: Any) -> Report:
+    """`coordcheck.check` of all of them, on text where a bug brings no batch of its own."""
+    factories = {bug.name: bug.build for bug in bugs}
+    return coordcheck.check(factories, lesson.text_batch(8, CONTEXT), loss=next_byte_loss, **options)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the lessons share: size, style, text to train on, and where figures and tables go.
+"""What the lessons share: size, style, data to train on and training, and where figures and tables go.
 
     python gallery/plot_x.py                    # small size; the assertion; figures into gallery/_build/
     python gallery/plot_x.py --full             # the size of the committed figures
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import matplotlib as mpl
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MultipleLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
+from coordcheck import Report
 from coordcheck.reporting.figures.style import STYLE
+from coordcheck.reporting.figures.style import shades as shades
 from coordcheck.runs.files import replace_file
 
 FULL = "--full" in sys.argv
@@ -60,11 +63,6 @@ def subplots(rows: int = 1, columns: int = 1, *, height: float = 2.3, width: flo
     return figure, figure.subplots(rows, columns, **options)
 
 
-def shades(count: int) -> list[Any]:
-    """`count` colours in an order that is readable in grey, for layers by depth, learning rates, widths."""
-    return [mpl.colormaps["viridis"](0.82 * index / max(count - 1, 1)) for index in range(count)]
-
-
 def log2_axes(axis: Axes, widths: Sequence[float] | None = None, *, y: bool = True) -> None:
     """Log2 scales, with the widths as ticks where they are given, and y at powers of two."""
     axis.set_xscale("log", base=2)
@@ -83,12 +81,35 @@ def _power_of_two(value: float, _: object) -> str:
     return f"{value:g}" if value >= 1 else f"1/{1 / value:g}"
 
 
+def curves(axis: Axes, table: pd.DataFrame, looks: Mapping[str, Any], *, y: bool = True, **names: Any) -> None:
+    """A curve per column of a table, whose index are widths, on log2 axes.
+
+    Args:
+        axis: where to draw.
+        table: one curve per column, which is its name in a legend.
+        looks: format string -> colour, in the order of the columns.
+        y: whether the vertical axis is logarithmic, too.
+        names: title, xlabel and whatever else `Axes.set` takes.
+    """
+    for (name, values), (look, colour) in zip(table.items(), looks.items(), strict=False):
+        axis.plot(table.index, values, look, color=colour, label=name)
+    log2_axes(axis, list(table.index), y=y)
+    axis.set(**names)
+
+
 def guide(axis: Axes, widths: Sequence[float], start: float, slope: float, text: str = "") -> None:
     """A grey line of known slope through (widths[0], start), named at its end."""
     ends = [widths[0], widths[-1]]
     heights = [start, start * (ends[1] / ends[0]) ** slope]
     axis.plot(ends, heights, color="0.65", linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
     axis.annotate(text, (ends[1], heights[1]), (3, 0), textcoords="offset points", va="center", color="0.4")
+
+
+def over_input(report: Report, quantity: str, theory: pd.DataFrame) -> pd.DataFrame:
+    """Measured exponents of a matrix's output or own update over its input: labels and layers as `theory` has them."""
+    slopes = report.slopes.pivot_table(index=["label", "layer"], columns="quantity", values="slope")
+    found = (slopes[quantity] - slopes["input"]).unstack().rename(columns=lambda name: name.removesuffix(".weight"))
+    return found.loc[theory.index, theory.columns]
 
 
 def beside_theory(axis: Axes, theory: pd.DataFrame, measured: pd.DataFrame) -> None:
@@ -130,6 +151,45 @@ def table(frame: pd.DataFrame, name: str) -> None:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
+
+
+def points(examples: int) -> tuple[Tensor, Tensor]:
+    """Random inputs, (examples, 64), with classes that mean nothing, (examples,)."""
+    return torch.randn(examples, 64, generator=torch.Generator().manual_seed(0)), torch.arange(examples) % 10
+
+
+def taught(seed: int, examples: int = 64) -> tuple[Tensor, Tensor]:
+    """Random inputs, (examples, 64), and the classes that a fixed random network gives them, (examples,)."""
+    first, second = (torch.randn(64, n, generator=torch.Generator().manual_seed(n)) for n in (64, 10))
+    x = torch.randn(examples, 64, generator=torch.Generator().manual_seed(seed))
+    return x, ((x @ first / 8).relu() @ second).argmax(1)
+
+
+def class_loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The cross-entropy of the classes of a batch."""
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(
+    build: Callable[[int], Any],
+    width: int,
+    batches: Iterable[Any],
+    *,
+    loss: Callable[[Any, Any], Tensor] = class_loss,
+    seed: int = 0,
+    schedule: Callable[[Any, int], None] = lambda optimizer, step: None,
+) -> tuple[Any, list[float]]:
+    """(model, the loss of every batch before its update); `schedule` may set learning rates before each."""
+    torch.manual_seed(seed)
+    (model, optimizer), losses = build(width), []
+    for step, batch in enumerate(batches):
+        schedule(optimizer, step)
+        optimizer.zero_grad()
+        value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return model, losses
 
 
 @lru_cache(maxsize=1)

@@ -24,12 +24,12 @@ exponents of the large-scale variant, from 8 times the width carried on to 64 ti
 from functools import partial
 
 import numpy as np
-import pandas as pd
 
 import coordcheck
 import lesson
-from ablations import ABLATIONS, check_text, difference, folder
+from ablations import ABLATIONS, compared, folder, moved
 from coordcheck.checks.demo import next_byte_loss
+from coordcheck.reporting.figures.style import minus
 from coordcheck.reporting.figures.transfer import panel
 
 NAMES = list(ABLATIONS) if lesson.FULL else ["baseline µP", "weight decay 0.1", "full SP"]
@@ -52,17 +52,7 @@ for name in NAMES:
 # %%
 # One table: the check, the measured shift, the best loss less that of the baseline, and what the paper found.
 
-shifts = pd.concat([sweep.shift for sweep in sweeps.values()]).set_index("label")
-shifts["text"] = [f"{s.shift:+.2f} ± {s.high - s.shift:.2f}" if s.widths > 1 else "–" for s in shifts.itertuples()]
-table = pd.DataFrame({"ablation": NAMES, "coordinate check": [check_text(checks[n], n) for n in NAMES]})
-table["optimum moves (octaves per doubling)"], table["so it"] = list(shifts["text"]), list(shifts["status"])
-table["loss, less baseline"] = [difference(sweeps[name], sweeps["baseline µP"]) for name in NAMES]
-table["in the paper"] = [ABLATIONS[name].paper for name in NAMES]
-own = checks[NAMES[-1]].parameters.query("role in ['input', 'hidden', 'readout']")["own_update"]
-factors = " to ".join(f"{2 ** (6 * exponent):.2g}" for exponent in (own.min(), own.max()))
-reach = f"own updates × {factors}, where their exponents hold on"
-table.loc[len(table)] = [f"{NAMES[-1]}, 64 × the width", reach, "", "extrapolated", "", "transfers"]
-lesson.table(table, "ablations")
+lesson.table(compared(sweeps, checks), "ablations")
 
 # %%
 # Small multiples.
@@ -75,7 +65,7 @@ for axis, name in zip(axes.flat, NAMES, strict=False):
     panel(axis, sweep.losses, sweep.optima, sweep.shift, sweep.losses["loss"].dropna())
     colour = lesson.RED if checks[name].status[name].violated else "black"
     axis.set_title(name, fontsize=6.8, color=colour, pad=10, fontweight="normal")
-    axis.texts[0].set(text=shifts["text"][name])
+    axis.texts[0].set(text=minus(moved(sweep)))
     axis.tick_params(labelbottom=name in NAMES[-columns:])
 least = min(sweep.losses["loss"].min() for sweep in sweeps.values())
 axes[0, 0].set_ylim(least - 0.05, least + 0.75)

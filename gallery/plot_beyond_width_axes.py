@@ -58,27 +58,29 @@ by_heads = coordcheck.diagnose(shapes, lesson.text_batch(), loss=next_byte_loss,
 # %%
 # One panel per axis; the grey line is the RMS of means over 1, 2, ..., T independent values.
 
-measured = [
-    by_batch.measurements.query("layer == 'blocks.1' and quantity == 'change'"),
-    by_length.measurements.query("quantity == 'activation' and layer.str.startswith('blocks.0.')"),
-    by_heads.measurements.query("layer == 'blocks.0.attention/sdpa' and quantity == 'logits' and step == 0"),
-]
-measured[1] = measured[1].assign(label=measured[1]["layer"].str.removeprefix("blocks.0."))
-curves = list(batches), ["attention.output", "attention.value", "mlp.down"], list(shapes)
-titles = "change of blocks.1, t = 1", "scale, t = 0", "attention logits, t = 0"
+scales = by_length.measurements.query("quantity == 'activation' and layer.str.startswith('blocks.0.')")
+panels = {
+    ("change of blocks.1, t = 1", "batch size"): (
+        by_batch.measurements.query("layer == 'blocks.1' and quantity == 'change'"),
+        list(batches),
+    ),
+    ("scale, t = 0", "sequence length T"): (
+        scales.assign(label=scales["layer"].str.removeprefix("blocks.0.")),
+        ["attention.output", "attention.value", "mlp.down"],
+    ),
+    ("attention logits, t = 0", "width"): (
+        by_heads.measurements.query("layer == 'blocks.0.attention/sdpa' and quantity == 'logits' and step == 0"),
+        list(shapes),
+    ),
+}
 figure, axes = lesson.subplots(1, 3, height=2.5)
-slopes = {}
-for axis, rows, names, title, ticks in zip(axes, measured, curves, titles, (sizes, lengths, widths), strict=True):
-    for curve, marker, colour in zip(names, "osD", (lesson.RED, lesson.BLUE, lesson.GREEN), strict=True):
-        means = rows[rows["label"] == curve].groupby("width")["value"].mean()
-        axis.plot(ticks, means, marker=marker, color=colour, label=curve)
-        slopes[curve] = coordcheck.fit_slope(ticks, list(means)).slope
-    lesson.log2_axes(axis, ticks)
+looks, slopes = {"o-": lesson.RED, "s-": lesson.BLUE, "D-": lesson.GREEN}, {}
+for axis, ((title, xlabel), (rows, names)) in zip(axes, panels.items(), strict=True):
+    means = rows.pivot_table(index="width", columns="label", values="value")[names]
+    lesson.curves(axis, means, looks, title=title, xlabel=xlabel)
+    slopes |= {name: coordcheck.fit_slope(list(means.index), list(means[name])).slope for name in names}
     axis.set_ylim(bottom=axis.get_ylim()[0] / 2.5)
-    axis.set_title(title)
     axis.legend(loc="lower right" if axis is axes[0] else "lower left")
-for axis, name in zip(axes, ("batch size", "sequence length T", "width"), strict=True):
-    axis.set_xlabel(name)
 independent = [(sum(1 / k for k in range(1, length + 1)) / length) ** 0.5 for length in lengths]
 axes[1].plot(lengths, independent, color="0.65", linestyle=(0, (4, 2)), zorder=1)
 lesson.save(figure, "beyond_width_axes")

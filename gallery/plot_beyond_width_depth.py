@@ -50,28 +50,26 @@ def factory(multiplier, lr, width=128, base=2):
 # %%
 # ``fold`` gives blocks of models of different depth one name: here the last one, whose output is the stream.
 
-batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
 factories = {"plain": factory(0, 0), "blocks / √L": factory(-0.5, 0), "blocks and lr / √L": factory(-0.5, -0.5)}
 depths = (4, 8, 16, 32, 64, 128) if lesson.FULL else (4, 8, 16, 32)
 options = {"axis": "depth", "fold": {"1": "last"}, "steps": 1}
-report = coordcheck.check(factories, batch, loss=F.cross_entropy, widths=depths, **options)
+report = coordcheck.check(factories, lesson.points(16), loss=F.cross_entropy, widths=depths, **options)
 print(report)
 
 # %%
 # The stream behind the last block.
 
 figure, axes = lesson.subplots(1, 2, height=2.3)
-last = report.measurements.query("layer == '1.last'").groupby(["label", "quantity", "step", "width"])["value"].mean()
-for label, marker, colour in zip(factories, "osD", (lesson.RED, lesson.BLUE, lesson.GREEN), strict=True):
-    hollow = {"fillstyle": "none", "markersize": 7} if marker == "s" else {}  # it lies below another curve
-    axes[0].plot(depths, last[label, "activation", 0], marker=marker, color=colour, label=label, **hollow)
-    axes[1].plot(depths, last[label, "change", 1], marker=marker, color=colour, label=label)
-lesson.guide(axes[0], depths, last["plain", "activation", 0, 4] * 1.3, 0.5, "√L")
-lesson.guide(axes[1], depths, last["blocks / √L", "change", 1, 4] * 0.8, 0.5, "√L")
-lesson.guide(axes[1], depths, last["plain", "change", 1, 4] * 1.3, 1.0, "L")
-for axis, title in zip(axes, ("t = 0: scale of the stream", "t = 1: its change"), strict=True):
-    lesson.log2_axes(axis, depths)
-    axis.set(title=title, xlabel="depth L")
+rows = report.measurements.query("layer == '1.last'")
+last = rows.pivot_table(index="width", columns=["quantity", "step", "label"], values="value")
+looks = {"o-": lesson.RED, "s-": lesson.BLUE, "D-": lesson.GREEN}
+titles = {("activation", 0): "t = 0: scale of the stream", ("change", 1): "t = 1: its change"}
+for axis, (key, title) in zip(axes, titles.items(), strict=True):
+    lesson.curves(axis, last[key][list(factories)], looks, title=title, xlabel="depth L")
+axes[0].lines[1].set(fillstyle="none", markersize=7)  # it lies below another curve
+lesson.guide(axes[0], depths, last["activation", 0, "plain"][4] * 1.3, 0.5, "√L")
+lesson.guide(axes[1], depths, last["change", 1, "blocks / √L"][4] * 0.8, 0.5, "√L")
+lesson.guide(axes[1], depths, last["change", 1, "plain"][4] * 1.3, 1.0, "L")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
 lesson.save(figure, "beyond_width_depth")
 

@@ -21,10 +21,8 @@ from functools import partial
 import pandas as pd
 
 import bugs
-import coordcheck
 import lesson
 from bugs import Bug
-from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 from coordcheck.models.transformer import Attention
 
@@ -82,10 +80,7 @@ in_sp = [
 ]
 
 # %%
-options = {"loss": next_byte_loss, **lesson.GRID}
-batch = lesson.text_batch(8, bugs.CONTEXT)
-report = coordcheck.check(bugs.factories(in_mup), batch, **options)
-report_of_sp = coordcheck.check(bugs.factories(in_sp), batch, expect="sp", **options)
+report, report_of_sp = bugs.check(in_mup, **lesson.GRID), bugs.check(in_sp, expect="sp", **lesson.GRID)
 lesson.save(bugs.page(report, in_mup, "logits"), "bug_zoo_attention")
 lesson.save(bugs.page(report_of_sp, in_sp, "logits"), "bug_zoo_attention_sp")
 both = [bugs.summary(report, in_mup), bugs.summary(report_of_sp, in_sp)]

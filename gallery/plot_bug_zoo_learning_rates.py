@@ -26,18 +26,15 @@ import bugs
 import coordcheck
 import lesson
 from bugs import Bug
-from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import mlp
 
 # %%
 # The healthy models are a Transformer under AdamW, the same with Muon for its hidden matrices, and an MLP under SGD.
 
-points = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
-
 
 def under_sgd(width):
     """An MLP, with a batch and a loss of its own."""
-    return coordcheck.Trial(*mlp("µP", "sgd", lr=0.1)(width), batch=points, loss=cross_entropy)
+    return coordcheck.Trial(*mlp("µP", "sgd", lr=0.1)(width), batch=lesson.points(64), loss=cross_entropy)
 
 
 # %%
@@ -99,8 +96,7 @@ zoo = [
 ]
 
 # %%
-batch = lesson.text_batch(8, bugs.CONTEXT)
-report = coordcheck.check(bugs.factories(zoo), batch, loss=next_byte_loss, **lesson.GRID)
+report = bugs.check(zoo, **lesson.GRID)
 lesson.save(bugs.page(report, zoo), "bug_zoo_learning_rates")
 lesson.table(bugs.summary(report, zoo), "bug_zoo_learning_rates")
 assert not bugs.wrong(report, zoo), "the diagnosis does not say what the bugs are"

@@ -24,10 +24,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 import bugs
-import coordcheck
 import lesson
 from bugs import Bug
-from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
 # %%
@@ -98,11 +96,10 @@ zoo = [
 # %%
 # Two more checks: of one update after that warm-up, and of the model that never was in µP beside the one in SP.
 
-options = {"batch": lesson.text_batch(8, bugs.CONTEXT), "loss": next_byte_loss}
-report = coordcheck.check(bugs.factories(zoo), widths=lesson.GRID["widths"], **options)
+report = bugs.check(zoo, widths=lesson.GRID["widths"])
 lesson.save(bugs.page(report, zoo), "bug_zoo_multipliers")
 lesson.table(bugs.summary(report, zoo), "bug_zoo_multipliers")
-print(coordcheck.check({"one update": make(from_zero)}, widths=(64, 128, 256), steps=1, probe=None, **options))
-both = {f"use_mup={asked}": make(lambda *_: None, name="SP") for asked in (False, True)}
-assert any("identical numbers" in note for note in coordcheck.diagnose(both, seeds=1, **options).notes), "untold"
+print(bugs.check([Bug("one update", "", make(from_zero))], widths=(64, 128, 256), steps=1, probe=None))
+both = [Bug(f"use_mup={asked}", "", make(lambda *_: None, name="SP")) for asked in (False, True)]
+assert any("identical numbers" in note for note in bugs.check(both, seeds=1).notes), "untold"
 assert not bugs.wrong(report, zoo), "the diagnosis does not say what the bugs are"

@@ -102,7 +102,7 @@ zoo = [
 ]
 
 # %%
-report = coordcheck.check(bugs.factories(zoo), **lesson.GRID)
+report = bugs.check(zoo, **lesson.GRID)
 lesson.save(bugs.page(report, zoo, "change"), "bug_zoo_muon")
 lesson.table(bugs.summary(report, zoo), "bug_zoo_muon")
 assert not bugs.wrong(report, zoo), "the diagnosis does not say what the bugs are"

@@ -13,19 +13,12 @@ every width. Right: the share of a hidden matrix's initial weights that is left 
 the width (diamonds) mends it.
 """
 
+import pandas as pd
 import torch
-import torch.nn.functional as F
 
 import coordcheck
 import lesson
 from coordcheck.models import mlp
-
-
-def batch(seed, examples=64):
-    """Inputs, and the classes that a fixed random network gives them."""
-    first, second = (torch.randn(64, n, generator=torch.Generator().manual_seed(n)) for n in (64, 10))
-    x = torch.randn(examples, 64, generator=torch.Generator().manual_seed(seed))
-    return x, ((x @ first / 8).relu() @ second).argmax(1)
 
 
 def factory(lr=1e-2, inputs=1.0, decay=0.0, power=0):
@@ -49,28 +42,21 @@ def factory(lr=1e-2, inputs=1.0, decay=0.0, power=0):
 
 constants = {"right": factory(), "all rates / 10": factory(lr=1e-3), "input rate × 10": factory(inputs=10)}
 decays = {"decay × m": factory(decay=1.0, power=1), "constant decay": factory(decay=1.0)}
-report = coordcheck.check(constants | decays, batch(0), loss=F.cross_entropy, widths=(64, 128, 256, 512))
+report = coordcheck.check(constants | decays, lesson.taught(0), loss=lesson.class_loss, widths=(64, 128, 256, 512))
 print(report)
-
 
 # %%
 # Training for longer, on new examples at every step.
 
+STEPS = 200 if lesson.FULL else 100
 
-def trained(build, width, steps=200 if lesson.FULL else 100):
+
+def trained(build, width):
     """(loss on new examples, share of the initial hidden matrix that is left)."""
-    torch.manual_seed(0)
-    model, optimizer = build(width)
-    initial = model.hidden[1].weight.detach().clone()
-    for step in range(steps):
-        optimizer.zero_grad()
-        x, classes = batch(step)
-        F.cross_entropy(model(x), classes).backward()
-        optimizer.step()
-    x, classes = batch(10**6, 4096)
-    with torch.no_grad():
-        left = (model.hidden[1].weight * initial).sum() / initial.square().sum()
-        return float(F.cross_entropy(model(x), classes)), float(left)
+    start, end = (lesson.train(build, width, map(lesson.taught, range(steps)))[0] for steps in (0, STEPS))
+    initial, last = (model.hidden[1].weight.detach() for model in (start, end))
+    left = (last * initial).sum() / initial.square().sum()
+    return lesson.class_loss(end, lesson.taught(10**6, 4096)).item(), left.item()
 
 
 widths = (64, 128, 256, 512, 1024) if lesson.FULL else (64, 256)
@@ -81,11 +67,9 @@ left = {name: [trained(build, width)[1] for width in widths] for name, build in 
 # The wrong ones against the right ones.
 
 figure, axes = lesson.subplots(1, 2, height=2.3)
-for axis, ends, name in zip(axes, (loss, left), ("loss after training", "share of W(0) that is left"), strict=True):
-    for curve, look, colour in zip(ends, ("D--", "o-", "^-"), (lesson.GREEN, lesson.RED, lesson.ORANGE), strict=False):
-        axis.plot(widths, ends[curve], look, color=colour, label=curve)
-    lesson.log2_axes(axis, widths, y=False)
-    axis.set(title=name, xlabel="width")
+looks = {"D--": lesson.GREEN, "o-": lesson.RED, "^-": lesson.ORANGE}
+for axis, ends, title in zip(axes, (loss, left), ("loss after training", "share of W(0) that is left"), strict=True):
+    lesson.curves(axis, pd.DataFrame(ends, index=widths), looks, y=False, title=title, xlabel="width")
     axis.legend()
 lesson.save(figure, "limits")
 

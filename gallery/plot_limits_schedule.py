@@ -12,25 +12,15 @@ Right, the same model, which passed the same check, with one rate written into a
 falls with the width.
 """
 
-import torch
-import torch.nn.functional as F
-
 import coordcheck
 import lesson
 from coordcheck.models import mlp
 
-
-def batch(seed, examples=64):
-    """Inputs, and the classes that a fixed random network gives them."""
-    first, second = (torch.randn(64, n, generator=torch.Generator().manual_seed(n)) for n in (64, 10))
-    x = torch.randn(examples, 64, generator=torch.Generator().manual_seed(seed))
-    return x, ((x @ first / 8).relu() @ second).argmax(1)
-
-
 # %%
 # The check passes: it sees what `build` returns.
 
-report = coordcheck.check({"µP": mlp("µP", lr=1e-2)}, batch(0), loss=F.cross_entropy, widths=(64, 128, 256, 512))
+build = {"µP": mlp("µP", lr=1e-2)}
+report = coordcheck.check(build, lesson.taught(0), loss=lesson.class_loss, widths=(64, 128, 256, 512))
 print(report)
 
 # %%
@@ -39,23 +29,14 @@ print(report)
 
 def trained(width, lr, one_rate, seed, steps=200 if lesson.FULL else 100):
     """Loss on new examples."""
-    torch.manual_seed(seed)
-    model, optimizer = mlp("µP", lr=lr)(width)
-    for step in range(steps):
+
+    def schedule(optimizer, step):
         for group in optimizer.param_groups:
             group["lr"] = lr if one_rate and step >= 4 else group["lr"]
-        optimizer.zero_grad()
-        x, classes = batch(step)
-        F.cross_entropy(model(x), classes).backward()
-        optimizer.step()
-    x, classes = batch(10**6, 4096)
-    with torch.no_grad():
-        return float(F.cross_entropy(model(x), classes))
 
-
-widths, seeds = ((64, 256, 1024), 3) if lesson.FULL else ((64, 512), 1)
-rates = [2.0**power for power in range(-11, -4, 1 if lesson.FULL else 2)]
-titles = {False: "a rate per group", True: "one rate for all groups"}
+    batches = map(lesson.taught, range(steps))
+    model, _ = lesson.train(mlp("µP", lr=lr), width, batches, seed=seed, schedule=schedule)
+    return lesson.class_loss(model, lesson.taught(10**6, 4096)).item()
 
 
 def mean_loss(*run):
@@ -63,6 +44,9 @@ def mean_loss(*run):
     return sum(trained(*run, seed) for seed in range(seeds)) / seeds
 
 
+widths, seeds = ((64, 256, 1024), 3) if lesson.FULL else ((64, 512), 1)
+rates = [2.0**power for power in range(-11, -4, 1 if lesson.FULL else 2)]
+titles = {False: "a rate per group", True: "one rate for all groups"}
 loss = {case: {width: [mean_loss(width, lr, case) for lr in rates] for width in widths} for case in titles}
 
 # %%

@@ -53,15 +53,12 @@ def factory(scaling):
 # %%
 # One update on four examples.
 
-batch = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+batch = lesson.points(4)
 widths, seeds = ((64, 128, 256, 512, 1024), 4) if lesson.FULL else ((64, 128, 256), 4)
 factories = {scaling: factory(scaling) for scaling in THEORY}
 report = coordcheck.diagnose(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds, probe=batch)
-layers = ["input", "hidden.1", "readout"]
-theory = pd.DataFrame(THEORY.values(), index=list(THEORY), columns=layers)
-slopes = report.slopes.pivot_table(index=["label", "layer"], columns="quantity", values="slope")
-response = (slopes["own_update"] - slopes["input"]).unstack().rename(columns=lambda name: name.removesuffix(".weight"))
-measured = response.loc[list(THEORY), layers]
+theory = pd.DataFrame(THEORY.values(), index=list(THEORY), columns=["input", "hidden.1", "readout"])
+measured = lesson.over_input(report, "own_update", theory)
 
 # %%
 # Own updates beside theory, and what the diagnosis prescribes.

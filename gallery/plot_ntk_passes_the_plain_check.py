@@ -11,7 +11,6 @@ level. Below, how far the same layers have moved: in NTK they fall along the gre
 dashed line is the network's output, which learns in both.
 """
 
-import torch
 import torch.nn.functional as F
 
 import coordcheck
@@ -21,10 +20,9 @@ from coordcheck.models import mlp
 # %%
 # The same learning rate at the smallest width, plain SGD, one fixed batch.
 
-batch = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 10
 factories = {"NTK": mlp("NTK", "sgd", lr=0.1), "µP": mlp("µP", "sgd", lr=0.1)}
 widths, seeds = ((64, 128, 256, 512, 1024, 2048), 5) if lesson.FULL else ((64, 128, 256, 512), 3)
-report = coordcheck.check(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds)
+report = coordcheck.check(factories, lesson.points(16), loss=F.cross_entropy, widths=widths, seeds=seeds)
 print(report)
 
 # %%
@@ -32,17 +30,15 @@ print(report)
 
 layers = ["input", "hidden.0", "hidden.1", "readout"]
 figure, axes = lesson.subplots(2, 2, height=3.4, sharex=True, sharey="row")
-last = report.measurements.query("step == 4").groupby(["label", "quantity", "layer", "width"])["value"].mean()
+last = report.measurements.query("step == 4").pivot_table(
+    index="width", columns=["label", "quantity", "layer"], values="value"
+)
+looks = dict(zip(("o-", "s-", "^-", "D--"), lesson.shades(4), strict=True))
 titles = {"activation": "scale of h(4): what the plain check sees", "change": "scale of h(4) − h(0)"}
-for row, quantity in zip(axes, titles, strict=True):
+for row, (quantity, title) in zip(axes, titles.items(), strict=True):
     for axis, label in zip(row, factories, strict=True):
-        for layer, colour, marker in zip(layers, lesson.shades(4), "os^D", strict=True):
-            line = "--" if layer == "readout" else "-"
-            axis.plot(widths, last[label, quantity, layer], line, marker=marker, color=colour, label=layer)
-        lesson.log2_axes(axis, widths)
-        axis.set_title(f"{label}: {titles[quantity]}")
-start = last["NTK", "change", "hidden.0", widths[0]]
-lesson.guide(axes[1, 0], widths, start * 1.3, -0.5, "1/√n")
+        lesson.curves(axis, last[label, quantity][layers], looks, title=f"{label}: {title}")
+lesson.guide(axes[1, 0], widths, last["NTK", "change", "hidden.0"].iloc[0] * 1.3, -0.5, "1/√n")
 for axis in axes[1]:
     axis.set_xlabel("width n")
 figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")

@@ -14,7 +14,6 @@ every width. (The learning rate of mean-field SGD has to grow with the width as 
 """
 
 import pandas as pd
-import torch
 import torch.nn.functional as F
 
 import coordcheck
@@ -42,14 +41,10 @@ theory = pd.DataFrame(THEORY.values(), index=list(factories), columns=columns)
 # %%
 # Measured: slopes of each matrix's output and own update, less that of its input, on four examples.
 
-batch = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+batch = lesson.points(4)
 widths, seeds = ((64, 128, 256, 512, 1024, 2048), 5) if lesson.FULL else ((64, 256, 512), 4)
 report = coordcheck.diagnose(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds, probe=batch)
-slopes = report.slopes.set_index(["label", "quantity", "layer"])["slope"]
-measured = theory.copy().astype(float)
-for label, quantity, layer in pd.MultiIndex.from_product([factories, quantities, layers]):
-    weight = f"{layer}.weight"
-    measured.loc[label, (quantity, layer)] = slopes[label, quantity, weight] - slopes[label, "input", weight]
+measured = pd.concat({name: lesson.over_input(report, name, theory[name]) for name in quantities}, axis=1)
 
 # %%
 # Theory as bars, measurements as markers; and the same as a table.

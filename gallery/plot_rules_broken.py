@@ -17,16 +17,14 @@ check. Over each panel: what both checks say, m being width / 64.
 import torch
 
 import bugs
-import coordcheck
 import lesson
-from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import Transformer, TransformerConfig, parametrization
 from coordcheck.models.builders import initialise, make_optimizer
 
 # %%
 # A rule is broken in one row of the table: its initialisation or its learning rate gets a power of m = width / 64 more.
 
-MUP, CONTEXT = parametrization("transformer", "µP", "adam"), 16
+MUP = parametrization("transformer", "µP", "adam")
 
 
 def broken(role, *, init=0.0, lr=0.0, attention=0.0):
@@ -35,7 +33,7 @@ def broken(role, *, init=0.0, lr=0.0, attention=0.0):
 
     def build(width):
         """The broken model with its optimizer."""
-        m, model = width / bugs.BASE, Transformer(width, TransformerConfig(context=CONTEXT, depth=1), MUP)
+        m, model = width / bugs.BASE, Transformer(width, TransformerConfig(context=bugs.CONTEXT, depth=1), MUP)
         initialise(model, MUP, zero_init=())
         with torch.no_grad():
             for parameter in (one for one, its_role in model.roles() if its_role == role):
@@ -79,10 +77,8 @@ rates.append(fault("g", "lr", -1.0, "gain", ("*norm.weight",)))
 # Eighteen checks, and a nineteenth of the model that keeps every rule.
 
 widths, seeds = ((64, 128, 256, 512), 3) if lesson.FULL else ((64, 128, 256), 1)
-options = {"loss": next_byte_loss, "widths": widths}
-batch = lesson.text_batch(8, CONTEXT)
-report = coordcheck.check(bugs.factories(inits + rates), batch, seeds=seeds, **options)
-control = coordcheck.check({"every rule kept": broken("")}, batch, seeds=3, **options)
+report = bugs.check(inits + rates, widths=widths, seeds=seeds)
+control = bugs.check([bugs.Bug("every rule kept", "", broken(""))], widths=widths, seeds=3)
 lesson.save(bugs.page(report, inits + rates, row=1.4), "rules_broken")
 lesson.table(bugs.summary(report, inits + rates, remedy=True), "rules_broken")
 print(control)

@@ -14,7 +14,6 @@ update are as large as the learning rate, so that the update's share grows with 
 constant, and is level in µP, where it is 1/n.
 """
 
-import torch
 import torch.nn.functional as F
 
 import coordcheck
@@ -25,7 +24,7 @@ from coordcheck.models import mlp
 # `diagnose` makes one update on a few examples and measures every parameter by itself: W, W x, the update, and the
 # update times the same x.
 
-batch = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+batch = lesson.points(4)
 factories = {"SP, Adam": mlp("SP"), "SP, SGD": mlp("SP", "sgd", lr=0.1), "µP, Adam": mlp("µP")}
 widths, seeds = ((64, 128, 256, 512, 1024, 2048), 8) if lesson.FULL else ((64, 128, 256, 512), 4)
 report = coordcheck.diagnose(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds, probe=batch)

@@ -13,6 +13,8 @@ The error of an optimum is what the seeds do differently; how many octaves it mo
 of a line through the optima. In SP theory says -1 for wide models: the matrices that grow want a learning rate of 1/n.
 """
 
+from functools import partial
+
 import numpy as np
 
 import lesson
@@ -25,14 +27,9 @@ POWERS = range(-9, -1) if lesson.FULL else range(-8, -2)
 SHAPE = {"grows": "heads", "head_size": 16, "base_width": WIDTHS[0], "context": 32, "depth": 2}
 
 
-def build_sp(width, lr):
-    """One learning rate for all widths."""
-    return transformer("SP", lr=lr, **SHAPE)(width)
-
-
-def build_mup(width, lr):
-    """The same at the narrowest width; above it, hidden matrices and readout learn more slowly."""
-    return transformer("µP", lr=lr, **SHAPE)(width)
+def build(name, width, lr):
+    """In SP one learning rate for all widths; in µP hidden matrices and readout of a wider model learn more slowly."""
+    return transformer(name, lr=lr, **SHAPE)(width)
 
 
 def batches(seed):
@@ -44,7 +41,7 @@ def batches(seed):
 # Train every width with every learning rate, and evaluate on text that was held out.
 
 held_out = [lesson.text_batch(64, seed=index, validation=True) for index in range(4 if lesson.FULL else 1)]
-builds, rates = {"SP": build_sp, "µP": build_mup}, [2.0**power for power in POWERS]
+builds, rates = {name: partial(build, name) for name in ("SP", "µP")}, [2.0**power for power in POWERS]
 grid = {"lrs": rates, "widths": WIDTHS, "seeds": SEEDS, "steps": STEPS}
 sweep = transfer_sweep(builds, batches, loss=next_byte_loss, evaluate=held_out, **grid)
 print(sweep)
@@ -58,8 +55,8 @@ tuned = sweep.optima[sweep.optima["width"] == WIDTHS[0]].set_index("label")["bes
 ends = {}
 for axis, label in zip(axes, builds, strict=True):
     own = sweep.curves.query("label == @label and lr == @tuned[@label] and step < @STEPS")
-    for width, colour in zip(WIDTHS, lesson.shades(len(WIDTHS)), strict=True):
-        curve = own[own["width"] == width].groupby("step")["loss"].mean().rolling(6, min_periods=1).mean()
+    losses = own.pivot_table(index="step", columns="width", values="loss").rolling(6, min_periods=1).mean()
+    for (width, curve), colour in zip(losses.items(), lesson.shades(len(WIDTHS)), strict=True):
         axis.plot(curve, color=colour, label=f"{width}")
         ends[label, width] = curve.iloc[-1]
     axis.set(xlabel="update", title=f"{label}, learning rate 2^{np.log2(tuned[label]):.0f}", ylim=(None, 4.5))

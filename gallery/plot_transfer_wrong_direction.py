@@ -12,7 +12,6 @@ should be. Upside down each learns too fast by the power 2, and the remedy is th
 """
 
 import pandas as pd
-import torch
 
 import coordcheck
 import lesson
@@ -39,15 +38,8 @@ def wrong(width):
 
 def train(build, width):
     """The loss of every batch before its update, as a running mean."""
-    torch.manual_seed(0)
-    model, optimizer = build(width)
-    losses = []
-    for step in range(STEPS):
-        loss = next_byte_loss(model, lesson.text_batch(16, seed=step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    batches = (lesson.text_batch(16, seed=step) for step in range(STEPS))
+    _, losses = lesson.train(build, width, batches, loss=next_byte_loss)
     return pd.Series(losses).rolling(WINDOW, min_periods=1).mean()
 
 

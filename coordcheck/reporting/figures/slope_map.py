@@ -24,7 +24,7 @@ from coordcheck.reporting.figures.views import View, chosen_steps
 from coordcheck.runs.words import Quantity
 
 CELL = (0.42, 0.155)  # inches
-MARGINS = Margins(top=0.32, bottom=0.24, right=0.95, apart=0.12)  # at the right is the bar of colours
+MARGINS = Margins(top=0.32, bottom=0.29, right=0.95, apart=0.12)  # at the right is the bar of colours
 MIN_WIDTH = 0.84  # inches, so that a title fits
 MIN_ROWS = 12  # of height, so that the name of the bar of colours fits
 PAGE = 10.0  # inches of width, beyond which labels go on in a new line
@@ -59,7 +59,7 @@ def draw_slope_map(report: Result, view: View | None = None) -> Figure:
         figure = Figure(figsize=grid.size)
         for place, label in enumerate(report.labels):
             axis = figure.add_axes(grid.box(place))
-            image = _panel(axis, slopes[slopes["label"] == label], (texts, steps, limit))
+            image = _panel(axis, slopes[slopes["label"] == label], (len(texts), steps, limit))
             title = style.shortened(legible(label), style.size(style.LARGE), _title_room(grid))
             axis.set_title(title, fontweight="bold", fontsize=style.size(style.LARGE), pad=4)
             axis.tick_params(labelleft=place % grid.across == 0)
