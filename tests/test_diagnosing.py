@@ -23,7 +23,7 @@ from coordcheck import CoordCheckError, Trial, check, diagnose
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.recording.batches import PROBE_EXAMPLES
 from coordcheck.recording.updates.norms import spectral_norm
-from coordcheck.runs.words import Kind, Quantity
+from coordcheck.runs.words import Kind, Quantity, Through
 
 GRID = (16, 32, 64)
 BASE = 16
@@ -463,9 +463,10 @@ def test_reparametrised_weights_are_told(norm: str):
         return s.readout(F.relu(s.hidden(F.relu(s.inner(F.relu(s.first(x)))))))
 
     report = diagnosed(mup(forward, inner=lambda width: wrap(nn.Linear(width, width))))
-    operations = {use.operation for r in report.records for use in r.uses if "parametrizations" in use.parameter}
-    # spectral_norm iterates in its forward: called again it may give another output, and then it is not visible
-    assert operations <= ({"module"} if norm == "weight" else {"module", ""})
+    through = {use.through for r in report.records for use in r.uses if "parametrizations" in use.parameter}
+    assert through == {Through.NORMED, Through.MADE} if norm == "weight" else {Through.NORMED}
+    # the lengths of the rows, whose rate was scaled like that of a matrix
+    assert culprits(report) == ({"inner.parametrizations.weight.original0": "lr"} if norm == "weight" else {})
 
 
 def test_parameters_of_a_vectorised_forward_are_not_silently_missing():

@@ -163,8 +163,9 @@ class Tracer(Watch):
             operand = call.operands[0].through(call.function, kept, call.spec)
         elif role is Role.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
             operand = derived(call, leaves, produced[0]) if call.operands and not call.made else None
-            parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
-            call.kept = kept
+            if all(tensor.numel() for tensor in produced):  # not what an expert without tokens gives
+                parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
+                call.kept = kept
         elif role is Role.FOLLOWS:
             self._keep_logits(call, leaves, produced[0])
         for tensor in produced:

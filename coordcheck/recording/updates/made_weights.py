@@ -44,6 +44,16 @@ class MadeWeight:
     def _of(self, values: Tensor) -> Tensor:
         return self._operand.of(values, self._others)
 
+    @cached_property
+    def unknown(self) -> str:
+        """Why it cannot be computed again; empty when it can."""
+        try:
+            with torch.no_grad():
+                same = bool(torch.isfinite(self._own.share).all())
+        except Exception as error:  # of the user's functions
+            return type(error).__name__
+        return "" if same else "it is not finite"
+
     def own(self) -> Own:
         """The weight at t=0."""
         return self._own

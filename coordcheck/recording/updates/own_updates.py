@@ -94,7 +94,7 @@ class OwnUpdates:
         """Note what is known before the first backward pass."""
         with _plainly(self.initial):
             for use in self.uses:
-                if use.made is None or use.made.sized:
+                if use.made is None or (not use.hidden and use.made.sized):
                     self._try(use, 0, Quantity.WEIGHT, partial(_initial_scale, use, self.initial))
                 if use.replay is not None and not use.hidden:
                     self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
@@ -168,7 +168,7 @@ class OwnUpdates:
                     difference, known = scratch.difference(now, initial), use.parameter
                 if use.made is None:
                     self._note_update(use, step, use.rows(difference))
-                else:
+                elif not use.hidden:
                     self._try(use, step, Quantity.WEIGHT_UPDATE, partial(use.made.moved, now, current))
                 if use.replay is not None and not use.hidden:
                     self._measure(use, step, Quantity.OWN_UPDATE, partial(use.replay.own_update, now, difference))

@@ -89,7 +89,7 @@ def _of_parameter(
         hidden=use.hidden or (ROUNDED_AWAY if use.name in own.lost else ""),
         upstream=1.0 if use.call is None else _finite(use.call.upstream),
         outward=1.0 if use.call is None else _finite(use.call.outward),
-        through=Through.ITSELF if use.made is None else use.made.through,
+        through=Through.ITSELF if use.made is None or use.hidden else use.made.through,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,6 +61,7 @@ def draw_slope_map(report: Result, view: View | None = None) -> Figure:
             image = _panel(axis, slopes[slopes["label"] == label], (len(texts), steps, limit))
             title = style.shortened(legible(label), style.size(style.LARGE), _title_room(grid))
             axis.set_title(title, fontweight="bold", fontsize=style.size(style.LARGE), pad=4)
+            axis.set_yticks(range(len(texts)), texts)
             axis.tick_params(labelleft=place % grid.across == 0)
         _bar(figure, image, grid, quantity)
         write_notes(figure, grid)
@@ -115,21 +115,27 @@ def _worst(slopes: pd.DataFrame, rows: Rows) -> pd.DataFrame:
     return slopes.drop_duplicates(["label", "row", "step"])
 
 
-def _panel(axis: Axes, slopes: pd.DataFrame, shape: tuple[list[str], list[int], float]) -> Any:
+def _panel(axis: Axes, slopes: pd.DataFrame, shape: tuple[int, list[int], float]) -> Any:
     """One label: the colours, the numbers, and the dots where a slope is violated."""
-    texts, steps, limit = shape
-    grid = slopes.pivot(index="row", columns="step", values="slope").reindex(index=range(len(texts)), columns=steps)
-    numbers = grid.map(lambda slope: style.minus(f"{round(slope, 2) + 0.0:+.2f}"))
-    look: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "cbar": False, "rasterized": True}
-    look |= {"annot": numbers, "fmt": "", "annot_kws": {"fontsize": style.size(style.TINY)}}
-    seaborn.heatmap(grid.to_numpy(), ax=axis, xticklabels=False, yticklabels=False, **look)
-    axis.set_xticks(np.arange(len(steps)) + 0.5, [f"t={step}" for step in steps])
-    axis.set_yticks(np.arange(len(texts)) + 0.5, texts)
-    axis.tick_params(length=0)
+    count, steps, limit = shape
+    grid = slopes.pivot(index="row", columns="step", values="slope").reindex(index=range(count), columns=steps)
+    values = grid.to_numpy(dtype=float)
+    image = axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    size = style.size(style.TINY)
+    for (row, column), slope in np.ndenumerate(values):
+        if np.isfinite(slope):
+            shade = "white" if abs(slope) > 0.65 * limit else "0.15"
+            text = style.minus(f"{round(slope, 2) + 0.0:+.2f}")
+            axis.text(column - 0.06, row, text, color=shade, ha="center", va="center", fontsize=size)
     dots = slopes[slopes["violated"]]
-    columns = [steps.index(step) + 0.9 for step in dots["step"]]
-    axis.plot(columns, dots["row"] + 0.22, "o", color="black", markersize=1.8)
-    return axis.collections[0]
+    if len(dots):
+        columns = [steps.index(step) + 0.4 for step in dots["step"]]
+        axis.plot(columns, dots["row"] - 0.28, "o", color="black", markersize=1.8, linestyle="none")
+    axis.set_xticks(range(len(steps)), [f"t={step}" for step in steps])
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return image
 
 
 def _bar(figure: Figure, image: Any, grid: Grid, quantity: Quantity) -> None:

@@ -18,7 +18,7 @@ from types import ModuleType
 # wherever they lie, also where they were built from a clone of their sources
 INSTALLED = frozenset(
     {"coordcheck", "torch", "torchgen", "torchvision", "torchaudio", "functorch", "triton", "numpy", "scipy", "pandas"}
-    | {"matplotlib", "seaborn", "rich", "jinja2", "markupsafe", "loky", "cloudpickle", "transformers", "lightning"}
+    | {"matplotlib", "rich", "jinja2", "markupsafe", "loky", "cloudpickle", "transformers", "lightning"}
 )
 _PLACES = frozenset({"site-packages", "dist-packages"})
 
