@@ -1024,7 +1024,9 @@ def test_a_function_of_every_coordinate_is_followed_to_where_it_acts(function: A
 
 def test_a_function_of_a_matrix_is_not_taken_for_the_matrix():
     tracer = traced(Called(lambda s, x: F.linear(x, torch.tanh(s.p)), p=torch.randn(OUT, IN)), examples())
-    assert not tracer.uses
+    use = only(tracer, "p")
+    assert use.operand.made
+    assert not use.alone
     assert not tracer.skipped
 
 

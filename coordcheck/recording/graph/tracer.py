@@ -25,6 +25,7 @@ from coordcheck.recording.graph.homes import Homes
 from coordcheck.recording.graph.last_uses import LastUses
 from coordcheck.recording.graph.making import operands_of
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
+from coordcheck.recording.graph.operands import MADE
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import Role, contracts, role_of
 from coordcheck.recording.graph.tensors import ByTensor
@@ -203,8 +204,10 @@ class Tracer(Watch):
         for position, value in call.made.items():
             made = operands_of(value, self.parameters)
             uses += [UseCall(call, position, operand) for operand in made if operand.parameter in self.parameters]
-        # how large a function of a matrix is depends on more than its scale
-        return [use for use in uses if not (use.matrix and use.operand.curve and not use.operand.made)]
+        for use in uses:
+            if use.matrix and use.operand.curve:  # how large a function of a matrix is depends on more than its scale
+                use.operand = use.operand._replace(curve=MADE)
+        return uses
 
     def _keep(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
         """Keep a call's uses as the last ones, and what a replay needs of it."""
