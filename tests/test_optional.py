@@ -36,7 +36,6 @@ OWN = (
     "scipy",
     "pandas",
     "matplotlib",
-    "seaborn",
     "rich",
     "jinja2",
     "markupsafe",

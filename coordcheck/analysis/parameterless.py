@@ -19,8 +19,9 @@ def judge_attention(use: UseAcrossWidths, found: Exponents, targets: Targets, to
     finding = Finding(use, found, Verdict.OK, gain=gain, gain_target=target)
     scale = gain.value - use.fan_in / 2
     finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{use.fan_in:.2f}")
-    # of exact exponents a quarter counts: a head size that grows as the root of the width has one
-    excess, answer = gain.value - target, compare_known(gain, target, tolerance / 2)
+    if gain.stderr == 0:  # of exact exponents a quarter counts: a head size that grows as the root of the width has one
+        tolerance /= 2
+    excess, answer = gain.value - target, compare_known(gain, target, tolerance)
     if answer is Answer.UNDECIDED:
         return finding._replace(verdict=Verdict.UNDECIDED)
     if answer in (None, Answer.OK):

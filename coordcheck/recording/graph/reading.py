@@ -15,7 +15,7 @@ from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import MAX_BLOCKS, Call, Mark, UseCall, Value, summed
 from coordcheck.recording.graph.flow import AttentionCall, Node, joined
 from coordcheck.recording.graph.functions import Does, does, plain
-from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, summarizes
+from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
 
 NOTHING = Mark()
 
@@ -205,7 +205,7 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
 def _measure_sides(attention: AttentionCall, call: Call, sides: Known) -> None:
     """A scalar behind a projection stands before the product; what else became of queries and keys was measured."""
     for position, mark in sides.items():
-        if mark.held or position not in call.sides:
+        if mark.held or position not in call.sides or not is_normed(call.inputs[position]):
             attention.before *= mark.factor
         else:
             attention.met = attention.met * call.sides[position]

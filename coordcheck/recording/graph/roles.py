@@ -104,3 +104,17 @@ def summarizes(call: Call, users: Mapping[Value, Sequence[Call]], steps: int = S
         return True
     takers = [taker for value in call.outputs for taker in users.get(value, ())]
     return bool(takers) and all(summarizes(taker, users, steps - 1) for taker in takers)
+
+
+def is_normed(value: Value) -> bool:
+    """Whether a tensor was normalised since a matrix made it, as queries and keys may be."""
+    waiting, steps = [value], 0
+    while waiting and steps < 2 * STEPS:
+        call = waiting.pop(0).call
+        steps += 1
+        if call is None or any(use.matrix for use in call.uses):
+            continue
+        if does(call.name, Does.CANCELS) or by_own_norm(call) is not None:
+            return True
+        waiting += call.activations.values()
+    return False
