@@ -14,6 +14,7 @@ from coordcheck.common.extras import UnusableExtra, import_extra
 ROOT = Path(__file__).parent.parent
 # the packages of every extra, and those that only some users have
 EXTRAS = (
+    "seaborn",
     *("transformers", "accelerate", "lightning", "pytorch_lightning", "mup", "timm", "torchvision", "torchmetrics"),
     *("tqdm", "yaml", "tensorboard", "wandb", "mlflow", "trackio", "IPython", "ipywidgets", "safetensors"),
     *(

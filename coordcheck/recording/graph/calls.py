@@ -125,7 +125,7 @@ class Terms:
     """
 
     matrix = True
-    contracted = False
+    owns_scalars = False
     fans = None
 
     def __init__(self, held: Iterable[tuple[UseCall | Terms, float]]) -> None:
@@ -181,6 +181,8 @@ class UseCall(Node):
         """The sums that it is a term of and that are followed as one, with its scalar there."""
         self.chained = 1.0
         """The scalar that its output is multiplied by before anything else becomes of it."""
+        self.owns_scalars = False
+        """Whether the scalars between it and an attention are its own: told by what was measured."""
         self.pieces: tuple[int, ...] = ()
         """Sizes into which the output's channels were split."""
         self.source: Mark | None = None
@@ -243,11 +245,6 @@ class UseCall(Node):
     def downstream(self) -> float:
         """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
         return _only_factor(taken_up(self), self.chained) if self.matrix else 1.0
-
-    @property
-    def contracted(self) -> bool:
-        """Whether its output, times scalars, is a factor of a product of two activations."""
-        return self.matrix and any(contracted for _, contracted in taken_up(self))
 
     @property
     def outward(self) -> float:

@@ -64,7 +64,7 @@ class Reading:
         held = {path: mark.held for path, value in exits if (mark := self.of(value)).held}
         found = {}
         for path, uses in held.items():
-            factors = {use.downstream / factor for use, factor in uses if factor and not use.contracted}
+            factors = {use.downstream / factor for use, factor in uses if factor and not use.owns_scalars}
             if len(factors) == 1:
                 found[path] = factors.pop()
         return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}

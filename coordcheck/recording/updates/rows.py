@@ -13,7 +13,7 @@ from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block
 from coordcheck.runs.records import RunRecord, Site, Use, measured_row
-from coordcheck.runs.words import FORWARD, Kind, Through
+from coordcheck.runs.words import FORWARD, Kind, Quantity, Through
 
 ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
@@ -46,6 +46,9 @@ def write_own_updates(own: OwnUpdates, record: RunRecord, degrees: Mapping[str, 
         ),
         *(_of_module(module, places[name]) for name, module in own.modules.items()),
     ]
+    for use in own.uses:
+        if use.call is not None:
+            use.call.owns_scalars = _owns_scalars(use, own)
     record.outside = {path: factor for path, factor in own.tracer.outside.items() if math.isfinite(factor)}
     record.notes.extend(f"{what} was not measured" for what in own.tracer.skipped if " of " in what)
 
@@ -132,6 +135,16 @@ def _of_module(module: ForwardModule, site: int) -> Use:
         exact=False,
         feeds=(),
     )
+
+
+def _owns_scalars(use: ParameterUse, own: OwnUpdates) -> bool:
+    """Whether the scalar between a projection and an attention brings its gain nearer to 1."""
+    outward = abs(1.0 if use.call is None else use.call.outward)
+    given, taken = (own.scales.get(use.name, 0, quantity) for quantity in (Quantity.OUTPUT, Quantity.INPUT))
+    if outward in (0.0, 1.0) or not (given > 0 and taken > 0):
+        return False
+    gain = given / taken
+    return abs(math.log(gain * outward)) < abs(math.log(gain))
 
 
 def _finite(multiplier: float) -> float:
