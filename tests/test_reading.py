@@ -10,7 +10,7 @@ from coordcheck.recording.graph.arguments import Flat
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.graph.reading import Reading
-from coordcheck.recording.graph.roles import Role, role_of
+from coordcheck.recording.graph.roles import CallRole, role_of
 
 N = 8
 
@@ -31,7 +31,7 @@ class Graph:
         call = Call(name, leaves, Flat(len(leaves), ()), function=name)
         for fact, value in facts.items():
             setattr(call, fact, value)
-        if role_of(call) is Role.USES:
+        if role_of(call) is CallRole.USES:
             call.uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
         call.outputs = [Value(gives, call)]
         self.calls.append(call)
@@ -119,6 +119,14 @@ def test_a_gate_is_no_normalisation():
     assert multipliers(graph, "w")[1] == 0.25
 
 
+def test_a_row_that_is_weighed_by_its_own_mean_is_not_normalized():
+    graph = Graph()
+    h = graph.call("mul", graph.linear("w", graph.x), 0.25, factor=0.25)
+    mean = graph.call("sigmoid", graph.call("mean", h, -1, True, gives=(4, 1)), gives=(4, 1))
+    graph.linear("v", graph.call("mul", h, mean))
+    assert multipliers(graph, "w")[1] == 0.25
+
+
 def test_a_sum_hands_a_scalar_on_to_all_its_terms():
     graph = Graph()
     both = graph.call("add", graph.linear("w", graph.x), graph.linear("u", graph.x))
@@ -172,15 +180,15 @@ def test_channels_that_are_split_are_blocks_of_their_matrix():
 @pytest.mark.parametrize(
     ("leaves", "name", "role"),
     [
-        (("x", "w"), "linear", Role.USES),
-        (("w",), "exp", Role.DERIVES),
-        (("w", "x"), "type_as", Role.DERIVES),
-        (("table",), "cos", Role.COMPUTES),
-        (("x", "table"), "mul", Role.FOLLOWS),
-        (("stack", "x"), "__getitem__", Role.PICKS),
+        (("x", "w"), "linear", CallRole.USES),
+        (("w",), "exp", CallRole.DERIVES),
+        (("w", "x"), "type_as", CallRole.DERIVES),
+        (("table",), "cos", CallRole.COMPUTES),
+        (("x", "table"), "mul", CallRole.FOLLOWS),
+        (("stack", "x"), "__getitem__", CallRole.PICKS),
     ],
 )
-def test_the_role_of_a_call_is_that_of_its_arguments(leaves: tuple[str, ...], name: str, role: Role):
+def test_the_role_of_a_call_is_that_of_its_arguments(leaves: tuple[str, ...], name: str, role: CallRole):
     graph = Graph()
     given = {
         "x": graph.x,

@@ -14,13 +14,11 @@ from coordcheck.analysis.verdicts import Answer, Verdict
 def judge_attention(use: UseAcrossWidths, found: Exponents, targets: Targets, tolerance: float) -> Finding:
     """The scale of attention logits: n ** (attention * slope of the head size) beyond those of query and key."""
     gain, target = found.gain_weight, targets.attention * use.fan_in
-    if not gain.stderr > 0:  # scalars and head sizes are known exactly, also at two widths
-        gain = Exponent(gain.value, 0.0, gain.value, gain.value)
+    if not gain.stderr > 0:  # scalars and head sizes are known exactly, also at two widths: a quarter counts, too
+        gain, tolerance = Exponent(gain.value, 0.0, gain.value, gain.value), tolerance / 2
     finding = Finding(use, found, Verdict.OK, gain=gain, gain_target=target)
     scale = gain.value - use.fan_in / 2
     finding = finding._replace(explanation=f"its scale is m^{scale:.2f}, its head size m^{use.fan_in:.2f}")
-    if gain.stderr == 0:  # of exact exponents a quarter counts: a head size that grows as the root of the width has one
-        tolerance /= 2
     excess, answer = gain.value - target, compare_known(gain, target, tolerance)
     if answer is Answer.UNDECIDED:
         return finding._replace(verdict=Verdict.UNDECIDED)

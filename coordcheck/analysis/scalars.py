@@ -13,11 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coordcheck.analysis.logs import Logs
+from coordcheck.analysis.logs import Array, Logs
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.runs.words import Quantity, Role
-
-Array = NDArray[np.float64]
 
 DEPENDS = 0.05  # slope of a scalar from which on it depends on the width
 NEARER = 0.2  # by which a slope must be nearer to 0 with a scalar than without it for it to have undone something

@@ -71,3 +71,13 @@ def snapshot(value: Any, copy: Callable[[Tensor], Tensor] = torch.clone) -> Any:
         return copy(value.detach())
     leaves, spec = tree_flatten(value)
     return tree_unflatten([copy(leaf.detach()) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def doubled(leaf: Any) -> Any:
+    """A copy in double precision, which a function may write into; of a generator, one that it may draw from."""
+    if isinstance(leaf, torch.Generator):
+        return leaf.clone_state()
+    if not isinstance(leaf, Tensor):
+        return leaf
+    dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
+    return leaf.detach().to(dtype, copy=True)

@@ -40,7 +40,7 @@ class LastUses:
             of_parts[part] = use
         for earlier in replaced:
             if earlier is not None and earlier.made_by is not use.made_by and not self._has(earlier.made_by):
-                earlier.made_by.kept = None
+                earlier.made_by.kept = earlier.made_by.rows = None
 
     def _has(self, call: Call) -> bool:
         """Whether one of a call's uses is still the last one."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from coordcheck.recording.graph.arguments import tensors_in, unflattened
+from coordcheck.recording.graph.arguments import doubled, tensors_in, unflattened
 from coordcheck.recording.graph.calls import Value
 from coordcheck.recording.graph.operands import MADE, Operand
 
@@ -37,7 +36,7 @@ def computed(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, 
     if value in known:
         return known[value]
     if value.operand is not None:
-        found = _doubled(value.operand.of(parameters[value.operand.parameter], parameters))
+        found = doubled(value.operand.of(parameters[value.operand.parameter], parameters))
     else:
         found = _called(value, parameters, known)
     known[value] = found
@@ -51,14 +50,8 @@ def _called(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, T
     leaves: list[Any] = []
     for leaf, kept in zip(call.leaves, call.kept, strict=True):
         made = isinstance(leaf, Value) and (leaf.operand is not None or bool(leaf.parameters))
-        given = computed(leaf, parameters, known) if made else _doubled(kept)
+        given = computed(leaf, parameters, known) if made else doubled(kept)
         # what is written into stays as it was for others that take it
-        leaves.append(given.clone() if isinstance(given, Tensor) and (call.in_place or not made) else given)
+        leaves.append(given.clone() if made and call.in_place else given)
     args, kwargs = unflattened(leaves, call.spec)
     return tensors_in(call.function(*args, **kwargs))[call.outputs.index(value)]
-
-
-def _doubled(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor) and leaf.is_floating_point():
-        return leaf.detach().to(torch.float64)
-    return leaf

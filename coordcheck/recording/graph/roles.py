@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from coordcheck.recording.graph.calls import Call, Value
-from coordcheck.recording.graph.functions import Does, does
+from coordcheck.recording.graph.functions import Does, does, plain
 
 
-class Role(Enum):
+class CallRole(Enum):
     """Of one call."""
 
     PICKS = "takes some matrices of a stack, by places that depend on data"
@@ -19,18 +19,18 @@ class Role(Enum):
     FOLLOWS = "takes no parameter"
 
 
-def role_of(call: Call) -> Role:
+def role_of(call: Call) -> CallRole:
     """The role of a call, by its arguments."""
     parametric = {**call.operands, **call.made}
     first = min(parametric, default=1)
     picks = does(call.name, Does.PICKS) and first == 0 and len(call.inputs[0].shape) > 2
     if picks and call.activations and first in call.operands:
-        return Role.PICKS
+        return CallRole.PICKS
     if parametric:
         derives = not call.activations or (does(call.name, Does.MOVES) and first == 0)
-        return Role.DERIVES if derives else Role.USES
+        return CallRole.DERIVES if derives else CallRole.USES
     several = any(value.size > 1 for value in call.inputs.values())
-    return Role.COMPUTES if several and not call.activations else Role.FOLLOWS
+    return CallRole.COMPUTES if several and not call.activations else CallRole.FOLLOWS
 
 
 def contracts(call: Call) -> bool:
@@ -47,6 +47,7 @@ def averages(call: Call) -> bool:
     return bool(after.shape) and after.shape[-1] == before.shape[-1] and after.size > 1
 
 
+INVERSES = frozenset({"rsqrt", "reciprocal", "rdiv", "rtruediv", "pow"})
 STEPS = 16  # calls between a tensor and its own norm: (x - mean) * rsqrt(var + eps), in some other precision
 
 
@@ -61,9 +62,21 @@ def by_own_norm(call: Call) -> int | None:
         whole, other = call.inputs.get(position), call.inputs.get(norm)
         if whole is None or other is None or position not in call.activations:
             continue
-        if _is_per_row(other, whole) and _depends(other, _same(whole)):
+        divides = does(call.name, Does.DIVIDES) or _inverts(other)
+        if divides and _is_per_row(other, whole) and _depends(other, _same(whole)):
             return position
     return None
+
+
+def _inverts(norm: Value) -> bool:
+    """Whether a number for each row is one over something: what it multiplies is divided."""
+    while norm.call is not None and len(norm.call.inputs) == 1:
+        if plain(norm.call.name) in INVERSES:
+            return True
+        if norm.call.factor is None and not norm.call.view and not does(norm.call.name, Does.MOVES):
+            return False
+        (norm,) = norm.call.inputs.values()
+    return False
 
 
 def _is_per_row(norm: Value, whole: Value) -> bool:

@@ -27,7 +27,7 @@ from coordcheck.recording.graph.making import operands_of
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
 from coordcheck.recording.graph.operands import MADE
 from coordcheck.recording.graph.reading import Reading
-from coordcheck.recording.graph.roles import Role, contracts, role_of
+from coordcheck.recording.graph.roles import CallRole, contracts, role_of
 from coordcheck.recording.graph.tensors import ByTensor
 from coordcheck.recording.graph.watching import Watch
 from coordcheck.recording.hooks.hooks import Hook
@@ -158,24 +158,24 @@ class Tracer(Watch):
         role = role_of(call)
         self._look(call, role, leaves, produced[0])
         operand, parameters = None, frozenset[str]()
-        if role is Role.USES:
+        if role is CallRole.USES:
             call.kept, call.uses = kept, self._uses_of(call)
-        elif role is Role.PICKS:
+        elif role is CallRole.PICKS:
             operand = call.operands[0].through(call.function, kept, call.spec)
-        elif role is Role.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
+        elif role is CallRole.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
             operand = derived(call, leaves, produced[0]) if call.operands and not call.made else None
             if all(tensor.numel() for tensor in produced):  # not what an expert without tokens gives
                 parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
                 call.kept = kept
-        elif role is Role.FOLLOWS:
+        elif role is CallRole.FOLLOWS:
             self._keep_logits(call, leaves, produced[0])
         for tensor in produced:
             call.outputs.append(
                 Value(
                     tensor.shape,
                     call,
-                    operand=self._homes.operand(tensor) if role is Role.DERIVES and operand is None else operand,
-                    data=role in (Role.USES, Role.FOLLOWS),
+                    operand=self._homes.operand(tensor) if role is CallRole.DERIVES and operand is None else operand,
+                    data=role in (CallRole.USES, CallRole.FOLLOWS),
                     learns=tensor.requires_grad,
                     floating=tensor.is_floating_point(),
                     parameters=parameters,
@@ -186,12 +186,12 @@ class Tracer(Watch):
         if call.uses:
             self._keep(call, leaves, produced[0])
 
-    def _look(self, call: Call, role: Role, leaves: Sequence[Any], made: Tensor) -> None:
+    def _look(self, call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
         """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""
-        if role is Role.DERIVES:
+        if role is CallRole.DERIVES:
             tensors = {position: leaves[position] for position in list(call.operands)[:1]}
             factor = factor_of(call.name, leaves, tensors) if len(call.operands) == 1 else None
-        elif role is Role.USES:
+        elif role is CallRole.USES:
             tensors, factor = {}, learned_factor(call, leaves)
         else:
             tensors = {position: leaves[position] for position in call.activations}
@@ -202,8 +202,7 @@ class Tracer(Watch):
     def _uses_of(self, call: Call) -> list[UseCall]:
         uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
         for position, value in call.made.items():
-            made = operands_of(value, self.parameters)
-            uses += [UseCall(call, position, operand) for operand in made if operand.parameter in self.parameters]
+            uses += [UseCall(call, position, operand) for operand in operands_of(value, self.parameters)]
         for use in uses:
             if use.matrix and use.operand.curve:  # how large a function of a matrix is depends on more than its scale
                 use.operand = use.operand._replace(curve=MADE)

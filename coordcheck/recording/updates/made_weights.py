@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,65 +20,57 @@ class Own(NamedTuple):
 
     whole: Tensor
     share: Tensor
-    normed: bool
-    """Whether the parameter's own size makes no difference to it, as under a weight normalisation."""
 
 
 class MadeWeight:
-    """What a parameter makes of the weight that was computed from it: this is judged in its place."""
+    """What a parameter makes of the weight that was computed from it: this is judged in its place.
+
+    Attributes:
+        unknown: why it cannot be computed again; empty when it can.
+        through: whether the parameter's own size makes a difference to it, as it does not under a weight normalisation.
+        sized: whether its initial size tells its gain: not where it makes no difference, and another parameter's does.
+    """
 
     def __init__(self, use: UseCall, initial: Mapping[str, Tensor]) -> None:
         self._operand, self._others, self._initial = use.operand, initial, initial[use.parameter]
         beside = {other.operand.parameter for other in use.made_by.uses if other.position == use.position}
-        self.alone = beside == {use.parameter}
-        """Whether no other parameter takes part in the weight."""
+        self.unknown, self.through, self._starts_at_zero = "", Through.MADE, False
+        try:
+            with torch.no_grad():
+                self._look()
+        except Exception as error:  # of the user's functions
+            self.unknown = type(error).__name__
+        self.sized = self.through is Through.MADE or beside == {use.parameter}
 
-    @cached_property
-    def _own(self) -> Own:
-        whole, twice = self._of(self._initial), self._of(2 * self._initial)
-        rest = self._of(torch.zeros_like(self._initial))
-        share = whole - rest if bool(torch.isfinite(rest).all()) else whole
-        return Own(whole, share, _size(twice - whole) < UNSIZED * _size(share))
+    def _look(self) -> None:
+        whole, share = self.own()
+        if not bool(torch.isfinite(share).all()):
+            self.unknown = "it is not finite"
+            return
+        self._starts_at_zero = not bool(share.any())
+        if _size(self._of(2 * self._initial) - whole) < UNSIZED * _size(share):
+            self.through = Through.NORMED
 
     def _of(self, values: Tensor) -> Tensor:
         return self._operand.of(values, self._others)
 
-    @cached_property
-    def unknown(self) -> str:
-        """Why it cannot be computed again; empty when it can."""
-        try:
-            with torch.no_grad():
-                same = bool(torch.isfinite(self._own.share).all())
-        except Exception as error:  # of the user's functions
-            return type(error).__name__
-        return "" if same else "it is not finite"
-
     def own(self) -> Own:
-        """The weight at t=0."""
-        return self._own
+        """The weight, and its share, at t=0."""
+        whole, rest = self._of(self._initial), self._of(torch.zeros_like(self._initial))
+        return Own(whole, whole - rest if bool(torch.isfinite(rest).all()) else whole)
 
-    def moved(self, now: Tensor, current: Mapping[str, Tensor]) -> float:
-        """RMS of what the parameter's update made of the weight.
+    def change(self, now: Tensor, current: Mapping[str, Tensor]) -> Tensor:
+        """What the parameter's update made of the weight.
 
         Beside one that starts at zero, as in a merged LoRA, it makes nothing: others are then taken as they are now.
+
+        Args:
+            now: the parameter.
+            current: all parameters.
         """
-        if not bool(self._own.share.any()):
+        if self._starts_at_zero:
             self._others = {**self._others, **{name: values.detach() for name, values in current.items()}}
-        return _size(self.change(now))
-
-    def change(self, now: Tensor) -> Tensor:
-        """What the parameter's update made of the weight."""
         return self._of(now) - self._of(self._initial)
-
-    @property
-    def through(self) -> Through:
-        """Whether the parameter's own size makes a difference to the weight."""
-        return Through.NORMED if self._own.normed else Through.MADE
-
-    @property
-    def sized(self) -> bool:
-        """Whether its initial size tells its gain: not where it makes no difference, and another parameter's does."""
-        return not self._own.normed or self.alone
 
 
 def _size(tensor: Tensor) -> float:

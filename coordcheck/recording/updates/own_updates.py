@@ -168,10 +168,12 @@ class OwnUpdates:
                     difference, known = scratch.difference(now, initial), use.parameter
                 if use.made is None:
                     self._note_update(use, step, use.rows(difference))
+                    if use.replay is not None and not use.hidden:
+                        self._measure(use, step, Quantity.OWN_UPDATE, partial(use.replay.own_update, now, difference))
                 elif not use.hidden:
-                    self._try(use, step, Quantity.WEIGHT_UPDATE, partial(use.made.moved, now, current))
-                if use.replay is not None and not use.hidden:
-                    self._measure(use, step, Quantity.OWN_UPDATE, partial(use.replay.own_update, now, difference))
+                    self._try(
+                        use, step, Quantity.OWN_UPDATE, partial(_update_made, self.scales, use, step, now, current)
+                    )
 
     def _note_update(self, use: ParameterUse, step: int, change: Tensor) -> None:
         scale = norm(change) / root(self._counts.get(use.name, 0.0), change.numel())
@@ -258,6 +260,17 @@ def _rms(tensor: Tensor) -> float | Tensor:
         return scales.rms_of(tensor)
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
+
+
+def _update_made(
+    noted: ScaleTable, use: ParameterUse, step: int, now: Tensor, current: Mapping[str, Tensor]
+) -> float | Tensor:
+    """Note what an update made of the weight that is computed from it; RMS of what that makes of its input."""
+    if use.made is None or use.replay is None:
+        return math.nan
+    change = use.made.change(now, current)
+    noted.put(use.name, step, Quantity.WEIGHT_UPDATE, _rms(change))
+    return _rms(use.replay.own_update(now, change))
 
 
 def _initial_scale(use: ParameterUse, initial: Mapping[str, Tensor]) -> float | Tensor:

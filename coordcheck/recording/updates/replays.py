@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from coordcheck.recording import scales
-from coordcheck.recording.graph.arguments import first_tensor, snapshot, unflattened
+from coordcheck.recording.graph.arguments import doubled, first_tensor, snapshot, unflattened
 from coordcheck.recording.graph.calls import MAX_BLOCKS, ModuleCall, UseCall
 from coordcheck.recording.graph.copies import by_rows
 from coordcheck.recording.graph.functions import Does, acts_as, does
@@ -88,12 +88,12 @@ class FunctionReplay:
         return (self._in_double(initial) - self._in_double(torch.zeros_like(initial))) * self._scale
 
     def own_update(self, now: Tensor, change: Tensor) -> Tensor:
-        """f(p_t; x_0) - f(p_0; x_0), given p_t and p_t - p_0."""
+        """f(p_t; x_0) - f(p_0; x_0), given p_t and p_t - p_0, or what that made of a weight that is computed."""
         if self._in_proportion:
             return self._proportional(change)
         if self.made is not None:
             whole = self.made.own().whole
-            return (self._with(whole + self.made.change(now)) - self._with(whole)) * self._scale
+            return (self._with(whole + change) - self._with(whole)) * self._scale
         return (self._in_double(now) - self._in_double(self._initial[self._use.parameter])) * self._scale
 
     def inherited(self, later: UseCall) -> Tensor:
@@ -146,7 +146,7 @@ class FunctionReplay:
                 leaves[position] = operand.of(self._initial[operand.parameter], self._initial)
         leaves[use.position] = weight
         with torch.random.fork_rng(_devices(weight)):  # dropout inside draws the same each time, and training other
-            return use.call({p: _doubled(leaf) for p, leaf in leaves.items()})
+            return use.call({p: doubled(leaf) for p, leaf in leaves.items()})
 
 
 def _role_in_norm(use: UseCall) -> str:
@@ -163,16 +163,6 @@ def _role_in_norm(use: UseCall) -> str:
 def _devices(tensor: Tensor) -> list[torch.device]:
     """The devices whose random numbers a function of it may draw, beside the processor's."""
     return [tensor.device] if tensor.device.type == "cuda" else []
-
-
-def _doubled(leaf: Any) -> Any:
-    """A copy in double precision, which a function may write into; of a generator, one that it may draw from."""
-    if isinstance(leaf, torch.Generator):
-        return leaf.clone_state()
-    if not isinstance(leaf, Tensor):
-        return leaf
-    dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
-    return leaf.detach().to(dtype, copy=True)
 
 
 class ModuleReplay:
