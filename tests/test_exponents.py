@@ -208,3 +208,29 @@ def test_an_update_whose_rank_a_probe_limits_at_some_widths_is_judged_by_its_spe
     rows["value"] = rows["value"].where(rows["quantity"] != "weight_update", size)
     found = exponents(rows, [use()])["w"]
     assert found.response_weight.value == pytest.approx(exponent, abs=1e-6)
+
+
+@pytest.mark.parametrize(("share", "own"), [(1 / 4, 0.05), (1 / 8, 0.1), (1 / 4, -0.02)])
+def test_orthonormal_updates_of_low_rank_act_by_their_spectral_norm(share, own):
+    """Rank share n and all singular values 1 (Dion): RMS ~ n^-1/2, as of signs at a rate of n^-1/2."""
+    rows = table({**SP, ("weight_update", 1): -0.5, ("weight_update_norm", 1): 0.0, ("own_update", 1): own})
+    rows.loc[rows["quantity"] == "weight_update", "value"] *= share**0.5
+    assert exponents(rows, [use()])["w"].response_weight.value == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "luck"), [(1, 1.0), (3, 1.0), (7, 1.0), (1, 0.9), (3, 0.9), (7, 0.95)])
+def test_signs_of_a_convolution_are_not_taken_for_orthonormal(kernel, luck):
+    """Independent signs of size 1/n, whose effect on many positions is still that of chance, as of noise images."""
+    fan_ins = {n: kernel**2 * n for n in WIDTHS}
+    rows = table({**SP, ("weight_update", 1): -1.0, ("weight_update_norm", 1): -0.5, ("own_update", 1): -0.4})
+    rows.loc[rows["quantity"] == "weight_update_norm", "value"] *= (1 + kernel) * luck
+    found = exponents(rows, [use(fan_ins=fan_ins, rates={n: 1 / n for n in WIDTHS})])["w"]
+    assert found.response_weight.value == pytest.approx(0, abs=1e-6)
+
+
+def test_where_no_rate_is_known_the_own_update_tells_signs_from_low_rank():
+    rows = {**SP, ("weight_update", 1): 0.0, ("weight_update_norm", 1): 0.5}
+    for own in (0.95, 0.55):
+        noisy = table(rows | {("own_update", 1): own}, constants={"weight_update_norm": 2.0})
+        found = exponents(noisy, [use(rates={})])["w"]
+        assert found.response_weight.value == pytest.approx(round(2 * own) / 2, abs=1e-6)

@@ -34,13 +34,11 @@ from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
+from coordcheck.analysis.spectra import Spectra, Update, nearest
 from coordcheck.runs.words import Quantity, Role, Through
 
 ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
-FLAT_RANK = 32  # and at least this stable rank, which no gradient of a tiny probe has
-FLAT_SPECTRUM = 0.25, 0.55  # shares of its full rank from which on an update's singular values may count as alike
-BEYOND_CHANCE = 1.2  # and how far beyond that of independent coordinates, which an update of signs may have
 
 
 class Exponents(NamedTuple):
@@ -85,7 +83,9 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     logs = Logs(table, uses)
     terms = _Terms.of(logs, uses)
     fits = {name: logs.fit(values) for name, values in _formulas(terms).items()}
-    rounding, flat = _rounding(logs, uses), _flat_spectra(logs, terms)
+    rounding = _rounding(logs, uses)
+    frobenius, rates = logs.at(Quantity.WEIGHT_UPDATE, terms.first), logs.of([use.rates for use in uses])
+    spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates))
     result = {}
     for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}
@@ -93,9 +93,9 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
         if use.role is not Role.ATTENTION and use.through is Through.ITSELF:
             own["gain_weight"] = _sampled(own["gain_weight"], use, logs)
         if use.through is Through.ITSELF:
-            own["response_weight"] = _nearer(aligned, spectral, own["response"], flat[number])
+            own["response_weight"] = spectra.response(aligned, spectral, own["response"], number)
         else:  # one row's size alone, or a product of two factors, is not aligned with the input as a matrix is
-            own["response_weight"] = _nearest((aligned, independent), own["response"])
+            own["response_weight"] = nearest((aligned, independent), own["response"])
         result[use.name] = Exponents(
             **own,
             degree=float(terms.degree[number]),
@@ -209,43 +209,6 @@ def _sampled(fitted: Exponent, use: UseAcrossWidths, logs: Logs) -> Exponent:
     known = math.sqrt(float((share**2 / (2 * sizes)).sum()) / len(logs.seeds)) / math.log(2)
     stderr = max(known, 0.0 if math.isnan(fitted.stderr) else fitted.stderr)
     return Exponent(fitted.value, stderr, fitted.value - 2 * stderr, fitted.value + 2 * stderr)
-
-
-def _nearer(aligned: Exponent, spectral: Exponent, own: Exponent, flat: Array) -> Exponent:
-    """The response from the parameter's own side: from its spectral norm where its singular values are alike.
-
-    Where they are so at some widths alone (a probe limits the rank at others), the size of the update bends: then it
-    is the one that its effect on its own input agrees with.
-    """
-    if not spectral.known or not flat.any():
-        return aligned
-    if flat.all() or not own.known:
-        return spectral if flat[-1] else aligned
-    return min(aligned, spectral, key=lambda fitted: abs(fitted.value - own.value))
-
-
-def _nearest(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
-    """The one that what was measured agrees with best."""
-    return min(ways, key=lambda fitted: abs(fitted.value - measured.value)) if measured.known else UNKNOWN
-
-
-def _flat_spectra(logs: Logs, terms: _Terms) -> NDArray[np.bool_]:
-    """Whether an update's singular values are alike, as Muon's can be: its stable rank is a share of the full one.
-
-    Returns:
-        (use, width).
-
-    The stable rank of a matrix is (Frobenius norm / spectral norm) ** 2, between 1 and the smaller of its sizes.
-    """
-    fan_in, fan_out = terms.fan_in, terms.fan_out
-    frobenius = logs.at(Quantity.WEIGHT_UPDATE, terms.first) + (fan_in + fan_out) / 2
-    rank = 2 * (frobenius - terms.dp_norm)
-    # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
-    chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
-    share = np.clip(BEYOND_CHANCE * chance, *FLAT_SPECTRUM)
-    enough = np.maximum(np.minimum(fan_in, fan_out) + np.log2(share), math.log2(FLAT_RANK))
-    known = np.where(np.isfinite(rank), rank, -np.inf)
-    return np.asarray(np.median(known - enough, axis=1) > 0)
 
 
 def _first_movement(logs: Logs, number: int) -> int:
