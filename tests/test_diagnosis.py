@@ -162,6 +162,40 @@ def test_growth_without_another_cause_is_a_gradient_fan_in_under_sgd_only():
     assert [f.cause for f in findings] == [None, Cause.INIT]
 
 
+def behind(cause, found):
+    """A matrix of a right response, whose gradient grows or sums, and a readout with a fault behind it."""
+    readout = {Cause.LEARNING_RATE: measured(-0.5, 1.0, degree=1.0), Cause.INIT: measured(0.0, 0.0, degree=1.0)}
+    right = measured(-0.5, 0.0, degree=1.0)
+    both = {"w": found, "readout": readout.get(cause, right)}
+    findings = diagnose([use(), use("readout", role=Role.READOUT)], both, PARAMETRIZATIONS["mup"], 0.25)
+    assert findings[1].cause is cause
+    return findings[0]
+
+
+@pytest.mark.parametrize("of_own", [{"growth": 0.75}, {"response": exact(1.75)}], ids=["growth", "response"])
+def test_a_gradient_that_grows_waits_for_the_faults_behind_it(of_own):
+    """The rate of a readout that starts at zero is its initial scale once it has moved: the gradient comes from it."""
+    found = {
+        step: measured(0.0, 1.0, degree=1.0, step=step)._replace(
+            **{name: value if isinstance(value, Exponent) else exact(value) for name, value in of_own.items()}
+        )
+        for step in (1, 2)
+    }
+    assert behind(None, found[2]).cause is Cause.GRADIENT_FAN_IN
+    later = behind(Cause.LEARNING_RATE, found[2])
+    assert (later.verdict, later.cause, later.learning_rate) == (Verdict.OK, None, 0.0)
+    assert "readout behind it" in later.explanation
+    assert behind(Cause.LEARNING_RATE, found[1]).cause is Cause.GRADIENT_FAN_IN  # the readout had not moved
+    assert behind(Cause.INIT, found[1]).cause is None
+
+
+def test_a_fault_in_front_explains_no_gradient():
+    grown = measured(0.0, 1.0, degree=1.0, growth=0.75, step=2)
+    found = {"first": measured(0.0, 0.0, degree=1.0, step=2), "w": grown}
+    findings = diagnose([use("first"), use()], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [f.cause for f in findings] == [Cause.LEARNING_RATE, Cause.GRADIENT_FAN_IN]
+
+
 def test_the_second_use_of_a_matrix_is_judged_by_what_the_first_leaves():
     embedding = use("e", role=Role.INPUT, parameter="e")
     readout = use("e@linear", role=Role.READOUT, parameter="e", tied=True, multiplier=-1.0)

@@ -69,7 +69,7 @@ def diagnose(
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
-    return findings
+    return _waiting(findings, tolerance)
 
 
 def _judge(
@@ -177,11 +177,38 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
-    undecided = answer["response"] is Answer.UNDECIDED or not judged.response.known
-    if undecided or judged.exponents.clipped or answer["gain"] is Answer.UNDECIDED:
+    return _without_fault(judged, tolerance)
+
+
+def _without_fault(judged: Finding, tolerance: float) -> Finding:
+    """Right, where gain and response decide."""
+    answers = (
+        compare_known(judged.gain, judged.gain_target, tolerance),
+        compare_known(judged.response, judged.response_target, tolerance),
+    )
+    if Answer.UNDECIDED in answers or not judged.response.known or judged.exponents.clipped:
         why = judged.explanation or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
-    return judged
+    return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)
+
+
+def _waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
+    """Without gradients that are off where a parameter behind has a fault of its own: they come from there.
+
+    A learning rate that is off acts as an initialisation that is, once that parameter has moved.
+    """
+    found, behind, of_rate = [], "", ""
+    for finding in reversed(findings):
+        fault = of_rate if finding.exponents.step > 1 and of_rate else behind
+        if finding.cause is Cause.GRADIENT_FAN_IN and fault:
+            why = f"{finding.explanation}, which may come from {fault} behind it: check again once that is right"
+            finding = _without_fault(finding._replace(explanation=why), tolerance)
+        elif finding.cause is Cause.LEARNING_RATE:
+            of_rate = finding.use.name
+        elif finding.cause not in (None, Cause.FROZEN, Cause.GRADIENT_FAN_IN):
+            behind = finding.use.name
+        found.append(finding)
+    return found[::-1]
 
 
 def _shrinks(found: Exponents, tolerance: float) -> float:
