@@ -649,7 +649,7 @@ def test_a_bound_that_is_hit_is_told(value: Any, why: str):
 
 
 def test_of_very_large_data_samples_are_compared(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("coordcheck.training.fingerprints.contents.WHOLE", 2**22)
+    monkeypatch.setattr("coordcheck.training.fingerprints.parts.WHOLE", 2**22)
     large = torch.zeros(2**23, dtype=torch.uint8)
     first = read(large)
     large[0] = 1

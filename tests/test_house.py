@@ -108,8 +108,6 @@ def test_the_import_tests_can_fail():
 
 
 LIMITS = {"module": 300, "class": 200, "function": 60}  # lines
-# what is still longer; a list that gets shorter
-LONGER = {"class Reader"}
 
 
 def longer(name: str, source: str) -> set[str]:
@@ -123,7 +121,7 @@ def longer(name: str, source: str) -> set[str]:
 
 
 def test_nothing_takes_more_than_one_sitting():
-    assert set().union(*(longer(name, source) for name, source in SOURCES.items())) == LONGER
+    assert set().union(*(longer(name, source) for name, source in SOURCES.items())) == set()
 
 
 def test_what_is_long_is_found():

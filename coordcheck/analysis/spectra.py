@@ -64,14 +64,17 @@ class Spectra(NamedTuple):
         return cls(np.median(beyond, axis=1) > 0, signs)
 
     def response(self, aligned: Exponent, spectral: Exponent, own: Exponent, number: int) -> Exponent:
-        """The response from the parameter's own side.
+        """By the norm that tells it.
 
         Args:
-            aligned: by the RMS of its update.
-            spectral: by the largest singular value.
+            aligned: the response by the RMS of its update.
+            spectral: the one by the largest singular value.
             own: that of the update's effect on its own input, which decides where neither is known to be right: where
                 the update is neither signs nor flat at every width (a probe limits the rank at some).
             number: of the use.
+
+        Returns:
+            The response from the parameter's own side.
         """
         flat = self.flat[number]
         if not spectral.known or not aligned.known or (self.signs[number] and not flat.any()):

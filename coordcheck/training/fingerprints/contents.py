@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum, EnumMeta
+from enum import Enum
 from functools import partial
 from pathlib import PurePath
 from pickle import PickleBuffer
@@ -22,19 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coordcheck.training.fingerprints import parts
 from coordcheck.training.fingerprints.codes import compiled, text_of
-from coordcheck.training.fingerprints.kinds import hash_of, is_cached, is_generated, is_silent, name_of
+from coordcheck.training.fingerprints.kinds import hash_of, is_silent, name_of
 from coordcheck.training.fingerprints.owners import is_users
 
 MAX_DEPTH = 60  # of values inside values
 MAX_VALUES = 20_000  # inside of one value
-WHOLE = 2**28  # bytes of data that are read whole; of larger data, samples
-SAMPLES, SAMPLE = 256, 2**20
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 CACHED = type(functools.lru_cache(abs))
-_METHODS = (FunctionType, staticmethod, classmethod, property, functools.cached_property)
-_OF_MODULES = frozenset(vars(nn.Module()))
 
 
 class Reader:
@@ -98,16 +94,16 @@ class Reader:
         if kind is str:
             self._text(value)
         elif kind is bytes:
-            return hash_of(b"bytes", self._bytes(value))
+            return hash_of(b"bytes", self._bytes(parts.bytes_in(value)))
         text: str = vars(kind)["__repr__"](value)  # the number's own, whatever its class makes of it
         return hash_of(kind.__name__.encode(), text.encode("utf-8", "surrogatepass"))
 
     def _parts(self, value: Any, kind: type) -> Iterable[bytes]:
         if is_silent(value, kind):
             return ()
-        for kinds, parts in self._readers:
+        for kinds, read in self._readers:
             if issubclass(kind, kinds):
-                return parts(value)
+                return read(value)
         return self._object(value, kind)
 
     def _kinds(self) -> list[tuple[Any, Callable[[Any], Iterable[bytes]]]]:
@@ -126,12 +122,12 @@ class Reader:
             (partial, lambda value: self._each(value.func, value.args, value.keywords)),
             (BuiltinFunctionType, self._builtin),
             (ModuleType, self._module),
-            (nn.Module, self._torch_module),
+            (nn.Module, lambda value: self._each(*parts.of_torch_module(value))),
             (torch.Generator, lambda value: self._each(value.get_state())),
-            (PurePath, self._path),
-            ((bytearray, memoryview, PickleBuffer), lambda value: [self._bytes(value)]),
+            (PurePath, lambda value: [self.digest(os.fspath(value))]),
+            ((bytearray, memoryview, PickleBuffer), lambda value: [self._bytes(parts.bytes_in(value))]),
             (CodeType, lambda value: [compiled(value).encode()]),
-            ((staticmethod, classmethod, property, functools.cached_property), self._descriptor),
+            (parts.DESCRIPTORS, lambda value: self._each(*parts.of_descriptor(value))),
         ]
 
     def _each(self, *values: Any) -> Iterator[bytes]:
@@ -142,33 +138,26 @@ class Reader:
 
     # ---- data
 
-    def _bytes(self, data: Any) -> bytes:
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
-        if view.nbytes <= WHOLE:
+    def _bytes(self, view: memoryview) -> bytes:
+        if view.nbytes <= parts.WHOLE:
             return hashlib.sha256(view).digest()
         self._unread(f"has {view.nbytes} bytes, of which samples are compared")
-        step = (view.nbytes - SAMPLE) // (SAMPLES - 1)
-        return hash_of(str(view.nbytes).encode(), *(view[k * step : k * step + SAMPLE] for k in range(SAMPLES)))
+        return parts.samples_of(view)
 
     def _tensor(self, value: Tensor) -> Iterator[bytes]:
         if value.is_nested:
             yield from self._each(*(part.detach() for part in value.unbind()))
             return
         yield f"{value.dtype}{tuple(value.shape)}".encode()
-        if value.is_meta:
-            return
-        if value.is_quantized:
-            value = value.dequantize()
-        flat = (value if value.layout is torch.strided else value.to_dense()).detach().cpu()
-        flat = flat.resolve_conj().resolve_neg().contiguous().reshape(-1)
-        yield self._bytes(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+        if (view := parts.bytes_of_tensor(value)) is not None:
+            yield self._bytes(view)
 
     def _array(self, value: np.ndarray[Any, Any]) -> Iterator[bytes]:
         yield f"{value.dtype}{value.shape}".encode()
         if value.dtype.hasobject:
             yield from self._each(*value.ravel().tolist())
-        elif value.size:
-            yield self._bytes(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        else:
+            yield self._bytes(parts.bytes_of_array(value))
 
     # ---- containers
 
@@ -214,31 +203,18 @@ class Reader:
             self._code(value)
             yield from self._each(value.__defaults__, value.__kwdefaults__)
         yield from self._each(vars(value))  # a decorator's own function may stand before the user's: __wrapped__
-        for cell in value.__closure__ or ():
-            try:
-                yield self.digest(cell.cell_contents)
-            except ValueError:  # a name that is not bound yet
-                yield b"empty cell"
+        yield from self._each(*parts.of_closure(value))
 
     def _class(self, value: type) -> Iterator[bytes]:
         yield f"{value.__module__}.{value.__qualname__}".encode()
         if not is_users(value.__module__):
             return
-        yield from self._each(*value.__bases__)
-        if isinstance(value, EnumMeta):
-            members: Mapping[str, Any] = value.__members__
-            yield from self._each([(name, one.value) for name, one in members.items()])
-        made = vars(value).get("__dataclass_fields__", {})
-        yield from self._each(*((f.name, f.default, f.default_factory) for f in made.values()))
-        for name, member in sorted(vars(value).items()):
-            if isinstance(member, _METHODS):
-                yield from () if is_generated(member) else self._each(name, member)
-            elif not name.startswith(("__", "_abc_")) and not (isinstance(value, EnumMeta) and name.startswith("_")):
-                self._data(f"{value.__module__}.{value.__qualname__}.{name}", member)
-
-    def _descriptor(self, value: Any) -> Iterator[bytes]:
-        places = ("__func__", "fget", "fset", "func")
-        yield from self._each(*(getattr(value, place) for place in places if hasattr(value, place)))
+        yield from self._each(*parts.of_class(value))
+        methods, data = parts.attributes_of(value)
+        for name, member in methods.items():
+            yield from self._each(name, member)
+        for name, member in data.items():
+            self._data(f"{value.__module__}.{value.__qualname__}.{name}", member)
 
     def _builtin(self, value: BuiltinFunctionType) -> Iterator[bytes]:
         yield f"{value.__module__}.{value.__qualname__}".encode()
@@ -252,31 +228,7 @@ class Reader:
 
     # ---- objects
 
-    def _torch_module(self, value: nn.Module) -> Iterator[bytes]:
-        for name, module in value.named_modules():
-            own = {key: item for key, item in vars(module).items() if key not in _OF_MODULES}
-            hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-            yield from self._each(name, type(module), module.training, own, hooks)
-        yield from self._each(dict(value.named_parameters()), dict(value.named_buffers()))
-
-    def _path(self, value: PurePath) -> Iterator[bytes]:
-        self._text(os.fspath(value))
-        yield os.fspath(value).encode("utf-8", "surrogatepass")
-
     def _object(self, value: Any, kind: type) -> Iterator[bytes]:
-        own = inspect.getattr_static(value, "__dict__", None)
-        own = object.__getattribute__(value, "__dict__") if own is not None else {}
-        if isinstance(own, dict) and callable(own.get("__wrapped__")):  # a cached function: its cache is no part of it
-            yield self.digest(own["__wrapped__"])
-            return
-        reduced: Any = type.__getattribute__(kind, "__reduce_ex__")(value, 5)
-        if isinstance(reduced, str):
-            yield reduced.encode()
-            return
-        make, args, *rest = reduced
-        state, items, pairs = [*rest, None, None, None][:3]
-        if isinstance(state, dict):  # without what is computed once and kept
-            state = {k: v for k, v in state.items() if not is_cached(kind, k)} or None
-        yield from self._each(make, args, state, list(items or ()), list(pairs or ()))
+        yield from self._each(*parts.of_object(value, kind))
         if is_users(kind.__module__):
             yield self.digest(kind)
