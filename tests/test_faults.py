@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -404,9 +405,10 @@ def test_what_user_code_leaves_behind_neither_delays_nor_changes_the_end(script)
 
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_stops_even_what_swallows_it(name: str):
+def test_a_signal_stops_even_what_swallows_it(name: str, request: pytest.FixtureRequest):
     number = getattr(signal, name)
-    before = signal.getsignal(number)
+    request.addfinalizer(partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, before := signal.default_int_handler)  # under `nohup` it would be ignored, and stay so
 
     def careless() -> None:
         with suppress(BaseException):  # as `try: ... except:` in a training loop
