@@ -100,7 +100,7 @@ def truth(report: Report, bug: Bug) -> Truth:
 def plain(report: Report, bug: Bug) -> Plain:
     """The plain check: slopes of the activations at the last step."""
     slopes = _at_last_step(report.slopes, bug).sort_values("order").set_index("layer")["slope"]
-    culprits = {_owner(name) for name in truth(report, bug)}
+    culprits = {layer_of(name) for name in truth(report, bug)}
     readout = slopes.index[-1]  # which may shrink
     flagged = [name for name, slope in slopes.items() if abs(slope) > FLAT and not (name == readout and slope < 0)]
     return Plain(slopes, flagged, [name for name in slopes.index if name in culprits])
@@ -111,7 +111,7 @@ def _at_last_step(table: pd.DataFrame, bug: Bug, quantity: str = "activation") -
     return rows[rows["step"] == rows["step"].max()]
 
 
-def _owner(name: str) -> str:
+def layer_of(name: str) -> str:
     """The layer that a parameter makes; attention logits are one of their own, a second use is the model's output."""
     return name if "/" in name else "(model)" if "@" in name else name.partition("[")[0].rpartition(".")[0]
 

@@ -79,7 +79,7 @@ def test_a_lesson_holds_at_small_size(lesson, tmp_path, monkeypatch):
         pytest.skip(f"torch {torch.__version__} has no Muon")
     monkeypatch.setattr(sys, "argv", [str(lesson.path), f"--out={tmp_path}"])
     monkeypatch.syspath_prepend(GALLERY)
-    for name in ("lesson", "bugs", "ablations"):
+    for name in ("lesson", "bugs", "ablations", "wild"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with mpl.rc_context():
         try:
@@ -87,7 +87,7 @@ def test_a_lesson_holds_at_small_size(lesson, tmp_path, monkeypatch):
         except SystemExit as stop:
             pytest.skip(str(stop))
         finally:
-            for name in ("lesson", "bugs", "ablations"):
+            for name in ("lesson", "bugs", "ablations", "wild"):
                 sys.modules.pop(name, None)
     for name in lesson.files:
         assert 0 < (tmp_path / name).stat().st_size < LIMIT, name
