@@ -8,8 +8,10 @@ plain torch.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -56,7 +58,7 @@ class Fault(bugs.Bug):
 
 
 def slope(scales: pd.Series) -> float:
-    """d log(scale) / d log(width)."""
+    """Of log(scale) against log(width), by least squares."""
     return float(np.polyfit(np.log(list(scales.index)), np.log(scales), 1)[0])
 
 
@@ -112,38 +114,45 @@ def adam(model: nn.Module, n: int, *slow: nn.Module) -> tuple[nn.Module, torch.o
     return model, torch.optim.Adam([{"params": rest}, {"params": weights, "lr": RATE * BASE / n}], lr=RATE)
 
 
-class Language(nn.Module):
-    """Bytes to logits: embedding, one hidden matrix beside the residual stream, readout; in µP."""
+class Residual(nn.Module):
+    """One hidden matrix beside the residual stream."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.embedding, self.hidden = table(BYTES, n), linear(n, n, n**-0.5)
-        self.readout = linear(n, BYTES, 1 / n)
+        self.hidden = linear(n, n, n**-0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, time) -> (batch, time, bytes)."""
-        return self.readout(normed(self.mixed(self.embedding(tokens))))
-
-    def mixed(self, x: Tensor) -> Tensor:
-        """The residual stream behind the hidden matrix, (batch, time, n)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, n) -> the same."""
         return x + self.hidden(normed(x)).relu()
 
 
-class Selective(Language):
+class Language(nn.Module):
+    """Bytes to logits: embedding, block, readout; in µP."""
+
+    def __init__(self, n: int, block: Callable[[int], nn.Module] = Residual) -> None:
+        super().__init__()
+        self.embedding, self.block, self.readout = table(BYTES, n), block(n), linear(n, BYTES, 1 / n)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time, bytes)."""
+        return self.readout(normed(self.block(self.embedding(tokens))))
+
+
+class Selective(nn.Module):
     """A state space whose step sizes come through a bottleneck of n / 16, in a matrix that stands in the last product.
 
     The fan-in of that matrix is the bottleneck: its 1/√fan-in is all it needs, and 1/√m comes on top.
     """
 
     def __init__(self, n: int) -> None:
-        super().__init__(n)
+        super().__init__()
         rank, steps = n // 16, torch.empty(n).uniform_(math.log(1e-3), math.log(0.1)).exp()
-        self.hidden, self.dt = linear(n, rank, n**-0.5), linear(rank, n, rank**-0.5 * (n / BASE) ** -0.5)
+        self.narrow, self.dt = linear(n, rank, n**-0.5), linear(rank, n, rank**-0.5 * (n / BASE) ** -0.5)
         self.bias = nn.Parameter(steps.expm1().log())  # softplus of it is a step
 
-    def mixed(self, x: Tensor) -> Tensor:
-        """(batch, time, n): the state of a channel forgets by exp(-step), and takes step times its input."""
-        steps = F.softplus(F.linear(self.hidden(x), self.dt.weight, self.bias))
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, time, n) -> the same: a state per channel forgets by exp(-step), and takes step times its input."""
+        steps = F.softplus(F.linear(self.narrow(x), self.dt.weight, self.bias))
         state, states = torch.zeros_like(x[:, 0]), []
         for step, now in zip(steps.unbind(1), x.unbind(1), strict=True):
             state = state * (-step).exp() + step * now
@@ -161,7 +170,7 @@ class TwoPaths(Language):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """(batch, time) -> (batch, time, bytes)."""
-        x = normed(self.mixed(self.embedding(tokens)))
+        x = normed(self.block(self.embedding(tokens)))
         return F.linear(x if targets is None else x / self.m, self.embedding.weight)
 
 
@@ -175,7 +184,7 @@ class Positioned(Language):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, time) -> (batch, time, bytes)."""
         x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1]))
-        return self.readout(normed(self.mixed(x)) / self.m)
+        return self.readout(normed(self.block(x)) / self.m)
 
 
 class Positions(nn.Embedding):
@@ -193,9 +202,10 @@ class SmallTables(Language):
         super().__init__(n)
         self.embedding, self.positions = table(BYTES, n, (2 / n) ** 0.5), Positions(CONTEXT, n)
 
-    def mixed(self, x: Tensor) -> Tensor:
-        """(batch, time, n)."""
-        return super().mixed(x + self.positions(x))
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, time) -> (batch, time, bytes)."""
+        x = self.embedding(tokens)
+        return self.readout(normed(self.block(x + self.positions(x))))
 
 
 class Signs(torch.optim.Optimizer):
@@ -215,9 +225,9 @@ def signed(n: int) -> tuple[nn.Module, Signs]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.sign())
-        model.hidden.weight.div_(n)
+        model.block.hidden.weight.div_(n)
         model.readout.weight.div_(n)
-    slow = [model.hidden.weight, model.readout.weight]
+    slow = [model.block.hidden.weight, model.readout.weight]
     groups = [{"params": [model.embedding.weight]}, {"params": slow, "lr": RATE * BASE / n}]
     return model, Signs(groups, {"lr": RATE})
 
@@ -236,30 +246,35 @@ class Convolution(nn.Module):
         return self.near @ (x @ self.weight)
 
 
-class Agent(nn.Sequential):
-    """Orthogonal matrices throughout: that of the input has orthonormal columns, once it is taller than wide."""
+class Agent(nn.Module):
+    """Orthogonal matrices: that of the input has orthonormal columns, once it is taller than wide."""
 
     def __init__(self, n: int) -> None:
-        super().__init__(nn.Linear(PIXELS, n), nn.Tanh(), nn.Linear(n, n), nn.Tanh(), linear(n, CLASSES, 1 / n))
-        for layer in (self[0], self[2]):
+        super().__init__()
+        self.input, self.hidden, self.readout = nn.Linear(PIXELS, n), nn.Linear(n, n), linear(n, CLASSES, 1 / n)
+        for layer in (self.input, self.hidden):
             nn.init.orthogonal_(layer.weight, 2**0.5)
             nn.init.zeros_(layer.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, observations) -> (batch, actions)."""
+        return self.readout(self.hidden(self.input(x).tanh()).tanh())
+
 
 class Patches(nn.Module):
-    """Xavier's rule on a matrix from patches of 16 pixels to n, and one of n by n with a constant standard deviation."""
+    """Xavier's rule on a matrix from patches of 16 pixels to n; a constant standard deviation on one of n by n."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
         self.patch = nn.Linear(PIXELS // 4, n, bias=False)
         nn.init.xavier_uniform_(self.patch.weight)
-        self.time, self.hidden = nn.ModuleList([linear(8, n, 1.0), linear(n, n, 0.02)]), linear(n, n, n**-0.5)
-        self.readout = linear(n, CLASSES, 1 / n)
+        self.waves, self.time = linear(8, n, 1.0), linear(n, n, 0.02)
+        self.hidden, self.readout = linear(n, n, n**-0.5), linear(n, CLASSES, 1 / n)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, pixels) -> (batch, classes); each image has a time, which is a number from 0 to 1 here."""
         waves = (x.square().mean(1, keepdim=True) * torch.arange(1, 9)).cos()
-        patches = self.patch(x.unflatten(1, (4, -1))) + self.time[1](F.silu(self.time[0](waves)))[:, None]
+        patches = self.patch(x.unflatten(1, (4, -1))) + self.time(F.silu(self.waves(waves)))[:, None]
         return self.readout((patches + self.hidden(normed(patches)).relu()).mean(1))
 
 
@@ -267,7 +282,7 @@ def mended(n: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The first of the faults with the remedy that the diagnosis names: the initial matrix times √m."""
     model, optimizer = FAULTS[0].build(n)
     with torch.no_grad():
-        model.dt.weight.mul_((n / BASE) ** 0.5)
+        model.block.dt.weight.mul_((n / BASE) ** 0.5)
     return model, optimizer
 
 
@@ -283,7 +298,8 @@ def optimized(kind: Callable[[int], nn.Module], *slow: str) -> Callable[[int], A
 
 def graph(n: int) -> tuple[nn.Module, torch.optim.Adam]:
     """Two of them, at one rate."""
-    model = nn.Sequential(Convolution(PIXELS, n), nn.ReLU(), Convolution(n, CLASSES))
+    layers = {"first": Convolution(PIXELS, n), "relu": nn.ReLU(), "second": Convolution(n, CLASSES)}
+    model = nn.Sequential(OrderedDict(layers))
     return model, torch.optim.Adam(model.parameters(), lr=RATE)
 
 
@@ -299,15 +315,15 @@ FAULTS = [
     Fault(
         "alxndrTL/mamba.py",
         "dt_proj's 1/√fan-in falls with the width by itself, and 1/√m comes on top",
-        optimized(Selective, "hidden", "dt", "readout"),
-        {"dt.weight": SMALL},
+        optimized(partial(Language, block=Selective), "block.narrow", "block.dt", "readout"),
+        {"block.dt.weight": SMALL},
         "2cc168c78b2494557f45072c4b8daa9d6f5608c7/mambapy/lm.py#L52-L54",
-        {"dt.weight": gain(lambda model: model.dt.weight)},
+        {"block.dt.weight": gain(lambda model: model.block.dt.weight)},
     ),
     Fault(
         "EleutherAI/nanoGPT-mup",
         "without targets, as in generation, logits lack the multiplier 1/m that they have in training",
-        optimized(TwoPaths, "hidden"),
+        optimized(TwoPaths, "block.hidden"),
         {"embedding.weight@*": ("multiplier", -1.0)},
         "b2a5e60948d2e11885dc76c1355af98705f54a70/model.py#L213-L226",
         {"embedding.weight@linear": logits},
@@ -315,7 +331,7 @@ FAULTS = [
     Fault(
         "MikhailTerekhov/mup",
         "by default embedding, positions and readout learn at lr / m (a comment beside it says so; an option mends it)",
-        optimized(Positioned, "embedding", "positions", "hidden", "readout"),
+        optimized(Positioned, "embedding", "positions", "block.hidden", "readout"),
         SLOW,
         "0d4d2a8718c5c8ae2d5886a212d0e1fd749f8495/src/mup/modules.py#L225-L231",
         {name: update(name) for name in SLOW},
@@ -324,14 +340,14 @@ FAULTS = [
         "LIONS-EPFL/scion",
         "in the mode Sign hidden matrices start at ±1/fan-in, as large as an update",
         signed,
-        {"hidden.weight": SMALL},
+        {"block.hidden.weight": SMALL},
         "f58a393e010395a5913176be5673d8839caa6285/scion.py#L188-L197",
-        {"hidden.weight": gain(lambda model: model.hidden.weight)},
+        {"block.hidden.weight": gain(lambda model: model.block.hidden.weight)},
     ),
     Fault(
         "lucidrains/x-transformers",
         "Kaiming's √(2/fan-in) on a table of embeddings; positions are divided by √n",
-        optimized(SmallTables, "hidden", "readout"),
+        optimized(SmallTables, "block.hidden", "readout"),
         {"embedding.weight": SMALL, "positions.weight": ("multiplier", 0.5)},
         "9252ed7838021ee61e6c5be0930b3a9a88efdf06/x_transformers/x_transformers.py#L369-L383",
         {
@@ -343,37 +359,37 @@ FAULTS = [
         "tkipf/pygcn",
         "weights are drawn by 1/√fan-out",
         graph,
-        {"0.weight": SMALL, "2.weight": ("multiplier", -1.0)},
+        {"first.weight": SMALL, "second.weight": ("multiplier", -1.0)},
         "1600b5b748b3976413d1e307540ccc62605b4d6d/pygcn/layers.py#L18-L27",
         {
-            "0.weight": gain(lambda model: model[0].weight.T),
-            "2.weight": gain(lambda model: model[2].weight.T, lambda n: n**0.5),
+            "first.weight": gain(lambda model: model.first.weight.T),
+            "second.weight": gain(lambda model: model.second.weight.T, lambda n: n**0.5),
         },
     ),
     Fault(
         "vwxyzjn/cleanrl",
         "an orthogonal matrix of the input: entries of 1/√n once n is above the fan-in (PPO has n = 64)",
-        optimized(Agent, "2", "4"),
-        {"0.weight": SMALL},
+        optimized(Agent, "hidden", "readout"),
+        {"input.weight": SMALL},
         "fe8d8a03c41a7ef5b523e2e354bd01c363e786bb/cleanrl/ppo.py#L94-L104",
-        {"0.weight": gain(lambda model: model[0].weight)},
+        {"input.weight": gain(lambda model: model.input.weight)},
     ),
     Fault(
         "facebookresearch/DiT",
         "Xavier's √(2/(fan-in + fan-out)) on patches of fixed size; 0.02 in the hidden matrix of the time",
-        optimized(Patches, "time.1", "hidden", "readout"),
-        {"patch.weight": SMALL, "time.1.weight": LARGE},
+        optimized(Patches, "time", "hidden", "readout"),
+        {"patch.weight": SMALL, "time.weight": LARGE},
         "ed81ce2229091fd4ecc9a223645f95cf379d582b/models.py#L195-L205",
         {
             "patch.weight": gain(lambda model: model.patch.weight),
-            "time.1.weight": gain(lambda model: model.time[1].weight),
+            "time.weight": gain(lambda model: model.time.weight),
         },
     ),
 ]
 
 
 def compared(report: Report, faults: Sequence[Fault]) -> pd.DataFrame:
-    """A row per parameter to blame: the exponent by which it is off by hand, in the diagnosis and in the plain check."""
+    """A row per parameter to blame: the exponent by which it is off by hand, in the diagnosis, in the plain check."""
     rows = []
     for fault in faults:
         own, layers = bugs.parameters(report, fault).set_index("layer"), bugs.plain(report, fault).slopes
@@ -401,13 +417,23 @@ def as_told(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(axis: Axes, table: pd.DataFrame) -> None:
-    """A row per parameter: its exponent by hand as a bar, in the diagnosis as a circle, in the plain check as a cross."""
-    names = [f"{fault.name.partition('/')[2]}: {name}" for fault, name in zip(table.fault, table.parameter, strict=True)]
-    axis.barh(names, table["by hand"], height=0.7, color="0.85", label="by hand")
-    axis.plot(table["plain check"], names, "x", color=lesson.BLUE, label="plain check", zorder=2)
-    axis.plot(table["diagnosis"], names, "o", color=lesson.RED, label="diagnosis", zorder=3)
-    axis.invert_yaxis()
+    """A row per parameter: its exponent by hand as a bar, in the plain check as a bar of its own, in the diagnosis."""
+    rows = range(len(table))
+    axis.barh(rows, table["by hand"], height=0.8, color="0.85", label="by hand")
+    axis.plot(table["plain check"], rows, "|", color=lesson.BLUE, markersize=8, markeredgewidth=2, label="plain check")
+    axis.plot(table["diagnosis"], rows, "o", color=lesson.RED, label="diagnosis")
+    first = ~table["fault"].duplicated()
+    axis.set_yticks(rows, [fault.name if new else "" for fault, new in zip(table["fault"], first, strict=True)])
+    for row, (name, exponent) in enumerate(zip(table["parameter"], table["by hand"], strict=True)):
+        free = -math.copysign(0.12, exponent)
+        side = "left" if free > 0 else "right"
+        axis.text(free, row, name.replace(".weight", ""), ha=side, va="center", fontsize=5.5, color="0.25")
+        if first[row] and row:
+            axis.axhline(row - 0.5, color="0.85", linewidth=0.5)
+        if math.isnan(table["plain check"][row]):
+            axis.text(1.15, row, "not seen", ha="right", va="center", fontsize=5.5, color=lesson.BLUE)
     axis.axvline(0, color="black", linewidth=0.6)
-    axis.set(title="all eight: the exponent of n", xlim=(-1.2, 1.2))
+    axis.set_xticks((-1, -0.5, 0, 0.5, 1), ("−1", "−½", "0", "½", "1"))
+    axis.set(title="all eight: exponent of n", xlim=(-1.2, 1.2), ylim=(len(rows) - 0.5, -0.5))
     axis.tick_params(axis="y", labelsize=6, length=0)
     axis.grid(axis="y", visible=False)
