@@ -137,6 +137,14 @@ def test_every_committed_figure_and_table_is_of_a_lesson_or_in_the_readme_or_the
         assert name in known or f"gallery/{name}" in readme or f"../{name}" in guide, f"{name} belongs to nothing"
 
 
+def test_what_was_found_in_public_code_links_to_its_lines_at_a_commit():
+    table = (GALLERY / "tables" / "found_in_the_wild.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[(\S+/\S+)\]\((\S+)\)", table)
+    assert len(links) == table.count("https://") == 8
+    for name, link in links:
+        assert re.fullmatch(rf"https://github\.com/{re.escape(name)}/blob/[0-9a-f]{{40}}/\S+\.py#L\d+-L\d+", link), link
+
+
 def test_a_true_lesson_passes_and_is_written(small_gallery, capsys):
     assert make.main(["--full", "--folder", str(small_gallery)]) == 0
     assert "ok" in capsys.readouterr().out
