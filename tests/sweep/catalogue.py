@@ -1,0 +1,11 @@
+"""All the architectures, by name."""
+
+from __future__ import annotations
+
+from sweep import attention, recurrent
+from sweep.mup import ARCHITECTURES
+
+ROOMS = (recurrent, attention)
+"""The modules that hold them; to import one enters its architectures."""
+
+__all__ = ["ARCHITECTURES", "ROOMS"]
