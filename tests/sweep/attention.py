@@ -122,7 +122,7 @@ class Performer(nn.Module):
         return self.out(joined(torch.einsum("bhtf,bhtfd->bhtd", q, sums) / (total + 1e-6)))
 
 
-@text("Liu et al. 2021, arXiv:2105.08050", axes={"mixer.space": (None, 1)}, roles={"mixer.space*": "constant"})
+@text("Liu et al. 2021, arXiv:2105.08050", axes={"mixer.space": (None, 0), "mixer.one": (None, 0)}, keep=("mixer.space", "mixer.one"))
 class GatedMLP(nn.Module):
     """gMLP: a matrix over the positions gates the channels; it starts at zero, and its bias at one."""
 

@@ -16,6 +16,8 @@ from sweep.catalogue import ARCHITECTURES
 from sweep.planting import Planted, planted
 
 SEEDS = 4
+CRASHED = -1
+"""The exit code of a check that raised."""
 Answer = dict[str, set[tuple[float, float]]]
 """Culprit -> the powers of m by which its initial values and its learning rate are to be multiplied."""
 
@@ -42,7 +44,7 @@ class Row(NamedTuple):
     @property
     def clean(self) -> bool:
         """Nothing of the healthy model is called violated."""
-        return self.healthy.exit_code != 1 and not self.healthy.violated
+        return self.healthy.exit_code in (0, 3) and not self.healthy.violated
 
     @property
     def found(self) -> bool:
@@ -57,7 +59,7 @@ class Row(NamedTuple):
     @property
     def honest(self) -> bool:
         """The broken model does not pass."""
-        return self.broken.exit_code != 0
+        return self.broken.exit_code not in (0, CRASHED)
 
 
 def powers(row: Mapping[Any, Any], degree: int) -> tuple[float, float]:
@@ -73,11 +75,15 @@ def told(name: str, fault: Planted | None) -> Told:
     """Check one architecture at its widths."""
     torch.set_num_threads(1)
     model, start = ARCHITECTURES[name], time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        report = coordcheck.check(
-            partial(model.build, change=fault), model.batch, loss=model.loss, widths=model.widths, seeds=SEEDS, steps=2
-        )
+    build = partial(model.build, change=fault)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            report = coordcheck.check(
+                build, model.batch, loss=model.loss, widths=model.widths, seeds=SEEDS, steps=2
+            )
+    except Exception as error:  # the sweep goes on, whatever one of its models does
+        return Told(f"{type(error).__name__}: {error}", CRASHED, (), {}, time.perf_counter() - start)
     table = report.verdicts
     bad = table[table["verdict"].map(lambda verdict: Verdict(verdict).violated)]
     bad = bad.sort_values("parameter", key=lambda names: names.isna(), kind="stable")

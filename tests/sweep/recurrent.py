@@ -52,7 +52,7 @@ def text(source: str, **choices: object) -> object:
     return enter
 
 
-@text("Ma et al. 2023, arXiv:2302.10866", axes={"mixer.filters": (None, 1)})
+@text("Poli et al. 2023, arXiv:2302.10866")
 class Hyena(nn.Module):
     """Order 2: short convolutions, gates, and long convolutions whose filters a small network gives."""
 
@@ -261,7 +261,7 @@ class S4D(nn.Module):
         return F.glu(self.out(F.gelu(y + self.skip * x)), -1)
 
 
-@text("Hochreiter & Schmidhuber 1997", axes={"mixer.cell.weight_*": (1, 0)})
+@text("Hochreiter & Schmidhuber 1997")
 class LSTM(nn.Module):
     """torch's own cells, in two layers."""
 
