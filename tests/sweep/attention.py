@@ -122,7 +122,11 @@ class Performer(nn.Module):
         return self.out(joined(torch.einsum("bhtf,bhtfd->bhtd", q, sums) / (total + 1e-6)))
 
 
-@text("Liu et al. 2021, arXiv:2105.08050", axes={"mixer.space": (None, 0), "mixer.one": (None, 0)}, keep=("mixer.space", "mixer.one"))
+@text(
+    "Liu et al. 2021, arXiv:2105.08050",
+    axes={"mixer.space": (None, 0), "mixer.one": (None, 0)},
+    keep=("mixer.space", "mixer.one"),
+)
 class GatedMLP(nn.Module):
     """gMLP: a matrix over the positions gates the channels; it starts at zero, and its bias at one."""
 
@@ -265,7 +269,11 @@ class Conformer(nn.Module):
         super().__init__()
         self.into, self.first, self.second = nn.Linear(INPUTS, n), network(n), network(n)
         self.attention, self.norm, self.norm2, self.norm3 = Attention(n), *(nn.LayerNorm(n) for _ in range(3))
-        self.gated, self.depth, self.point = nn.Conv1d(n, 2 * n, 1), nn.Conv1d(n, n, 3, padding=1, groups=n), nn.Conv1d(n, n, 1)
+        self.gated, self.depth, self.point = (
+            nn.Conv1d(n, 2 * n, 1),
+            nn.Conv1d(n, n, 3, padding=1, groups=n),
+            nn.Conv1d(n, n, 1),
+        )
         self.batch, self.last, self.readout = nn.GroupNorm(1, n), nn.LayerNorm(n), nn.Linear(n, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,7 +285,9 @@ class Conformer(nn.Module):
         return self.readout(self.last(x + 0.5 * self.second(x)))
 
 
-@architecture("Raffel et al. 2020, arXiv:1910.10683", (TOKENS[0], *TOKENS), own, axes={"bias": (None, 0)}, keep=("bias",))
+@architecture(
+    "Raffel et al. 2020, arXiv:1910.10683", (TOKENS[0], *TOKENS), own, axes={"bias": (None, 0)}, keep=("bias",)
+)
 class EncoderDecoder(nn.Module):
     """T5: an encoder, a decoder with cross attention, one table of relative positions per head."""
 
@@ -308,7 +318,11 @@ class SetTransformer(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.into, self.points, self.seed = nn.Linear(INPUTS, n), nn.Parameter(torch.empty(3, n)), nn.Parameter(torch.empty(1, n))
+        self.into, self.points, self.seed = (
+            nn.Linear(INPUTS, n),
+            nn.Parameter(torch.empty(3, n)),
+            nn.Parameter(torch.empty(1, n)),
+        )
         self.up, self.back, self.pool = Attention(n), Attention(n), Attention(n)
         self.networks, self.readout = nn.ModuleList(network(n) for _ in range(3)), nn.Linear(n, CLASSES)
         self.last = nn.LayerNorm(n)
@@ -330,7 +344,11 @@ class UniversalTransformer(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.embedding, self.times, self.readout = nn.Embedding(VOCABULARY, n), nn.Embedding(3, n), nn.Linear(n, VOCABULARY)
+        self.embedding, self.times, self.readout = (
+            nn.Embedding(VOCABULARY, n),
+            nn.Embedding(3, n),
+            nn.Linear(n, VOCABULARY),
+        )
         self.attention, self.network, self.norm, self.last = Attention(n), network(n), nn.LayerNorm(n), nn.LayerNorm(n)
         self.halt = nn.Linear(n, 1)
 

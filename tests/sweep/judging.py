@@ -79,9 +79,7 @@ def told(name: str, fault: Planted | None) -> Told:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            report = coordcheck.check(
-                build, model.batch, loss=model.loss, widths=model.widths, seeds=SEEDS, steps=2
-            )
+            report = coordcheck.check(build, model.batch, loss=model.loss, widths=model.widths, seeds=SEEDS, steps=2)
     except Exception as error:  # the sweep goes on, whatever one of its models does
         return Told(f"{type(error).__name__}: {error}", CRASHED, (), {}, time.perf_counter() - start)
     table = report.verdicts

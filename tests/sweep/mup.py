@@ -141,7 +141,9 @@ class Setup:
         return dict(self.model.named_parameters())
 
     def optimizer(self) -> Optimizer:
-        groups = [{"params": [p], "lr": self.rates[name]} for name, p in self.model.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p], "lr": self.rates[name]} for name, p in self.model.named_parameters() if p.requires_grad
+        ]
         kinds = {"adam": Adam, "adamw": AdamW, "sgd": torch.optim.SGD}
         return kinds[self.kind](groups, lr=1e-3)
 

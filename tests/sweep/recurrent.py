@@ -242,7 +242,9 @@ class MinGRU(nn.Module):
         return self.out(torch.stack(outputs, 1))
 
 
-@text("Gu et al. 2022, arXiv:2206.11893", axes={"mixer.[bc]": (None, 0), "mixer.log_*": (None, 0)}, keep=("mixer.*log*",))
+@text(
+    "Gu et al. 2022, arXiv:2206.11893", axes={"mixer.[bc]": (None, 0), "mixer.log_*": (None, 0)}, keep=("mixer.*log*",)
+)
 class S4D(nn.Module):
     """A diagonal state space per channel, as a convolution with its kernel."""
 
