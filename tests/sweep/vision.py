@@ -248,7 +248,6 @@ class NeRF(nn.Module):
     "Sitzmann et al. 2020, arXiv:2006.09661",
     (normal(8, 2).tanh(), normal(8, 3, seed=2)),
     regress,
-    spare=("first.weight",),
 )
 class SIREN(nn.Module):
     """Sines; the frequency stands in front of the first layer's output, and uniform weights have its variance in them."""
