@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sweep import attention, generative, recurrent, vision
+from sweep import attention, generative, recurrent, relations, vision
 from sweep.mup import ARCHITECTURES
 
-ROOMS = (recurrent, attention, vision, generative)
+ROOMS = (recurrent, attention, vision, generative, relations)
 """The modules that hold them; to import one enters its architectures."""
 
 __all__ = ["ARCHITECTURES", "ROOMS"]

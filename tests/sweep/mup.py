@@ -91,7 +91,7 @@ def fans(module: nn.Module, tensor: Tensor, axes: Axes | None) -> tuple[int, int
         return (1 if axes[0] is None else shape[axes[0]]), shape[axes[1]]
     if tensor.ndim < 2:
         return None
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return 1, shape[1]
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d):
         return shape[0] * math.prod(shape[2:]) // math.prod(module.stride), shape[1] * module.groups

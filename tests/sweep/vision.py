@@ -228,19 +228,24 @@ class NeRF(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Linear(24, n), nn.Linear(n, n), nn.Linear(n + 24, n)
+        self.first, self.second, self.third, self.again = (
+            nn.Linear(24, n),
+            nn.Linear(n, n),
+            nn.Linear(n, n),
+            nn.Linear(24, n),
+        )
         self.density, self.feature = nn.Linear(n, 1), nn.Linear(n, n)
-        self.view, self.colour = nn.Linear(n + 3, n // 2), nn.Linear(n // 2, 3)
+        self.view, self.side, self.colour = nn.Linear(n, n // 2), nn.Linear(3, n // 2), nn.Linear(n // 2, 3)
 
     def forward(self, rays: Tensor) -> Tensor:
         start, direction = rays.chunk(2, -1)
         points = start[:, None] + torch.linspace(0.2, 1, 4)[:, None] * direction[:, None]
         encoded = torch.cat([f(2.0**k * points) for k in range(4) for f in (torch.sin, torch.cos)], -1)
         h = F.relu(self.second(F.relu(self.first(encoded))))
-        h = F.relu(self.third(torch.cat([h, encoded], -1)))
+        h = F.relu(self.third(h) + self.again(encoded))
         clear = torch.exp(-0.2 * F.softplus(self.density(h)[..., 0]))
         seen = torch.cat([torch.ones_like(clear[:, :1]), clear.cumprod(-1)[:, :-1]], 1) * (1 - clear)
-        h = F.relu(self.view(torch.cat([self.feature(h), direction[:, None].expand(-1, 4, -1)], -1)))
+        h = F.relu(self.view(self.feature(h)) + self.side(direction)[:, None])
         return (seen[..., None] * torch.sigmoid(self.colour(h))).sum(1)
 
 
