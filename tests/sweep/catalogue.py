@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sweep import attention, generative, recurrent, relations, vision
+from sweep import acting, adapting, attention, experts, generative, recurrent, relations, vision
 from sweep.mup import ARCHITECTURES
 
-ROOMS = (recurrent, attention, vision, generative, relations)
+ROOMS = (recurrent, attention, vision, generative, relations, adapting, experts, acting)
 """The modules that hold them; to import one enters its architectures."""
 
 __all__ = ["ARCHITECTURES", "ROOMS"]
