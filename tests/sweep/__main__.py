@@ -14,8 +14,15 @@ from loky import get_reusable_executor
 from rich.console import Console
 from rich.table import Table
 
-from sweep.judging import Row, judged
 from sweep.catalogue import ARCHITECTURES
+from sweep.judging import Row, judged
+
+COUNTS: dict[str, Callable[[Row], bool]] = {
+    "healthy and not violated": lambda row: row.clean,
+    "broken and found": lambda row: row.found,
+    "exactly": lambda row: row.exact,
+    "not passed": lambda row: row.honest,
+}
 
 
 def rows(names: Sequence[str], jobs: int) -> Iterable[Row]:
@@ -47,10 +54,6 @@ def written(found: Sequence[Row]) -> Table:
     return table
 
 
-def share(found: Sequence[Row], good: Callable[[Row], bool]) -> str:
-    return f"{sum(map(good, found))} / {len(found)}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="sweep", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help="architectures; all of them without")
@@ -62,10 +65,7 @@ def main() -> None:
     found = list(rows(arguments.names or list(ARCHITECTURES), arguments.jobs))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(written(found))
-    console.print(
-        f"healthy and not violated: {share(found, lambda row: row.clean)}; found: {share(found, lambda row: row.found)}; "
-        f"exact: {share(found, lambda row: row.exact)}; broken and not passed: {share(found, lambda row: row.honest)}"
-    )
+    console.print(", ".join(f"{name}: {sum(map(good, found))} / {len(found)}" for name, good in COUNTS.items()))
 
 
 if __name__ == "__main__":

@@ -241,49 +241,6 @@ class PromptTuning(nn.Module):
         return self.readout(self.last(x[:, 4:]))
 
 
-@architecture("Raissi et al. 2019", (normal(8, 2).tanh(), normal(8, 1)), own)
-class PhysicsInformed(nn.Module):
-    """The heat equation: first and second derivatives of the output stand in the loss."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.one, self.two, self.readout = nn.Linear(2, n), nn.Linear(n, n), nn.Linear(n, 1)
-
-    def forward(self, x: Tensor, start: Tensor) -> Tensor:
-        x = x.clone().requires_grad_()
-        u = self.readout(torch.tanh(self.two(torch.tanh(self.one(x)))))
-        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
-        (second,) = torch.autograd.grad(slope[:, 0].sum(), x, create_graph=True)
-        return (slope[:, 1] - 0.1 * second[:, 0]).square().mean() + F.mse_loss(u, start)
-
-
-@architecture(
-    "Liu et al. 2024, arXiv:2404.19756",
-    VECTORS,
-    classify,
-    axes={"into": (1, 2), "hidden": (1, 2)},
-    keep=("into", "hidden"),
-)
-class KAN(nn.Module):
-    """A learnt function on every edge: five Gaussians each, beside a plain layer."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.register_buffer("centres", torch.linspace(-2, 2, 5))
-        self.into, self.hidden = (
-            nn.Parameter(torch.randn(5, INPUTS, n) / (5 * INPUTS) ** 0.5),
-            nn.Parameter(torch.randn(5, n, n) / (5 * n) ** 0.5),
-        )
-        self.base, self.norm, self.readout = nn.Linear(n, n), nn.LayerNorm(n), nn.Linear(n, CLASSES)
-
-    def edges(self, x: Tensor) -> Tensor:
-        return torch.exp(-(x[..., None] - self.centres).square())
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(torch.einsum("bik,kio->bo", self.edges(x), self.into))
-        return self.readout(torch.einsum("bik,kio->bo", self.edges(x), self.hidden) + self.base(F.silu(x)))
-
-
 @architecture(
     "Santoro et al. 2016, arXiv:1605.06065; Graves et al. 2014, arXiv:1410.5401",
     (normal(4, 6, INPUTS), labels(4, 6)),

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
-from sweep import acting, adapting, attention, experts, generative, recurrent, relations, vision
+from sweep import (
+    acting,
+    adapting,
+    adversarial,
+    attention,
+    experts,
+    fields,
+    generative,
+    recurrent,
+    relations,
+    transformers,
+    vision,
+)
 from sweep.mup import ARCHITECTURES
 
-ROOMS = (recurrent, attention, vision, generative, relations, adapting, experts, acting)
+ROOMS = (
+    recurrent,
+    attention,
+    transformers,
+    vision,
+    fields,
+    adversarial,
+    generative,
+    relations,
+    adapting,
+    experts,
+    acting,
+)
 """The modules that hold them; to import one enters its architectures."""
 
 __all__ = ["ARCHITECTURES", "ROOMS"]

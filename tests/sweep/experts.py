@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sweep.mup import architecture
 from sweep.data import TOKENS, classify
+from sweep.mup import architecture
 from sweep.recurrent import Text, text
 
 EXPERTS = 4

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,12 +45,13 @@ def joined(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-def text(source: str, **choices: object) -> object:
-    """Enter a mixer under its own name, inside of a `Text`."""
+def text(source: str, **choices: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Enter a mixer under its own name, inside of a `Text`; its parameters are those of `mixer`."""
 
     def enter(mixer: type[nn.Module]) -> type[nn.Module]:
-        made = type(mixer.__name__, (Text,), {"__init__": lambda self, n: Text.__init__(self, n, mixer(n))})
-        return architecture(source, TOKENS, classify, **choices)(made)
+        parts = {"__init__": lambda self, n: Text.__init__(self, n, mixer(n)), "__module__": mixer.__module__}
+        architecture(source, TOKENS, classify, **choices)(type(mixer.__name__, (Text,), parts))
+        return mixer
 
     return enter
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sweep.attention import attend
-from sweep.data import CLASSES, INPUTS, SETS, TOKENS, VECTORS, VOCABULARY, classify, labels, normal, own, regress
+from sweep.data import CLASSES, INPUTS, SETS, TOKENS, VOCABULARY, classify, labels, normal, own, regress
 from sweep.mup import architecture
 
 EDGES = (normal(8, 8, seed=4) + normal(8, 8, seed=4).T > 0.3).float() + torch.eye(8)
@@ -218,7 +218,7 @@ class DeepSets(nn.Module):
 
 @architecture("Chen & He 2021, arXiv:2011.10566", VIEWS, own)
 class SimSiam(nn.Module):
-    """Two views, a predictor on one, no gradient through the other; the similarity is a cosine, a mean over the width."""
+    """Two views, a predictor on one, no gradient through the other; the similarity is a cosine."""
 
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sweep.data import CLASSES, IMAGES, classify, labels, normal, regress
+from sweep.data import CLASSES, IMAGES, classify, labels, normal
 from sweep.mup import architecture
 
 
@@ -201,7 +201,7 @@ class Swin(nn.Module):
 
 @architecture("Sabour et al. 2017, arXiv:1710.09829", IMAGES, classify, axes={"votes": (2, 0)})
 class Capsules(nn.Module):
-    """Primary capsules of 8 numbers vote for classes of 8; routing by agreement; their number grows, so votes are averaged."""
+    """Capsules of 8 numbers, whose number grows, vote for classes of 8; votes are averaged, and routed by agreement."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -220,57 +220,6 @@ class Capsules(nn.Module):
             found = self.squash((logits.softmax(2)[..., None] * votes).mean(1) * CLASSES)
             logits = logits + (votes * found[:, None]).sum(-1)
         return 4 * found.norm(dim=-1)
-
-
-@architecture("Mildenhall et al. 2020, arXiv:2003.08934", (normal(4, 6), normal(4, 3, seed=2).sigmoid()), regress)
-class NeRF(nn.Module):
-    """Density and colour along a ray, with encoded positions and a skip, composed by alpha."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.first, self.second, self.third, self.again = (
-            nn.Linear(24, n),
-            nn.Linear(n, n),
-            nn.Linear(n, n),
-            nn.Linear(24, n),
-        )
-        self.density, self.feature = nn.Linear(n, 1), nn.Linear(n, n)
-        self.view, self.side, self.colour = nn.Linear(n, n // 2), nn.Linear(3, n // 2), nn.Linear(n // 2, 3)
-
-    def forward(self, rays: Tensor) -> Tensor:
-        start, direction = rays.chunk(2, -1)
-        points = start[:, None] + torch.linspace(0.2, 1, 4)[:, None] * direction[:, None]
-        encoded = torch.cat([f(2.0**k * points) for k in range(4) for f in (torch.sin, torch.cos)], -1)
-        h = F.relu(self.second(F.relu(self.first(encoded))))
-        h = F.relu(self.third(h) + self.again(encoded))
-        clear = torch.exp(-0.2 * F.softplus(self.density(h)[..., 0]))
-        seen = torch.cat([torch.ones_like(clear[:, :1]), clear.cumprod(-1)[:, :-1]], 1) * (1 - clear)
-        h = F.relu(self.view(self.feature(h)) + self.side(direction)[:, None])
-        return (seen[..., None] * torch.sigmoid(self.colour(h))).sum(1)
-
-
-@architecture(
-    "Sitzmann et al. 2020, arXiv:2006.09661",
-    (normal(8, 2).tanh(), normal(8, 3, seed=2)),
-    regress,
-)
-class SIREN(nn.Module):
-    """Sines; the frequency stands in front of the first layer's output, and uniform weights have its variance in them."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.first, self.second, self.third, self.readout = (
-            nn.Linear(2, n),
-            nn.Linear(n, n),
-            nn.Linear(n, n),
-            nn.Linear(n, 3),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.sin(10 * self.first(x))
-        for layer in (self.second, self.third):
-            x = torch.sin(2 * layer(x))
-        return self.readout(x)
 
 
 @architecture(
