@@ -40,6 +40,7 @@ def use(name="w", role=Role.HIDDEN, *, degree=0.0, multiplier=0.0, fan_in=1.0, f
         "upstreams": dict.fromkeys(WIDTHS, 1.0),
         "through": Through.ITSELF,
         "outwards": dict.fromkeys(WIDTHS, 1.0),
+        "roundings": dict.fromkeys(WIDTHS, 1e-5),
     }
     return UseAcrossWidths(**fields | changed)
 
@@ -145,6 +146,15 @@ def test_a_gradient_that_is_rounding_error_is_none():
     rows = table(SP, constants={"weight_gradient": 1e-9})
     assert not exponents(rows, [vector])["w"].has_gradient
     assert exponents(table(SP), [vector])["w"].has_gradient
+
+
+def test_the_more_numbers_a_gradient_sums_the_larger_its_rounding_error():
+    rows = table(SP, constants={"weight_gradient": 1e-3})
+    few, many = (use(role=Role.VECTOR, roundings=dict.fromkeys(WIDTHS, bound)) for bound in (1e-5, 1e-2))
+    assert exponents(rows, [few])["w"].has_gradient
+    assert not exponents(rows, [many])["w"].has_gradient
+    at_one_width = many._replace(roundings={**many.roundings, WIDTHS[0]: 1e-5})
+    assert exponents(rows, [at_one_width])["w"].has_gradient
 
 
 def test_updates_with_equal_singular_values_are_measured_by_their_norm():

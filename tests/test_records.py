@@ -46,7 +46,7 @@ def records(draw: st.DrawFn) -> RunRecord:
     sizes = st.integers(1, 2**40)
     uses = st.builds(
         *(Use, places, texts, texts, texts, sizes, sizes, finite, optional, st.booleans()),
-        *(st.lists(places, max_size=3).map(tuple), texts, finite, finite, st.sampled_from(Through)),
+        *(st.lists(places, max_size=3).map(tuple), texts, finite, finite, st.sampled_from(Through), finite.map(abs)),
     )
     return RunRecord(
         key=RunKey(draw(texts), draw(st.integers(1, 2**20)), draw(st.integers(0, 2**40))),
@@ -105,7 +105,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
 PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8]
-USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself"]
+USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself", 1e-3]
 
 
 def but(row: list, index: int, value: object) -> list:
@@ -143,6 +143,7 @@ WRONG = [
     *(("uses", but(USE, number, value)) for number in (4, 5) for value in (0, -1, 0.5, None)),
     *(("uses", but(USE, number, value)) for number in (6, 7, 11, 12) for value in (math.nan, "1", True)),
     *(("uses", but(USE, 9, value)) for value in ([1], [-1], ["0"])),
+    *(("uses", but(USE, 14, value)) for value in (-1e-3, math.inf, None)),
     *(("outside", value) for value in (None, [], "", {"fc": "2"}, {"fc": math.nan}, {"fc": None})),
     *(("notes", value) for value in (None, {}, "note", [3])),
     *(("seconds", value) for value in (None, "1.5", "nan", True, math.nan, math.inf, 10**400)),
@@ -202,6 +203,11 @@ def test_a_parameter_that_was_written_without_eps_has_none(data: dict):
 def test_a_use_that_was_written_without_the_scalars_around_it_has_none(data: dict):
     data |= {"sites": [SITE], "uses": [USE[:11], USE]}
     assert [(use.upstream, use.outward) for use in read_run(data).uses] == [(1.0, 1.0), (2.0, 1.0)]
+
+
+def test_a_use_that_was_written_without_its_rounding_error_has_the_usual_one(data: dict):
+    data |= {"sites": [SITE], "uses": [USE[:14], USE]}
+    assert [use.rounding for use in read_run(data).uses] == [1e-5, 1e-3]
 
 
 def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):

@@ -37,7 +37,6 @@ from coordcheck.analysis.scalars import scalars_of
 from coordcheck.analysis.spectra import Spectra, Update, nearest
 from coordcheck.runs.words import Quantity, Role, Through
 
-ROUNDING = 1e-5  # a gradient this small beside that of its output is rounding error
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
 
 
@@ -228,15 +227,15 @@ def _any_positive(logs: Logs, quantity: Quantity, number: int) -> bool:
 
 def _rounding(logs: Logs, uses: Sequence[UseAcrossWidths]) -> list[bool]:
     """Vectors on which the loss does not depend: a key's bias, whose gradient sums to zero but for rounding."""
-    largest = np.zeros(len(uses))
+    bounds, largest = 2 ** logs.of([use.roundings for use in uses]), np.zeros(len(uses))
     for step in logs.steps:
         gradient = logs.values(Quantity.WEIGHT_GRADIENT, step)
         with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = gradient / logs.values(Quantity.GRADIENT, step)
-        known = np.where(np.isfinite(ratio), ratio, -1.0)
+            share = gradient / logs.values(Quantity.GRADIENT, step) / bounds
+        known = np.where(np.isfinite(share), share, -1.0)
         largest = np.maximum(largest, known.max(axis=(1, 2)))
     vectors = [use.role in (Role.VECTOR, Role.CONSTANT) for use in uses]
-    return [bool(vector and 0 < ratio < ROUNDING) for vector, ratio in zip(vectors, largest, strict=True)]
+    return [bool(vector and 0 < share < 1) for vector, share in zip(vectors, largest, strict=True)]
 
 
 def _degrees(uses: Sequence[UseAcrossWidths]) -> Array:

@@ -50,6 +50,8 @@ class UseAcrossWidths(NamedTuple):
     through: Through
     outwards: Mapping[int, float]
     """The scalars between its output and the product of queries and keys; of an attention, those before it."""
+    roundings: Mapping[int, float]
+    """RMS of dL/dp beside that of dL/dh below which it is rounding error, where p is a vector."""
 
 
 def uses_across_widths(
@@ -117,6 +119,7 @@ def _by_width(
         "multipliers": {width: use.multiplier for width, (use, _) in at.items()},
         "upstreams": {width: use.upstream for width, (use, _) in at.items()},
         "outwards": {width: use.outward for width, (use, _) in at.items()},
+        "roundings": {width: use.rounding for width, (use, _) in at.items()},
         "fan_ins": {width: use.fan_in for width, (use, _) in at.items()},
         "fan_outs": {width: use.fan_out for width, (use, _) in at.items()},
         "sizes": {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},

@@ -82,6 +82,9 @@ def is_between(degree: float) -> bool:
     return BETWEEN[0] < degree < BETWEEN[1]
 
 
+ROUNDING = 1e-5  # of the gradient of an output, where it is not known how many of its coordinates were summed
+
+
 class Use(NamedTuple):
     """How the forward pass used a parameter, or computed attention, on the probe at t=0."""
 
@@ -113,6 +116,8 @@ class Use(NamedTuple):
     parameter they are not in `multiplier`, of an attention they are."""
     through: Through = Through.ITSELF
     """What of the parameter takes part in the operation."""
+    rounding: float = ROUNDING
+    """RMS of dL/dp beside that of dL/dh below which dL/dp is rounding error, where p is a vector."""
 
 
 def kept(message: str) -> str:
@@ -174,7 +179,7 @@ class RunRecord:
             "parameters": [
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, p.eps] for p in self.parameters
             ],
-            "uses": [[*use[:9], list(use.feeds), *use[10:13], use.through.value] for use in self.uses],
+            "uses": [[*use[:9], list(use.feeds), *use[10:13], use.through.value, use.rounding] for use in self.uses],
             "outside": self.outside,
             "notes": self.notes,
             "seconds": self.seconds,

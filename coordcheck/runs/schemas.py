@@ -75,6 +75,7 @@ _use_fields = fields(
         number,
         number,
         one_of(Through),
+        positive,
     ),
     least=11,
 )

@@ -6,17 +6,23 @@ import math
 from collections.abc import Mapping
 from itertools import count
 
+import torch
+
+from coordcheck.recording.graph.calls import UseCall
 from coordcheck.recording.graph.flow import AttentionCall, Node
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.updates.forward_functions import ForwardModule
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block
-from coordcheck.runs.records import RunRecord, Site, Use, measured_row
+from coordcheck.runs.records import ROUNDING, RunRecord, Site, Use, measured_row
 from coordcheck.runs.words import FORWARD, Kind, Quantity, Through
 
 ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
+
+OF_A_SUM, OF_A_MEAN = 84, 32  # times eps: of a sum of a few numbers, and of a mean beside each of the numbers
+MOST_ROUNDING = 0.05  # share of a gradient that no rounding reaches, in half precision either
 
 
 def write_own_updates(own: OwnUpdates, record: RunRecord, degrees: Mapping[str, float]) -> None:
@@ -93,7 +99,20 @@ def _of_parameter(
         upstream=1.0 if use.call is None else _finite(use.call.upstream),
         outward=1.0 if use.call is None else _finite(use.call.outward),
         through=Through.ITSELF if use.made is None or use.hidden else use.made.through,
+        rounding=ROUNDING if use.call is None else _rounding(use.call),
     )
+
+
+def _rounding(call: UseCall) -> float:
+    """RMS of dL/dp beside that of dL/dh up to which rounding alone makes it, where each coordinate of p sums N of h.
+
+    Errors that are drawn at each of the N add up as sqrt(N); that of a mean, which a normalisation takes off all of
+    them, as N. A gradient that does not cancel is of the order of sqrt(N), or larger.
+    """
+    root = math.sqrt(max(call.made_by.outputs[0].size / max(math.prod(call.operand.size), 1), 1.0))
+    own = torch.float32 if call.gradient is None else call.gradient.dtype
+    eps = max(torch.finfo(own).eps, torch.finfo(torch.float32).eps)  # of double precision, parts may be single
+    return root * min(eps * max(OF_A_SUM, OF_A_MEAN * root), MOST_ROUNDING)
 
 
 def _fans(use: ParameterUse, shape: tuple[int, ...]) -> tuple[int, int]:
