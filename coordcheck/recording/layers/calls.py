@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
+from coordcheck.recording.masks import unmasked
 from coordcheck.runs.records import Row, Site, measured_row
 from coordcheck.runs.words import Quantity, Status
 
@@ -64,10 +66,14 @@ class Reference:
     def _measure(self, call: Call, values: scales.Array, step: int | None) -> None:
         """Compute the scales of an array in memory; only t=0 leaves a copy, of its sampled rows."""
         call.values = scales.rms_and_mean_abs(values)
+        found = unmasked(values, call.values[0], call.site.dtype)
+        if found is not None:
+            values, call.values = found.values, found.scales
         rows = scales.sampled_copy(values)
         initial = self._compared(call, rows, step)
         if initial is not None:
-            call.values = (*call.values, scales.rms_of_difference(rows, initial))
+            change = scales.rms_of_difference(rows, initial) if found is None else found.change(initial)
+            call.values = (*call.values, change)
 
     def _hold(self, call: Call, values: Tensor, step: int | None) -> None:
         """Keep copies of a tensor on a device, to be reduced later without waiting for it now."""
@@ -107,6 +113,25 @@ def reduced(calls: Sequence[Call], initial: Tensor | None) -> Tensor:
             stack, initial = scales.sample_rows(stack, stacked=True), scales.sample_rows(initial)
         change = scales.rms((stack - initial).reshape(len(stack), -1), 1)[None]
     return torch.cat([columns, change]).T
+
+
+def without_mask(call: Call, values: Sequence[float], initial: Any) -> Sequence[float]:
+    """The values of a call on a device, of what is not masked of the rows that were kept.
+
+    Args:
+        call: the call.
+        values: its activation, mean_abs and change, as they were reduced.
+        initial: the rows that were kept at t=0, if there are any to compare with.
+    """
+    rows = call.kept.cpu().numpy()
+    found = unmasked(rows, values[0] * math.sqrt(call.size / rows.size), call.site.dtype)
+    if found is None:
+        return values
+    if initial is None:
+        return (*found.scales, values[2])
+    start = initial.cpu().numpy()
+    first = unmasked(start, math.inf, call.site.dtype)
+    return (*found.scales, found.change(scales.sampled_copy(start if first is None else first.values)))
 
 
 def fetched(tables: Sequence[Tensor]) -> list[Sequence[float]]:

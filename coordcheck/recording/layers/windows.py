@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from coordcheck.recording.layers.calls import Call, fetched, reduced, rows_of, version
+from coordcheck.recording.layers.calls import Call, fetched, reduced, rows_of, version, without_mask
 from coordcheck.runs.records import Row, Site
 from coordcheck.runs.words import Quantity, Status
 
@@ -76,13 +76,21 @@ def rows_of_windows(windows: Sequence[Window], initial: Mapping[str, Call]) -> I
             for call in calls:
                 call.status = Status.UNSUPPORTED
     reduced_calls = (call for key in tables for call in alike[key])
-    values = dict(zip(reduced_calls, fetched(list(tables.values())), strict=True))
+    fetched_values = zip(reduced_calls, fetched(list(tables.values())), strict=True)
+    values = {call: without_mask(call, scales, _start(call, initial)) for call, scales in fetched_values}
     for window in windows:
         moved = any_of(window.moved or ())
         for site, call in window.calls:
             yield from rows_of(site.order, window.step, call, call.values or values.get(call, ()), moved)
         for site in window.missed:
             yield Row(site.order, window.step, Quantity.ACTIVATION, None, Status.NOT_CALLED)
+
+
+def _start(call: Call, initial: Mapping[str, Call]) -> Tensor | None:
+    """What was kept of a site at t=0, where a later call is like it."""
+    first = initial.get(call.site.layer)
+    alike = first is not None and first.kept is not None and first.kept.shape == call.kept.shape
+    return first.kept if first is not None and alike else None
 
 
 class _Input(NamedTuple):

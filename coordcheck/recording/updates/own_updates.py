@@ -18,6 +18,7 @@ from coordcheck.recording import scales
 from coordcheck.recording.graph.calls import UseCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.tracer import Tracer
+from coordcheck.recording.masks import rms_without_mask
 from coordcheck.recording.updates.forward_functions import forward_modules, named_products
 from coordcheck.recording.updates.norms import larger, nonzero, norm, root, spectral_norm
 from coordcheck.recording.updates.parameter_uses import Later, ParameterUse, Snapshot, Trace, again, parameter_uses
@@ -104,8 +105,8 @@ class OwnUpdates:
             for name, product in self.products.items():
                 self.scales.put(name, 0, Quantity.INPUT, product.met)
             for name, module in self.modules.items():
-                self.scales.put(name, 0, Quantity.INPUT, _rms(module.taken))
-                self.scales.put(name, 0, Quantity.OUTPUT, _rms(module.given))
+                self.scales.put(name, 0, Quantity.INPUT, _rms(module.taken, rms_without_mask))
+                self.scales.put(name, 0, Quantity.OUTPUT, _rms(module.given, rms_without_mask))
 
     def note_gradients(
         self,
@@ -255,9 +256,9 @@ def _as_matrix(use: ParameterUse, change: Tensor) -> Tensor | None:
     return change.flatten(1) if convolves else None
 
 
-def _rms(tensor: Tensor) -> float | Tensor:
+def _rms(tensor: Tensor, rms: Callable[[Tensor], float | Tensor] = scales.rms_of) -> float | Tensor:
     try:
-        return scales.rms_of(tensor)
+        return rms(tensor)
     except scales.NotMeasurable as reason:
         return 1.0 if reason.status is Status.INTEGER else math.nan
 
