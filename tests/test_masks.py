@@ -135,8 +135,8 @@ class Net(nn.Module):
         return self.out(h + self.logits(h @ h.mT / h.shape[-1]).softmax(-1) @ h)
 
 
-def built(mask: Callable[[Tensor, Tensor], Tensor], *, scale: float = -0.5, base: int = 32):
-    def build(width: int):
+def built(mask: Callable[[Tensor, Tensor], Tensor], *, scale: float = -0.5, base: int = 32) -> Callable[[int], object]:
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = Net(width, mask)
         nn.init.normal_(model.qkv.weight, std=width**scale)
         nn.init.normal_(model.out.weight, std=base**0.5 / width)
@@ -158,12 +158,12 @@ MASKS = {
 }
 
 
-def checked(build) -> Report:
+def checked(build: Callable[[int], object]) -> Report:
     return check(build, BATCH, loss=loss, widths=(32, 64, 128), seeds=2, steps=2)
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_a_model_that_returns_masked_logits_is_judged_without_them(name):
+def test_a_model_that_returns_masked_logits_is_judged_without_them(name: str) -> None:
     report = checked(built(MASKS[name]))
     assert not [word for word in report.layers["verdict"] if Verdict(word).violated]
     assert report.status["build"] is not Verdict.NOT_FINITE
@@ -173,7 +173,7 @@ def test_a_model_that_returns_masked_logits_is_judged_without_them(name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_logits_that_grow_beside_a_mask_are_seen(name):
+def test_logits_that_grow_beside_a_mask_are_seen(name: str) -> None:
     layers = checked(built(MASKS[name], scale=0.0)).layers.set_index("layer")
     assert layers.loc["attend:out[1]", "verdict"] == Verdict.TOO_LARGE.value
 

@@ -119,7 +119,10 @@ def _judge_layer(
     if not moved:
         return _unmoved(fits, initial)
     shrinks = any(e.high - expected < -tolerance for e, _ in findings)
-    return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + ("; shrinks at first (transient)" if shrinks else ""))
+    why = "; shrinks at first (transient)" if shrinks else ""
+    if any(fit["status"] == Status.ZERO_INPUT.value for fit in fits):
+        why += "; its input at t=0 is zero, so that its scale there is that of a bias, and is not judged"
+    return Judgement(Verdict.OK, moved[0], _seen(moved[0]) + why)
 
 
 def _evidence(fits: Sequence[Mapping[str, Any]], quantity: Quantity) -> list[Evidence]:

@@ -64,6 +64,9 @@ class Status(str, Enum):
     """A tensor kind whose coordinates cannot be read (meta, fake, exotic layouts)."""
     NOT_CALLED = "not called"
     """The layer was called at another step, but not at this one."""
+    ZERO_INPUT = "zero input"
+    """The layer's input at t=0 is all zeros, as the state of a recurrent net is at first: its output there is a bias
+    alone, which may be of any scale."""
     MOVED_INPUT = "moved input"
     """The model's input differs from the input at t=0, so h_t - h_0 is not an effect of training."""
     SHAPE_CHANGED = "shape changed"

@@ -163,13 +163,13 @@ def _whole_shape(shape: tuple[int, ...], steps: Sequence[Sequence[Piece]]) -> tu
 
 
 def _contributors(pieces: Sequence[Piece]) -> set[int]:
-    return {piece.rank for piece in pieces if piece.rows[Quantity.ACTIVATION].status in MEASURED}
+    return {piece.rank for piece in pieces if piece.rows[Quantity.ACTIVATION].status in {*MEASURED, Status.ZERO_INPUT}}
 
 
 def _reduced(site: int, step: int, pieces: Sequence[Piece], at_start: set[int] | None) -> Iterator[Row]:
     """The rows of one layer at one step; `at_start` holds the ranks that measured it at t=0."""
     statuses = [piece.rows[Quantity.ACTIVATION].status for piece in pieces]
-    for reason in (Status.UNSUPPORTED, Status.INTEGER):
+    for reason in (Status.UNSUPPORTED, Status.INTEGER, Status.ZERO_INPUT):
         if reason in statuses:
             yield Row(site, step, Quantity.ACTIVATION, None, reason)
             return

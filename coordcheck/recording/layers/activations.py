@@ -212,7 +212,7 @@ class ActivationRecorder:
             batch = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor) and not leaf.requires_grad]
             if batch:
                 self._compare(window, [local_part(leaf) for leaf in batch])
-        self._sites.record(window, name, output)
+        self._sites.record(window, name, output, args)
 
     def _reduce(self) -> None:
         """Turn the closed windows into rows."""

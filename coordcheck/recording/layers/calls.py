@@ -22,7 +22,7 @@ WHOLE_COORDINATES = 2**15  # on other devices, outputs up to this size are copie
 class Call:
     """One output tensor of one call, and what was kept of it."""
 
-    __slots__ = ("change_status", "kept", "scales", "shape", "site", "size", "status", "values")
+    __slots__ = ("change_status", "kept", "scales", "shape", "site", "size", "status", "values", "without_input")
 
     def __init__(self, site: Site, shape: tuple[int, ...]) -> None:
         self.site = site
@@ -38,6 +38,8 @@ class Call:
         """activation, mean_abs and, where there is one, change: of a tensor in memory."""
         self.scales: tuple[Tensor, Tensor] | None = None
         """activation and mean_abs of a large tensor that is on a device."""
+        self.without_input: Sequence[Tensor | bool] = (False,)
+        """Flags, all of which tell that what it took at t=0 was made of zeros and biases alone."""
 
 
 class Reference:
@@ -151,6 +153,8 @@ def rows_of(order: int, step: int, call: Call, values: Sequence[float], moved: b
     """The rows of one call: its values with their status, or the reason why there is none."""
     if call.status is not Status.OK:
         return [Row(order, step, Quantity.ACTIVATION, None, call.status)]
+    if step == 0 and values[0] and math.isfinite(values[0]) and of_all(call.without_input):
+        return [Row(order, 0, quantity, None, Status.ZERO_INPUT) for quantity in _QUANTITIES[:2]]
     reason = Status.MOVED_INPUT if moved and call.change_status is Status.OK else call.change_status
     known = _QUANTITIES if step and reason is Status.OK else _QUANTITIES[:2]
     rows = []
@@ -162,6 +166,14 @@ def rows_of(order: int, step: int, call: Call, values: Sequence[float], moved: b
 
 
 _QUANTITIES = (Quantity.ACTIVATION, Quantity.MEAN_ABS, Quantity.CHANGE)  # the columns of a site's table
+
+
+def of_all(flags: Sequence[Tensor | bool]) -> bool:
+    """Whether all of them tell so; waits for the device."""
+    try:
+        return all(bool(flag) for flag in flags)
+    except Exception:  # fake and meta tensors hold no values
+        return False
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:

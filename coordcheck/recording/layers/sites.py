@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,8 @@ from coordcheck.recording.layers.windows import Window
 from coordcheck.runs.names import distinct
 from coordcheck.runs.records import Site
 from coordcheck.runs.words import Kind, Status
+
+FIRST = 64  # coordinates that are looked at before all are
 
 
 class Sites:
@@ -49,27 +51,28 @@ class Sites:
         if window.step == 0:
             self.initial.clear()
 
-    def record(self, window: Window, name: str, output: Any) -> None:
-        """Record a call of the module of this name in a window."""
+    def record(self, window: Window, name: str, output: Any, inputs: Any = ()) -> None:
+        """Record a call of the module of this name in a window; at t=0 with its inputs, which may be all zeros."""
         window.counts[name] += 1
         count = window.counts[name]
         layer = name if count == 1 else distinct(f"{name}#{count}", self._paths)
         try:
+            without_input = _without_input(window, inputs) if window.step == 0 else (False,)
             if isinstance(output, Tensor):
-                self._record(window, layer, output)
+                self._record(window, layer, output, without_input)
             else:
-                self._record_leaves(window, layer, output)
+                self._record_leaves(window, layer, output, without_input)
         except Exception as error:  # a hook of ours must never raise into the user's model
             self.skipped[f"the output of {layer} ({type(error).__name__})"] += 1
 
-    def _record_leaves(self, window: Window, layer: str, output: Any) -> None:
+    def _record_leaves(self, window: Window, layer: str, output: Any, without_input: Sequence[Tensor | bool]) -> None:
         for path, leaf in leaves(output):
             if isinstance(leaf, Tensor):
-                self._record(window, distinct(f"{layer}:out{path}", self._paths), leaf)
+                self._record(window, distinct(f"{layer}:out{path}", self._paths), leaf, without_input)
             elif leaf is not None:
                 self.skipped[f"an output of type {type(leaf).__name__}"] += 1
 
-    def _record(self, window: Window, layer: str, tensor: Tensor) -> None:
+    def _record(self, window: Window, layer: str, tensor: Tensor, without_input: Sequence[Tensor | bool]) -> None:
         passed_on = window.call_of(tensor)
         if passed_on is not None:
             window.calls.append((self._site(layer, tensor, Kind.PASSTHROUGH), passed_on))
@@ -78,6 +81,7 @@ class Sites:
             return
         site = self.known.get(layer) or self._site(layer, tensor, Kind.MODULE)
         call = Call(site, site.shape)
+        call.without_input = without_input
         try:
             part = local_part(tensor)
             call.shape = shape_of(part)
@@ -96,3 +100,24 @@ class Sites:
             dtype = str(tensor.dtype).removeprefix("torch.")
             site = self.known[layer] = Site(layer, len(self.known), kind, self.spread.whole_shape(tensor), dtype)
         return site
+
+
+def _without_input(window: Window, inputs: Any) -> Sequence[Tensor | bool]:
+    """Flags, all of which tell that a call took nothing but zeros, and what others made of zeros."""
+    tensors = [leaf for _, leaf in leaves(inputs) if isinstance(leaf, Tensor) and leaf.device.type != "meta"]
+    if not tensors or not all(tensor.is_floating_point() for tensor in tensors):
+        return (False,)
+    found: list[Tensor | bool] = []
+    for tensor in tensors:
+        made_by = window.call_of(tensor)
+        if made_by is not None and made_by.without_input[0] is not False:
+            found += made_by.without_input
+            continue
+        part = local_part(tensor)
+        try:
+            if part.device.type in scales.IN_MEMORY and bool(part.reshape(-1)[:FIRST].any()):
+                return (False,)
+            found.append(~part.any())
+        except Exception:  # a tensor that cannot be read
+            return (False,)
+    return found

@@ -229,6 +229,9 @@ TERMS: tuple[Term, ...] = (
         ("integer", "An integer or boolean tensor, which has no scale."),
         ("unsupported", "A kind of tensor whose coordinates cannot be read."),
         ("not called", "The layer was called at another step, but not at this one."),
+        ("zero input",
+         "The layer's input at t = 0 is all zeros, as the state of a recurrent net is at first: what it gives there is "
+         "a bias alone, which may be of any scale."),
         ("moved input",
          "The model's input is not the one of t = 0, so that h_t - h_0 is no effect of training alone: give "
          "one fixed batch, or a probe.", "change"),
