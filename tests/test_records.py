@@ -57,7 +57,9 @@ def records(draw: st.DrawFn) -> RunRecord:
         sites=sites,
         rows=draw(st.lists(rows, max_size=6, unique_by=lambda row: row[:3])) if sites else [],
         parameters=draw(
-            st.lists(st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans(), optional), max_size=3)
+            st.lists(
+                st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans(), *[optional] * 3), max_size=3
+            )
         ),
         uses=draw(st.lists(uses, max_size=3)) if sites else [],
         outside=draw(st.dictionaries(texts, finite, max_size=3)),
@@ -104,7 +106,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
-PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8]
+PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8, 1e-3, 1e-4]
 USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself", 1e-3]
 
 
@@ -137,6 +139,7 @@ WRONG = [
     *(("parameters", but(PARAMETER, 2, value)) for value in ("0.1", math.nan, True)),
     *(("parameters", but(PARAMETER, 4, value)) for value in ("no", 1, None)),
     *(("parameters", but(PARAMETER, 5, value)) for value in ("1e-8", math.inf, True)),
+    *(("parameters", but(PARAMETER, place, value)) for place in (6, 7) for value in ("1e-3", math.nan, False)),
     *(("uses", value) for value in (None, {}, "", [USE[:9]], [[*USE, 1]], [[]])),
     *(("uses", but(USE, 0, value)) for value in (1, -1, "0", True)),
     *(("uses", but(USE, number, 3)) for number in (1, 2, 3, 8, 9, 10)),
@@ -195,9 +198,10 @@ def test_a_field_of_another_type_is_refused(data: dict, field: str, value: objec
         read_run(data)
 
 
-def test_a_parameter_that_was_written_without_eps_has_none(data: dict):
-    data["parameters"] = [PARAMETER[:5], PARAMETER]
-    assert [info.eps for info in read_run(data).parameters] == [None, 1e-8]
+def test_a_parameter_that_was_written_without_eps_or_a_first_update_has_none(data: dict):
+    data["parameters"] = [PARAMETER[:5], PARAMETER[:6], PARAMETER]
+    found = [(info.eps, info.gradient, info.update) for info in read_run(data).parameters]
+    assert found == [(None, None, None), (1e-8, None, None), (1e-8, 1e-3, 1e-4)]
 
 
 def test_a_use_that_was_written_without_the_scalars_around_it_has_none(data: dict):

@@ -11,6 +11,7 @@ import numpy as np
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.remedies import BASE, power
 from coordcheck.analysis.slopes import exponent_of
+from coordcheck.analysis.small_gradients import soon
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.runs.records import RunRecord
 from coordcheck.runs.repeats import pattern
@@ -31,11 +32,12 @@ def audit(records: Sequence[RunRecord], findings: Mapping[str, Sequence[Finding]
     for label, found in findings.items():
         own = [record for record in records if record.key.label == label]
         mended = {f.use.parameter: f.learning_rate for f in found if f.culprit}
+        of_eps = list(soon(found, own))
         told = (
             *_common(found),
             *decay_notes(own, mended),
             *_movement(found),
-            *_degrees(own, found),
+            *(of_eps if of_eps or any(f.cause is Cause.EPS for f in found) else _degrees(own, found)),
             *_clipped(found),
             *_not_visible(found),
         )

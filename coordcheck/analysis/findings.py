@@ -22,6 +22,7 @@ class Cause(str, Enum):
     ATTENTION_SCALE = "attention scale"
     GRADIENT_FAN_IN = "gradient fan-in"
     FORWARD_SCALE = "forward scale"
+    EPS = "eps"
 
 
 class Finding(NamedTuple):
@@ -40,6 +41,7 @@ class Finding(NamedTuple):
     gain_target: float = math.nan
     response: Exponent = UNKNOWN
     response_target: float = math.nan
+    eps: float = 0.0
 
     @property
     def culprit(self) -> bool:
@@ -48,5 +50,5 @@ class Finding(NamedTuple):
     @property
     def exponent(self) -> float:
         """The power of the width that mends the cause."""
-        first = (self.init, self.multiplier, self.learning_rate)
+        first = (self.init, self.multiplier, self.learning_rate, self.eps)
         return next((exponent for exponent in first if exponent), math.nan)

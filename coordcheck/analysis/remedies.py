@@ -22,6 +22,8 @@ def remedy(finding: Finding, provisional: bool) -> str:
     if finding.learning_rate:
         later = " (provisional: check again once the initialisation is right)" if provisional else ""
         steps.append(f"multiply its learning rate by {power(finding.learning_rate)}{later}")
+    if finding.eps:
+        steps.append(f"multiply the optimizer's eps for it by {power(finding.eps)}")
     return f"{name}: {' and '.join(steps)}, {BASE}" if steps else ""
 
 

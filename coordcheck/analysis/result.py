@@ -20,6 +20,7 @@ from coordcheck.analysis.marks import marks
 from coordcheck.analysis.measurements import growing_outputs, measurements, partial_layers, rerouted_layers
 from coordcheck.analysis.roles import outside, uses_across_widths
 from coordcheck.analysis.slopes import MIN_WIDTHS, fit_slopes
+from coordcheck.analysis.small_gradients import with_eps
 from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict, label_status
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck, NotWidthInvariant
@@ -79,13 +80,15 @@ class Result:
         """The diagnosis per label: one finding per parameter; empty where there are too few widths for one."""
         found = {}
         for label in self.labels:
-            own = [r for r in self.records if r.finished and r.uses and r.key.label == label]
+            trained = [r for r in self.records if r.finished and r.key.label == label]
+            own = [record for record in trained if record.uses]
             if len({record.key.width for record in own}) < MIN_WIDTHS:
                 continue
             rows = self.measurements[self.measurements["label"] == label]
             uses = uses_across_widths(own, self.criteria.roles)
             targets = PARAMETRIZATIONS[self.criteria.parametrization]
-            found[label] = diagnose(uses, exponents(rows, uses), targets, self.criteria.tolerance)
+            judged = diagnose(uses, exponents(rows, uses), targets, self.criteria.tolerance)
+            found[label] = with_eps(judged, trained, self.criteria.tolerance)
         return found
 
     @cached_property

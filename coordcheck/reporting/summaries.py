@@ -220,6 +220,8 @@ def change(row: Any) -> str:
     """A culprit's remedy in short, in powers of m = width / base width."""
     if row.cause == Cause.FROZEN.value:
         return "give it to the optimizer, with a learning rate"
+    if row.cause == Cause.EPS.value:
+        return f"eps × m^{row.exponent:g}"
     what = {Cause.ATTENTION_SCALE.value: "attention scale", Cause.FORWARD_SCALE.value: "output"}
     named = ("init", row.init_exponent), (what.get(row.cause, "multiplier"), row.multiplier_exponent)
     steps = [f"{name} × m^{exponent:g}" for name, exponent in (*named, ("lr", row.lr_exponent)) if exponent]
@@ -290,6 +292,8 @@ def evidence(row: Any) -> Evidence | None:
     response = Evidence("response", row.response, 2 * row.response_stderr, row.response_target)
     if row.cause == Cause.GRADIENT_FAN_IN.value:
         return Evidence("own update", row.own_update, 2 * row.own_update_stderr, 0.0)
+    if row.cause == Cause.EPS.value:  # the diagnosis works without it
+        return None
     known = [found for found in (gain, response) if not math.isnan(found.exponent - found.expected)]
     off = {Cause.LEARNING_RATE.value: "response"}.get(row.cause, "gain") if row.culprit else ""
     return max(known, key=lambda found: (found.what == off, abs(found.exponent - found.expected)), default=None)

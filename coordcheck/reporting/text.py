@@ -92,6 +92,7 @@ def _words(report: Result) -> list[str]:
         "attention-scale": (blamed["cause"] == Cause.ATTENTION_SCALE.value).any(),
         "forward-scale": (blamed["cause"] == Cause.FORWARD_SCALE.value).any(),
         "gradient-fan-in": (blamed["cause"] == Cause.GRADIENT_FAN_IN.value).any(),
+        "eps": (blamed["cause"] == Cause.EPS.value).any(),
         "@": blamed["layer"].str.contains("@", regex=False).any(),
     }
     return [word for word, there in found.items() if there]

@@ -57,7 +57,17 @@ _MEASURED = (Status.OK, Status.ZERO)
 _quantity, _status = one_of(Quantity), one_of(Status)
 _width, _step = partial(integer, least=1, most=WIDEST), partial(integer, most=STEPS)
 _site_fields = fields(text, integer, one_of(Kind), _shape, text)
-_parameter_fields = fields(text, _shape, optional(number), optional(number), boolean, optional(number), least=5)
+_parameter_fields = fields(
+    text,
+    _shape,
+    optional(number),
+    optional(number),
+    boolean,
+    optional(number),
+    optional(number),
+    optional(number),
+    least=5,
+)
 _places = items(integer, MOST_SITES)
 _use_fields = fields(
     *(

@@ -18,6 +18,7 @@ from coordcheck.recording.hooks.optimizers import parameter_infos
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import ActivationRecorder
 from coordcheck.recording.layers.probing import Onlooker
+from coordcheck.recording.updates.first_updates import FirstUpdates
 from coordcheck.runs.records import RunRecord, kept
 from coordcheck.runs.words import Outcome
 from coordcheck.training import progress
@@ -90,6 +91,7 @@ def _tail(error: BaseException) -> str:
 def _train(run: Run, record: RunRecord) -> None:
     model, optimizers, loss_function, batches, device = prepared(run)
     losses: list[Tensor] = []
+    firsts = FirstUpdates()
     # of several batches the first one is looked at, besides, at every step: only on one is a change one of training
     several = len(batches.values) > 1
     with ActivationRecorder(model, fixed_batch=True, same_noise=several) as recorder:
@@ -108,10 +110,13 @@ def _train(run: Run, record: RunRecord) -> None:
             if step == 0:
                 record.parameters = parameter_infos(model, optimizers, recorder.never_called())
             if step < run.steps:
+                firsts.before(model)
                 for optimizer in optimizers:
                     optimizer.step()
+                firsts.after()
             progress.stepped(step, run.steps)
     record.losses = [value if np.isfinite(value) else None for value in torch.stack(losses).tolist()]
+    record.parameters = firsts.told(record.parameters)
     record.sites, record.rows = list(recorder.sites.values()), recorder.rows
     record.notes.extend(recorder.notes())
 

@@ -38,11 +38,6 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
         if _user(layers, path, module) not in never_called
         for parameter in module._parameters.values()
     }
-    names: dict[int, tuple[str, nn.Parameter]] = {}  # once each, under the first name
-    for path, module in layers.items():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad:
-                names.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
     return [
         ParameterInfo(
             name,
@@ -50,8 +45,18 @@ def parameter_infos(model: nn.Module, optimizers: Sequence[Optimizer], never_cal
             visible=parameter.grad is None or key in seen,
             **settings.get(key, NOT_HELD)._asdict(),
         )
-        for key, (name, parameter) in names.items()
+        for key, (name, parameter) in trained_parameters(model).items()
     ]
+
+
+def trained_parameters(model: nn.Module) -> dict[int, tuple[str, nn.Parameter]]:
+    """Every trainable parameter by its id, once each, under its first name."""
+    names: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in layers_of(model):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                names.setdefault(id(parameter), (f"{path}.{name}" if path else name, parameter))
+    return names
 
 
 def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, Settings]:

@@ -19,6 +19,7 @@ from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.windows import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
 from coordcheck.recording.updates.degrees import degrees, notes_on
+from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
 from coordcheck.recording.updates.rows import write_own_updates
@@ -195,6 +196,7 @@ class OwnUpdatesInLoop:
         moved = {step for step, flags in self._moved.items() if any_of(flags)}
         before = len(record.rows)
         write_own_updates(own, record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
+        record.parameters = told_in_loop(own, self._step, record.parameters)
         unknown = {use.parameter for use in record.uses if use.parameter} - self._degrees.keys()
         record.notes.extend(notes_on(unknown, self._turned))
         vectors = {site.order for site in record.sites if len(site.shape) < 2}

@@ -184,6 +184,10 @@ TERMS: tuple[Term, ...] = (
         ("forward scale",
          "A module without parameters gives an output that scales with the width though its input does not: "
          "multiply its output.", "/"),
+        ("eps",
+         "The gradient of training falls with the width down to the optimizer's eps, which does not: the wider the "
+         "model, the less of its learning rate it moves by. Multiply eps by that power, or make it small "
+         "everywhere, such as 1e-12.", "degree"),
     ),
     *_terms(
         "role",

@@ -1,0 +1,115 @@
+"""The first gradient and the first update of each parameter in training: what an optimizer's eps stands beside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from coordcheck.recording import scales
+from coordcheck.recording.hooks.optimizers import trained_parameters
+from coordcheck.recording.updates.gradients import gradients_of
+from coordcheck.recording.updates.own_updates import OwnUpdates
+from coordcheck.runs.records import ParameterInfo
+from coordcheck.runs.words import Quantity
+
+SAMPLED = 4096  # coordinates of a parameter that are looked at
+FEWEST = 16  # of them with a gradient; of fewer, as in a large embedding, others are looked for
+HELD = 8  # roundings of a parameter below which it does not hold an update
+
+
+class First(NamedTuple):
+    """RMS over coordinates whose gradient is not zero."""
+
+    gradient: float
+    update: float | None = None
+    """None where the parameter's own precision takes it away."""
+
+
+class _Coordinates(NamedTuple):
+    places: Tensor
+    before: Tensor
+    gradient: float
+
+
+class FirstUpdates:
+    """Notes each parameter's first gradient that is not zero, and the update that follows it, on some coordinates."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, nn.Parameter] | None = None
+        self._open: dict[str, _Coordinates] = {}
+        self._found: dict[str, First] = {}
+
+    def before(self, model: nn.Module) -> None:
+        """Note the gradients that are there; a zero initialisation leaves some without one at first."""
+        if self._waiting is None:
+            self._waiting = dict(trained_parameters(model).values())
+        for name, gradient in gradients_of(self._waiting).items():
+            places = _places(gradient)
+            size = _rms(_flat(gradient)[places])
+            if 0 < size < math.inf:
+                self._open[name] = _Coordinates(places, _flat(self._waiting[name])[places].clone(), size)
+
+    def after(self) -> None:
+        """Note the updates that were made since."""
+        for name, (places, before, gradient) in self._open.items():
+            update = _rms(_flat((self._waiting or {}).pop(name))[places].double() - before.double())
+            self._found[name] = First(gradient, update if _held(update, _rms(before), before.dtype) else None)
+        self._open = {}
+
+    def told(self, infos: Sequence[ParameterInfo]) -> list[ParameterInfo]:
+        """The parameters with what was noted of them."""
+        return _with(infos, self._found)
+
+
+def _places(gradient: Tensor) -> Tensor:
+    """The places of coordinates that have a gradient, spread over all rows and columns."""
+    flat = _flat(gradient)
+    apart = max(flat.numel() // SAMPLED, 1)
+    while math.gcd(apart, flat.numel()) > 1:  # else only some columns would be seen
+        apart += 1
+    places = flat[::apart].nonzero().flatten() * apart
+    return places if len(places) >= FEWEST or apart == 1 else flat.nonzero().flatten()[:SAMPLED]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def _rms(values: Tensor) -> float:
+    return float(scales.rms(values.double())) if len(values) else 0.0
+
+
+def _held(update: float, size: float, dtype: torch.dtype) -> bool:
+    return HELD * torch.finfo(dtype).eps * size < update < math.inf
+
+
+def told_in_loop(own: OwnUpdates, steps: int, infos: Sequence[ParameterInfo]) -> list[ParameterInfo]:
+    """The parameters with their first gradients and updates in a user's loop, the gradients as backward left them.
+
+    Args:
+        own: what was measured there.
+        steps: how many updates were looked at.
+        infos: the parameters.
+    """
+    found: dict[str, First] = {}
+    for use in own.uses:
+        if use.block is not None or use.made is not None or use.parameter in found:
+            continue
+        for step in range(steps):
+            gradient = own.scales.get(use.name, step, Quantity.WEIGHT_GRADIENT)
+            if 0 < gradient < math.inf:
+                update = own.scales.get(use.name, step + 1, Quantity.WEIGHT_UPDATE)
+                size = own.scales.get(use.name, 0, Quantity.WEIGHT)
+                held = _held(update, size, own.initial[use.parameter].dtype)
+                found[use.parameter] = First(gradient, update if held else None)
+                break
+    return _with(infos, found)
+
+
+def _with(infos: Sequence[ParameterInfo], found: Mapping[str, First]) -> list[ParameterInfo]:
+    return [info._replace(**found[info.name]._asdict()) if info.name in found else info for info in infos]
