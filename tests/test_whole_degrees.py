@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import coordcheck
+from coordcheck.models import mlp
 from coordcheck.recording.updates.degrees import degrees, is_plain
 from coordcheck.training import probe
+from coordcheck.training.whole_degrees import lessen_eps
 
 
 class ByNumber(SGD):
@@ -127,6 +129,61 @@ def test_blocks_do_not_tell_what_the_models_do(monkeypatch):
     assert any("how the update of 0.bias and 3 more depends" in note for note in report.notes)
 
 
+class InEigenbasis(Optimizer):
+    """Adam in the eigenbasis of the gradient, as SOAP at its first step: rounding errors stand where it has no rank."""
+
+    def __init__(self, params: Iterable[Any], eps: Any = 1e-8) -> None:
+        super().__init__(params, {"lr": 1e-3, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                grad = p.grad if p.dim() == 2 else p.grad[None]
+                left, right = (torch.linalg.eigh(square)[1] for square in (grad @ grad.T, grad.T @ grad))
+                turned = left.T @ grad @ right
+                p -= group["lr"] * (left @ (turned / (turned.abs() + group["eps"])) @ right.T).view_as(p)
+
+
+@pytest.mark.parametrize("eps", [1e-8, torch.tensor(1e-8)], ids=["a number", "a tensor"])
+@pytest.mark.parametrize("healthy", [True, False])
+def test_rounding_errors_in_an_eigenbasis_are_no_updates(healthy, eps):
+    """Its updates are orthonormal, of the rank of the few examples: what µP's Adam rates are right for shrinks."""
+
+    def build(width: int) -> tuple[nn.Module, Optimizer]:
+        model, adam = mlp("µP", biases=False)(width)
+
+        def rate(p: Tensor, lr: float) -> float:
+            fan_out, fan_in = (size == width for size in p.shape)
+            return 1e-3 * width ** ((fan_out - fan_in) / 2) if healthy else lr
+
+        groups = [{"params": [p], "lr": rate(p, g["lr"])} for g in adam.param_groups for p in g["params"]]
+        return model, InEigenbasis(groups, eps)
+
+    report = coordcheck.diagnose(build, pair_batch(), loss=F.cross_entropy, widths=(32, 64, 128), seeds=3)
+    found = {row.parameter: (row.cause, row.lr_exponent) for row in report.culprits.itertuples()}
+    lr = {"input": 0.5, "hidden.0": 1.0, "hidden.1": 1.0, "readout": 0.5}
+    assert found == ({} if healthy else {f"{name}.weight": ("lr", exponent) for name, exponent in lr.items()})
+    matrices = report.parameters.set_index("parameter")
+    assert (matrices["degree"] < 0.02).all()
+    assert all(
+        abs(matrices["response_measured"] + [0.0 if healthy else lr[n.removesuffix(".weight")] for n in matrices.index])
+        < 0.1
+    )
+
+
+def test_an_eps_is_made_small_whatever_it_is_called_and_held_in():
+    weight = nn.Parameter(torch.ones(2))
+    beside = None, 1e-3  # the second of Adafactor's stands beside the parameter
+    groups = [{"eps": 1e-8}, {"eps": torch.tensor(1e-8)}, {"epsilon": 1e-6}, {"eps": beside}, {"eps_root": 0.5}]
+    optimizers = [SGD([{"params": [weight], **group}], lr=0.1) for group in groups]
+    lessen_eps(optimizers)
+    values = [float(o.param_groups[0][name]) for o, g in zip(optimizers[:3], groups, strict=False) for name in g]
+    assert values == pytest.approx([1e-14, 1e-14, 1e-12])
+    assert optimizers[3].param_groups[0]["eps"] == beside
+    assert optimizers[4].param_groups[0]["eps_root"] == 0.5
+
+
 def test_what_is_plain():
     model = nn.Linear(4, 4)
     scheduled = SGD(model.parameters(), lr=0.1)
@@ -144,3 +201,10 @@ def test_a_wrapper_without_a_state_is_measured_on_blocks_as_well():
     model = nn.Linear(40, 30)
     found = degrees(model, [Wrapper(SGD(model.parameters(), lr=0.1))])  # type: ignore[list-item]  # it has what is used
     assert found == {"weight": pytest.approx(1), "bias": pytest.approx(1)}
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1e-2, 1e-9), (1e-6, 1e-13), (1e3, 1e-8), (1e-9, 1e-14)])
+def test_an_eps_is_far_below_the_smallest_gradient_and_far_above_its_roundings(size, expected):
+    optimizer = Adam([nn.Parameter(torch.ones(2))], eps=1e-8)
+    lessen_eps([optimizer], {str(by): torch.full((4,), by * size).double() for by in (1, 10, 1e-16)})
+    assert optimizer.param_groups[0]["eps"] == pytest.approx(expected)

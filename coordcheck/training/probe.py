@@ -12,7 +12,7 @@ from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
-from coordcheck.recording.updates.degrees import degrees, is_plain, notes_on
+from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
 from coordcheck.recording.updates.parameter_uses import Trace
@@ -20,7 +20,7 @@ from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
-from coordcheck.training.whole_degrees import EPS_FACTOR, whole_degrees
+from coordcheck.training.whole_degrees import lessen_eps, whole_degrees
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:
@@ -66,8 +66,14 @@ def _first_that_runs(run: Run) -> _Session:
 
 
 def _precise(run: Run, session: _Session) -> _Session:
-    """The same diagnosis in double precision where updates are so small that the parameters' own rounds them."""
-    if not session.own.rounded or session.device.type == "mps":
+    """The same diagnosis in double precision, where the parameters' own would tell of roundings.
+
+    Of updates that are so small that it rounds them; and of optimizers that are not torch's own, which may divide by
+    what is zero but for roundings: those that work in the eigenbasis of a gradient, such as SOAP, make of them numbers
+    as large as the others.
+    """
+    rounded = session.own.rounded
+    if session.device.type == "mps" or (not rounded and all(map(is_torchs, session.optimizers))):
         return session
     try:
         with user_code("the probe"):
@@ -75,7 +81,8 @@ def _precise(run: Run, session: _Session) -> _Session:
             precise.begin()
             precise.train()
     except Exception:  # of a model that insists on its own precision
-        session.notes.append(f"width {run.key.width}: updates are so small that rounding blurs their exponents")
+        if rounded:
+            session.notes.append(f"width {run.key.width}: updates are so small that rounding blurs their exponents")
         return session
     return precise
 
@@ -126,9 +133,8 @@ class _Session:
             self.degrees = degrees(self.model, self.optimizers)
         else:
             self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            if isinstance(group.get("eps"), float):  # the probe's small gradients must not be taken for eps
-                group["eps"] *= EPS_FACTOR
+        precise = all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
+        lessen_eps(self.optimizers, None if all(map(is_torchs, self.optimizers)) or not precise else self._gradients)
         for step in range(1, MAX_UPDATES + 1):
             for optimizer in self.optimizers:
                 optimizer.step()

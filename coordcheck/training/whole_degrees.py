@@ -6,11 +6,13 @@ hooks that change gradients. The gradients are those of the diagnosis: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from coordcheck.common.isolation import user_code
 from coordcheck.recording import scales
@@ -27,6 +29,9 @@ from coordcheck.recording.updates.degrees import (
 from coordcheck.training.trials import Run, prepared
 
 EPS_FACTOR = 1e-6  # on the optimizer's eps, beside which the gradients of a tiny batch are small
+BESIDE = 1e-7  # and beside the smallest gradient, in double precision, whose roundings are far below that
+ROUNDING = 1e-9  # gradients that are smaller than this beside the largest one are rounding errors
+NAMES = "eps", "epsilon"  # of what stands beside a gradient
 
 
 def whole_degrees(run: Run, gradients: Mapping[str, Tensor]) -> dict[str, float]:
@@ -40,23 +45,46 @@ def whole_degrees(run: Run, gradients: Mapping[str, Tensor]) -> dict[str, float]
         The degrees that could be measured: none for an optimizer whose step needs more than a gradient.
     """
     given = _without_zeros(gradients)
+    double = True  # whose roundings are far below eps, also in an eigenbasis
     try:
-        with user_code("the degree of the optimizer"):
-            once = _moved(run, given, 1.0)
-            found = _degrees(once, _moved(run, given, LOSS_FACTOR), LOSS_FACTOR)
-    except Exception:  # of an optimizer that needs more than a gradient
-        return {}
-    return but_for_clipping(found, once, lambda: _below(run, given))
-
-
-def _below(run: Run, gradients: Mapping[str, Tensor]) -> dict[str, float]:
-    """The degrees down to a gradient so small that in any but double precision its updates are rounded."""
-    try:
-        with user_code("the degree of the optimizer"):
-            once, small = (_moved(run, gradients, factor, double=True) for factor in (1.0, SMALL))
+        once, found = _between(run, given, LOSS_FACTOR, double)
     except Exception:  # of a model or an optimizer that insists on its own precision
-        return {}
-    return _degrees(once, small, SMALL)
+        double = False
+        try:
+            once, found = _between(run, given, LOSS_FACTOR, double)
+        except Exception:  # of an optimizer that needs more than a gradient
+            return {}
+    # of a gradient so small, updates are rounded in any other precision
+    return but_for_clipping(found, once, lambda: _between(run, given, SMALL, double)[1] if double else {})
+
+
+def _between(
+    run: Run, gradients: Mapping[str, Tensor], factor: float, double: bool
+) -> tuple[dict[str, Movement], dict[str, float]]:
+    """The updates under the gradients, and the degrees from there to the gradients times a factor."""
+    with user_code("the degree of the optimizer"):
+        once = _moved(run, gradients, 1.0, double)
+        other = _moved(run, gradients, factor, double)
+    return once, _degrees(once, other, factor)
+
+
+def lessen_eps(optimizers: Iterable[Optimizer], gradients: Mapping[str, Tensor] | None = None) -> None:
+    """Make every eps so small that the gradients of a tiny batch are not taken for it.
+
+    Several in one, as Adafactor's are, are left alone: some of them stand beside the parameter.
+
+    Args:
+        optimizers: whose.
+        gradients: those that it must be far below, and their roundings far below it; otherwise these do not matter.
+    """
+    sizes = [float(scales.rms_of(gradient)) for gradient in (gradients or {}).values() if gradient.numel()]
+    told = [size for size in sizes if ROUNDING * max(sizes) < size < math.inf]
+    enough = BESIDE * min(told, default=0.0)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for name in NAMES:
+            value = group.get(name)
+            if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
+                group[name] = value * max(EPS_FACTOR, min(1.0, enough / float(value)) if value else 0.0)
 
 
 def _degrees(once: Mapping[str, Movement], other: Mapping[str, Movement], factor: float) -> dict[str, float]:
@@ -64,15 +92,15 @@ def _degrees(once: Mapping[str, Movement], other: Mapping[str, Movement], factor
     return {name: degree for name, degree in found.items() if degree is not None}
 
 
-def _moved(run: Run, gradients: Mapping[str, Tensor], factor: float, double: bool = False) -> dict[str, Movement]:
+def _moved(run: Run, gradients: Mapping[str, Tensor], factor: float, double: bool) -> dict[str, Movement]:
     """How far the first steps that move a parameter move it, under its gradient times a factor."""
     model, optimizers = prepared(run)[:2]
     if double:
         model.double()
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        numbers = {name for name in ("lr", "weight_decay", "eps") if isinstance(group.get(name), (int, float))}
-        known = {"lr": RATE, "weight_decay": 0.0, "eps": EPS_FACTOR * group["eps"] if "eps" in numbers else 0.0}
-        group.update({name: known[name] for name in numbers})
+        known = {"lr": RATE, "weight_decay": 0.0}
+        group.update({name: value for name, value in known.items() if isinstance(group.get(name), (int, float))})
+    lessen_eps(optimizers, gradients if double else None)
     parameters = {name: p for name, p in model.named_parameters() if name in gradients}
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedParameter):  # of a lazy module, which is not called here

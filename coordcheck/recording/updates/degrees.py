@@ -245,7 +245,12 @@ def is_plain(optimizer: Optimizer) -> bool:
     """Whether an optimizer is torch's own as it is, with nothing of the user's in its step or around it."""
     hooks = [getattr(optimizer, name, None) for name in _HOOKS]
     hooks += [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
-    return type(optimizer).__module__.startswith("torch.optim.") and "step" not in vars(optimizer) and not any(hooks)
+    return is_torchs(optimizer) and "step" not in vars(optimizer) and not any(hooks)
+
+
+def is_torchs(optimizer: Optimizer) -> bool:
+    """Whether its class is one of torch's own."""
+    return type(optimizer).__module__.startswith("torch.optim.")
 
 
 def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
