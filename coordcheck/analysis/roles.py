@@ -17,6 +17,10 @@ GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size cou
 EMBEDDING = "embedding"
 
 
+Measured = dict[int, tuple[Use, RunRecord]]
+"""One use, with the run that has it, by width."""
+
+
 class UseAcrossWidths(NamedTuple):
     """One parameter in one use (or a block of its rows), or one attention, across the widths of a label."""
 
@@ -66,10 +70,11 @@ def uses_across_widths(
     Returns:
         One per parameter and use, and per block of a matrix whose blocks are used apart.
     """
-    uses: dict[str, dict[int, tuple[Use, RunRecord]]] = {}
+    uses: dict[str, Measured] = {}
     for record in records:
         for use in record.uses:
             uses.setdefault(record.sites[use.site].layer, {}).setdefault(record.key.width, (use, record))
+    uses = _without_growing_numbers(uses)
     grows = {name: growth({w: u.fan_in for w, (u, _) in at.items()}) for name, at in uses.items()}
     outs = {name: growth({w: u.fan_out for w, (u, _) in at.items()}) for name, at in uses.items()}
     feeds = {name: _fed(at) for name, at in uses.items()}
@@ -110,9 +115,16 @@ def uses_across_widths(
     return found
 
 
-def _by_width(
-    at: Mapping[int, tuple[Use, RunRecord]], infos: Mapping[int, Mapping[str, ParameterInfo]]
-) -> dict[str, Any]:
+def _without_growing_numbers(uses: Mapping[str, Measured]) -> dict[str, Measured]:
+    """Without the blocks of a parameter that has not as many of them at all widths, such as one for each head."""
+    widths = {width for at in uses.values() for width in at}
+    blocks = {name: next(iter(at.values()))[0].parameter for name, at in uses.items()}
+    blocks = {name: parameter for name, parameter in blocks.items() if name.startswith(f"{parameter}[")}
+    growing = {parameter for name, parameter in blocks.items() if uses[name].keys() != widths}
+    return {name: at for name, at in uses.items() if blocks.get(name) not in growing}
+
+
+def _by_width(at: Measured, infos: Mapping[int, Mapping[str, ParameterInfo]]) -> dict[str, Any]:
     """What is known of a use at each width, by the field's name."""
     found = {width: infos[id(record)].get(use.parameter) for width, (use, record) in at.items()}
     return {
@@ -179,11 +191,11 @@ def growth(sizes: Mapping[int, float]) -> float:
     return 0.0 if math.isnan(found) else found
 
 
-def _order(at: Mapping[int, tuple[Use, RunRecord]]) -> float:
+def _order(at: Measured) -> float:
     return float(np.median([use.site for use, _ in at.values()]))
 
 
-def _fed(at: Mapping[int, tuple[Use, RunRecord]]) -> set[str]:
+def _fed(at: Measured) -> set[str]:
     return {record.sites[site].layer for use, record in at.values() for site in use.feeds}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from coordcheck.recording.graph.arguments import first_tensor, unflattened
 from coordcheck.recording.graph.fans import Fans, Given
 from coordcheck.recording.graph.flow import MOST, AttentionCall, Node
-from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, name_of
+from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, name_of, stack_of
 from coordcheck.recording.graph.operands import Operand
 
 MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
@@ -100,21 +100,15 @@ class Call:
 
     def fans(self, position: int) -> Fans | None:
         """How its argument at a position acts, as a matrix; None for one that acts elementwise."""
+        return fans_of(self.name, self.given(position))
+
+    def given(self, position: int) -> Given:
+        """What is known of it, for a weight at a position."""
         args, kwargs = unflattened(self.leaves, self.spec)
-        given = Given(self.inputs[position].shape, position, tuple(self.inputs), self.leaves, args, kwargs)
-        return fans_of(self.name, given)
+        return Given(self.inputs[position].shape, position, tuple(self.inputs), self.leaves, args, kwargs)
 
     def __repr__(self) -> str:
         return f"{self.layer}/{self.name}"
-
-
-class ModuleCall(NamedTuple):
-    """One module call, kept for parameters that no function was seen to take."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    random_state: Tensor
 
 
 class Terms:
@@ -213,6 +207,16 @@ class UseCall(Node):
     @property
     def matrix(self) -> bool:
         return self.fans is not None
+
+    @cached_property
+    def matrices(self) -> int:
+        """How many matrices it holds, each of which acts on inputs of its own; those that data pick are no more."""
+        given = self.made_by.given(self.position)
+        if self.operand.then is None:
+            given = given.without([not stride for stride in self.operand.stride])
+        elif not self.operand.curve:
+            return 1
+        return stack_of(self.operation, given)
 
     @property
     def linear(self) -> bool:

@@ -28,6 +28,10 @@ class Given(NamedTuple):
     def argument(self, place: int, name: str, default: Any) -> Any:
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
+    def without(self, repeated: Sequence[bool]) -> Given:
+        """The same of a weight that is no longer along axes on which it is repeated."""
+        return self._replace(shape=[1 if again else size for size, again in zip(self.shape, repeated, strict=True)])
+
 
 def of_linear(given: Given) -> Fans:
     """Of (out, in)."""
@@ -63,6 +67,11 @@ def of_added_product(given: Given) -> Fans:
     return of_product(given._replace(tensors=given.tensors[1:]))
 
 
+def in_stack(given: Given) -> int:
+    """How many matrices a stack holds."""
+    return math.prod(given.shape[:-2])
+
+
 def of_tensordot(given: Given) -> Fans:
     """Over the axes that the call names."""
     dims = given.argument(2, "dims", 2)
@@ -94,11 +103,28 @@ def equation(text: str) -> tuple[list[str], str]:
 
 def of_einsum(given: Given) -> Fans:
     """Over the axes that the output has not, by those that the input has not."""
-    terms, output = equation(next(leaf for leaf in given.leaves if isinstance(leaf, str)))
-    own = list(given.tensors).index(given.position)
-    others = "".join(other for index, other in enumerate(terms) if index != own)
-    sizes = dict(zip(terms[own].replace("...", ""), given.shape, strict=False))
+    _, output = _equation(given)
+    sizes, others = _axes(given)
     return Fans(
         math.prod(size for axis, size in sizes.items() if axis not in output),
         math.prod(size for axis, size in sizes.items() if axis in output and axis not in others),
     )
+
+
+def in_einsum(given: Given) -> int:
+    """How many matrices it holds: over the axes that the input and the output have as well."""
+    _, output = _equation(given)
+    sizes, others = _axes(given)
+    return math.prod(size for axis, size in sizes.items() if axis in output and axis in others)
+
+
+def _equation(given: Given) -> tuple[list[str], str]:
+    return equation(next(leaf for leaf in given.leaves if isinstance(leaf, str)))
+
+
+def _axes(given: Given) -> tuple[dict[str, int], str]:
+    """The sizes of a weight's axes by their letters, and the letters of all other terms."""
+    terms, _ = _equation(given)
+    own = list(given.tensors).index(given.position)
+    sizes = dict(zip(terms[own].replace("...", ""), given.shape, strict=False))
+    return sizes, "".join(other for index, other in enumerate(terms) if index != own)

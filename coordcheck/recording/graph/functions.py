@@ -77,6 +77,8 @@ class Function(NamedTuple):
     does: Does
     fans: Callable[[Given], Fans] | None = None
     """Over which axes of a weight it sums; None where it acts on every coordinate by itself, or that is not known."""
+    stack: Callable[[Given], int] | None = None
+    """How many such matrices a weight may hold, each of which acts on inputs of its own and all of which act."""
 
 
 _NOTHING = Function(Does(0))
@@ -97,18 +99,18 @@ FUNCTIONS: Mapping[str, Function] = {
     "embedding_bag": Function(Does.PICKS, fans.of_embedding),
     "getitem": Function(Does.PICKS | Does.SPLITS, fans.of_embedding),
     "index_select": Function(Does.PICKS, fans.of_embedding),
-    "matmul": Function(_MATMUL | Does.STACKED, fans.of_product),
+    "matmul": Function(_MATMUL | Does.STACKED, fans.of_product, fans.in_stack),
     "mm": Function(_MATMUL, fans.of_product),
     "mv": Function(Does.ALONE, fans.of_product),
-    "bmm": Function(Does.MULTIPLIES | Does.ALONE | Does.STACKED, fans.of_product),
+    "bmm": Function(Does.MULTIPLIES | Does.ALONE | Does.STACKED, fans.of_product, fans.in_stack),
     **dict.fromkeys(
         ("grouped_mm", "grouped_mm_fallback"),
         Function(Does.ALONE | Does.GROUPED | Does.STACKED, fans.of_product),
     ),
     "addmm": Function(Does.MULTIPLIES | Does.ADDED | Does.BY_ROW_ON_THE_LEFT, fans.of_added_product),
-    "baddbmm": Function(Does.MULTIPLIES | Does.ADDED | Does.STACKED, fans.of_added_product),
+    "baddbmm": Function(Does.MULTIPLIES | Does.ADDED | Does.STACKED, fans.of_added_product, fans.in_stack),
     **dict.fromkeys(("addmv", "addbmm"), Function(Does.ADDED, fans.of_added_product)),
-    "einsum": Function(Does.MULTIPLIES | Does.STACKED, fans.of_einsum),
+    "einsum": Function(Does.MULTIPLIES | Does.STACKED, fans.of_einsum, fans.in_einsum),
     "tensordot": Function(Does(0), fans.of_tensordot),
     # with a state
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), Function(_SEQUENCE, fans.of_linear)),
@@ -213,6 +215,12 @@ def fans_of(name: str, given: Given) -> Fans | None:
     if known.fans is None or flat or (known.does & Does.ADDED and given.position == 0):
         return None
     return known.fans(given)
+
+
+def stack_of(name: str, given: Given) -> int:
+    """How many matrices a weight holds, each of which acts on inputs of its own."""
+    stack = row(name).stack
+    return 1 if stack is None or fans_of(name, given) is None else stack(given)
 
 
 def acts_as(name: str, weight: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -7,19 +7,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from coordcheck.recording.graph import functions
-from coordcheck.recording.graph.calls import ModuleCall
 from coordcheck.recording.graph.copies import copied
 from coordcheck.recording.hooks.hooks import Hook
 from coordcheck.recording.hooks.modes import Mode, others_see, transforming, unseen
 from coordcheck.recording.layers.activations import ROOT, in_backward
 
 Watched = TypeVar("Watched", bound="Watch")
+
+
+class ModuleCall(NamedTuple):
+    """One module call, kept for parameters that no function was seen to take."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    random_state: Tensor
 
 
 class Watch:

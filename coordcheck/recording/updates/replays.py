@@ -13,10 +13,11 @@ from torch.func import functional_call
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph.arguments import doubled, first_tensor, snapshot, unflattened
-from coordcheck.recording.graph.calls import MAX_BLOCKS, ModuleCall, UseCall
+from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
 from coordcheck.recording.graph.copies import by_rows
 from coordcheck.recording.graph.functions import Does, acts_as, does
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.watching import ModuleCall
 from coordcheck.recording.updates.made_weights import MadeWeight
 
 REPRODUCED = 1e-3  # relative difference up to which a module called again gives the same output
@@ -258,6 +259,8 @@ def stacked(use: UseCall) -> list[Block]:
     size = use.operand.size
     whole = use.fans is not None and not use.operand.offset and use.operand.then is None
     if not whole or not does(use.operation, Does.STACKED) or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
+        return []
+    if use.fans == (math.prod(size[1:]), size[0]):  # one matrix, which sums over two axes
         return []
     return [Block(index, 1, stacked=True) for index in range(size[0])]
 

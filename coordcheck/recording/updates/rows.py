@@ -83,7 +83,7 @@ def _of_parameter(
     use: ParameterUse, own: OwnUpdates, site: int, feeds: tuple[int, ...], degrees: Mapping[str, float]
 ) -> Use:
     replay, multiplier = use.replay, 1.0 if use.replay is None else use.replay.multiplier
-    fan_in, fan_out = _fans(use, tuple(own.initial[use.parameter].shape))
+    fan_in, fan_out = _fans(use, own)
     return Use(
         site=site,
         parameter=use.parameter,
@@ -115,12 +115,19 @@ def _rounding(call: UseCall) -> float:
     return root * min(eps * max(OF_A_SUM, OF_A_MEAN * root), MOST_ROUNDING)
 
 
-def _fans(use: ParameterUse, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many coordinates it sums over, and how many it gives: of its call, or else as its shape tells."""
+def _fans(use: ParameterUse, own: OwnUpdates) -> tuple[int, int]:
+    """How many coordinates it sums over, and how many it gives: of its call, or else as its shape tells.
+
+    A stack of matrices gives those of all of them, whether one call takes it or a call for each.
+    """
+    shape = tuple(own.initial[use.parameter].shape)
     every = math.prod(shape) or 1
-    fan_in, fan_out = (math.prod(shape[1:]) or 1, shape[0] or 1) if len(shape) >= 2 else (1, every)
-    if use.call is not None:
-        fan_in, fan_out = use.call.fans or (1, every)
+    if use.call is None:
+        return (math.prod(shape[1:]) or 1, shape[0] or 1) if len(shape) >= 2 else (1, every)
+    fan_in, fan_out = use.call.fans or (1, every)
+    if use.block is None:
+        parts = own.tracer.slices.get((use.parameter, use.call.operation), {})
+        return fan_in, fan_out * use.call.matrices * max(len(parts), 1)
     return fan_in, use.block.size if isinstance(use.block, Block) and not use.block.stacked else fan_out
 
 
