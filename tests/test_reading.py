@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from coordcheck.recording.graph.arguments import Flat
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.pieces import Piece
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import CallRole, role_of
 
@@ -171,10 +173,39 @@ def test_a_product_that_none_takes_up_is_none():
 def test_channels_that_are_split_are_blocks_of_their_matrix():
     graph = Graph()
     qkv = graph.call("linear", graph.x, graph.weight("qkv", 3 * N, N), gives=(4, 3 * N))
-    graph.call("chunk", qkv, 3, -1, view=True)
+    graph.call("chunk", qkv, 3, -1, view=True, function=torch.chunk)
     graph.calls[-1].outputs = [Value((4, N), graph.calls[-1]) for _ in range(3)]
     Reading(graph.calls)
     assert graph.use("qkv").pieces == (N, N, N)
+
+
+def test_channels_that_take_turns_are_blocks_of_their_matrix():
+    graph = Graph()
+    both = graph.call("linear", graph.x, graph.weight("w", 2 * N, N), gives=(4, 2 * N))
+    both = graph.call("add", both, graph.weight("b", 2 * N), gives=(4, 2 * N))
+    for first in (0, 1):
+        place = Ellipsis, slice(first, None, 2)
+        graph.call("__getitem__", both, place, view=True, function=torch.Tensor.__getitem__)
+    Reading(graph.calls)
+    assert graph.use("w").parts == (Piece(0, ((N, 2),)), Piece(1, ((N, 2),)))
+
+
+def test_channels_of_heads_that_take_turns_are_blocks_of_their_matrix():
+    graph = Graph()
+    both = graph.call("linear", graph.x, graph.weight("w", 4 * N, N), gives=(4, 4 * N))
+    heads = graph.call("view", both, (4, 2, 2, N), gives=(4, 2, 2, N), view=True, function=torch.Tensor.view)
+    graph.call("unbind", heads, 2, view=True, function=torch.unbind)
+    Reading(graph.calls)
+    assert graph.use("w").parts == (Piece(0, ((2, 2 * N), (N, 1))), Piece(N, ((2, 2 * N), (N, 1))))
+
+
+def test_some_channels_alone_are_no_blocks():
+    graph = Graph()
+    both = graph.call("linear", graph.x, graph.weight("w", 2 * N, N), gives=(4, 2 * N))
+    for place in ((Ellipsis, slice(0, N)), (Ellipsis, slice(1, N + 1))):
+        graph.call("__getitem__", both, place, view=True, function=torch.Tensor.__getitem__)
+    Reading(graph.calls)
+    assert graph.use("w").parts == ()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from coordcheck.recording.graph.fans import Channels
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.pieces import Piece
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.updates.replays import Block, FunctionReplay, ModuleReplay, NotReplayed, blocks
 
@@ -358,10 +361,19 @@ def operand_of(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) 
     return tracer.uses["weight", "linear"].operand._replace(size=size, stride=stride, offset=offset)
 
 
+ROWS = Channels(-2, -1)  # of a matrix that is (out, in)
+
+
+def parts(sizes: Sequence[int]) -> list[Piece]:
+    """Pieces that lie one behind the other."""
+    return [Piece(sum(sizes[:number]), ((size, 1),)) for number, size in enumerate(sizes)]
+
+
 def test_blocks_take_rows_and_channels():
     operand = operand_of((6, 4), (4, 1))
-    found = blocks(operand, (2, 4))
-    assert found == [Block(0, 2), Block(2, 4)]
+    parts = Piece(0, ((2, 1),)), Piece(2, ((4, 1),))
+    found = blocks(operand, parts, ROWS)
+    assert found == [Block(part, ROWS, operand) for part in parts]
     weight, x = examples(6, 4), examples(5, 4)
     for block in found:
         torch.testing.assert_close(block.channels(x @ weight.t()), x @ block.rows(weight).t())
@@ -378,7 +390,7 @@ def test_blocks_take_rows_and_channels():
     ],
 )
 def test_what_is_no_whole_matrix_has_no_blocks(operand: Operand, pieces: tuple[int, ...]):
-    assert blocks(operand, pieces) == []
+    assert blocks(operand, parts(pieces), ROWS._replace(own=-len(operand.size))) == []
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
@@ -386,7 +398,7 @@ def test_what_is_no_whole_matrix_has_no_blocks(operand: Operand, pieces: tuple[i
 def test_blocks_cover_every_row_once(pieces: list[int]):
     total = sum(pieces)
     rows = torch.arange(total * 2.0).view(total, 2)
-    found = blocks(operand_of((total, 2), (2, 1)), tuple(pieces))
+    found = blocks(operand_of((total, 2), (2, 1)), parts(pieces), ROWS)
     assert torch.equal(torch.cat([block.rows(rows) for block in found]), rows)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from coordcheck.analysis.blocks import choose_blocks
 from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
@@ -65,7 +66,7 @@ def diagnose(
         first = firsts.get(use.parameter) if use.tied else None
         findings.append(_judge(use, exponents[use.name], targets, tolerance, first))
         firsts.setdefault(use.parameter, findings[-1])
-    findings = _without_blocks(findings)
+    findings = choose_blocks(findings)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
@@ -260,26 +261,6 @@ def _common_growth(findings: Sequence[Finding]) -> float:
     values = [f.exponents.growth.value for f in findings if f.exponents.growth.known]
     middle = float(np.median(values)) if values else 0.0
     return middle if abs(middle) < COMMON else 0.0
-
-
-def _without_blocks(findings: Sequence[Finding]) -> list[Finding]:
-    """Blocks that agree with one another say no more than the whole; the whole says less than blocks that differ."""
-    blocks: dict[str, list[Finding]] = {}
-    for finding in findings:
-        if finding.use.name != finding.use.parameter and finding.use.name.startswith(f"{finding.use.parameter}["):
-            blocks.setdefault(finding.use.parameter, []).append(finding)
-    differing = {
-        name
-        for name, found in blocks.items()
-        if len({(f.cause, f.init, f.learning_rate, f.multiplier) for f in found}) > 1
-    }
-    kept = []
-    for finding in findings:
-        name = finding.use.parameter
-        is_block = finding in blocks.get(name, [])
-        if is_block == (name in differing):
-            kept.append(finding)
-    return kept
 
 
 def _seen(judged: Finding) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from coordcheck.recording.graph.arguments import first_tensor, unflattened
-from coordcheck.recording.graph.fans import Fans, Given
+from coordcheck.recording.graph.fans import Channels, Fans, Given
 from coordcheck.recording.graph.flow import MOST, AttentionCall, Node
-from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, name_of, stack_of
+from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, made_by, name_of, stack_of
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.pieces import Piece
+from coordcheck.recording.graph.terms import Terms, only_factor, taken_up
 
 MAX_BLOCKS = 8  # a fused projection, or a stack that is looked into, holds at most so many matrices
 
@@ -29,9 +31,10 @@ class Value:
         learns: whether it asks for a gradient.
         floating: whether it holds floating numbers.
         parameters: what it was computed from, where that is parameters and tables alone.
+        modulated: the parameters that it is made of, and that data changed, where it may be a weight still.
     """
 
-    __slots__ = ("call", "data", "floating", "learns", "operand", "parameters", "shape")
+    __slots__ = ("call", "data", "floating", "learns", "modulated", "operand", "parameters", "shape")
 
     def __init__(
         self,
@@ -43,9 +46,10 @@ class Value:
         learns: bool = False,
         floating: bool = True,
         parameters: frozenset[str] = frozenset(),
+        modulated: frozenset[str] = frozenset(),
     ) -> None:
         self.call, self.shape, self.operand, self.data = call, tuple(shape), operand, data
-        self.learns, self.floating, self.parameters = learns, floating, parameters
+        self.learns, self.floating, self.parameters, self.modulated = learns, floating, parameters, modulated
 
     @property
     def size(self) -> int:
@@ -75,7 +79,7 @@ class Call:
         self.activations = {p: v for p, v in self.inputs.items() if v.operand is None and v.data and v.size > 1}
         """Those that depend on data, without single numbers."""
         self.made = {p: v for p, v in self.inputs.items() if v.operand is None and v.parameters}
-        """Those that were computed from parameters alone, in some other way."""
+        """Those that were computed from parameters alone in some other way, and weights that data changed."""
         self.outputs: list[Value] = []
         self.view = False
         """Whether what it gives is a view of the tensor that it is about."""
@@ -87,6 +91,8 @@ class Call:
         """How it uses each of its parameters."""
         self.kept: list[Any] | None = None
         """Copies of its arguments, where it may be called again."""
+        self.whole: list[Any] | None = None
+        """Copies of all of them, where a weight is made of them that data change."""
         self.rows: Tensor | None = None
         """Some rows of its output, where they say as much as all."""
         self.gradient: Tensor | None = None
@@ -109,49 +115,6 @@ class Call:
 
     def __repr__(self) -> str:
         return f"{self.layer}/{self.name}"
-
-
-class Terms:
-    """Many uses whose outputs one tensor sums, held as one: else each block would look at all those before it.
-
-    Args:
-        held: each with the scalar that its output is multiplied by.
-    """
-
-    matrix = True
-    owns_scalars = False
-    fans = None
-
-    def __init__(self, held: Iterable[tuple[UseCall | Terms, float]]) -> None:
-        self.taken_up: set[tuple[float, bool]] = set()
-        """Of the functions that took up the sum: the scalar before it, and whether it contracts two activations."""
-        self.terms_of: list[tuple[Terms, float]] = []
-        """Further sums that it is a term of, with its scalar there."""
-        for use, factor in held:
-            use.terms_of.append((self, factor))
-
-    @property
-    def downstream(self) -> float:
-        """As of a use."""
-        return _only_factor(taken_up(self))
-
-
-def taken_up(term: UseCall | Terms) -> set[tuple[float, bool]]:
-    """All functions that took up an output, by itself or in a sum: the scalar before each, and whether it contracts."""
-    found, waiting = set[tuple[float, bool]](), [(term, 1.0)]
-    while waiting:
-        one, before = waiting.pop()
-        found.update((before * factor, contracted) for factor, contracted in one.taken_up)
-        waiting += [(terms, before * factor) for terms, factor in one.terms_of]
-    return found
-
-
-def _only_factor(taken: set[tuple[float, bool]], chained: float = 1.0) -> float:
-    """The scalar before all of those functions, and no attention's; where they differ, what comes before all else."""
-    factors = {factor for factor, _ in taken}
-    if any(contracted for _, contracted in taken):
-        return 1.0
-    return factors.pop() if len(factors) == 1 else chained
 
 
 class UseCall(Node):
@@ -177,8 +140,10 @@ class UseCall(Node):
         """The scalar that its output is multiplied by before anything else becomes of it."""
         self.owns_scalars = False
         """Whether the scalars between it and an attention are its own: told by what was measured."""
-        self.pieces: tuple[int, ...] = ()
-        """Sizes into which the output's channels were split."""
+        self.taken: dict[Piece, None] = {}
+        """The pieces of the output's channels that were taken."""
+        self.parts: tuple[Piece, ...] = ()
+        """Those into which it was taken apart: all channels, each once."""
         self.source: Mark | None = None
         """What is known of its input."""
 
@@ -214,9 +179,19 @@ class UseCall(Node):
         given = self.made_by.given(self.position)
         if self.operand.then is None:
             given = given.without([not stride for stride in self.operand.stride])
-        elif not self.operand.curve:
+        elif self.operand.picked:
             return 1
         return stack_of(self.operation, given)
+
+    @cached_property
+    def channels(self) -> Channels | None:
+        """Which axes of the output it makes."""
+        return made_by(self.operation, self.made_by.given(self.position))
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Sizes into which the output's channels were split."""
+        return tuple(part.size for part in self.parts)
 
     @property
     def linear(self) -> bool:
@@ -248,7 +223,7 @@ class UseCall(Node):
     @property
     def downstream(self) -> float:
         """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
-        return _only_factor(taken_up(self), self.chained) if self.matrix else 1.0
+        return only_factor(taken_up(self), self.chained) if self.matrix else 1.0
 
     @property
     def outward(self) -> float:

@@ -14,6 +14,17 @@ class Fans(NamedTuple):
     fan_out: int
 
 
+class Channels(NamedTuple):
+    """Which axes of a weight make which axes of the output, in the same order."""
+
+    own: int
+    """The first one of the weight, counted from the end."""
+    output: int
+    """The first one of the output, counted from the end."""
+    axes: int = 1
+    """How many of both."""
+
+
 class Given(NamedTuple):
     """One function call as it was made: the weight's shape and place, and all arguments."""
 
@@ -70,6 +81,50 @@ def of_added_product(given: Given) -> Fans:
 def in_stack(given: Given) -> int:
     """How many matrices a stack holds."""
     return math.prod(given.shape[:-2])
+
+
+def rows_made(given: Given) -> Channels:
+    """By (out, ...)."""
+    return Channels(-len(given.shape), -1)
+
+
+def columns_made(given: Given) -> Channels:
+    """By (..., out)."""
+    return Channels(-1, -1)
+
+
+def maps_made(given: Given) -> Channels:
+    """By (out, in / groups, *kernel): (examples, out, *places)."""
+    return Channels(-len(given.shape), 1 - len(given.shape))
+
+
+def transposed_maps_made(given: Given) -> Channels | None:
+    """By (in, out, *kernel); with groups, each makes some of them."""
+    alone = int(given.argument(6, "groups", 1)) == 1
+    return Channels(1 - len(given.shape), 1 - len(given.shape)) if alone else None
+
+
+def product_made(given: Given) -> Channels | None:
+    """By a matrix, or a stack of them, to the left or to the right of what it multiplies."""
+    if len(given.shape) < 2:
+        return None
+    return Channels(-2, -2) if given.position == given.tensors[0] else Channels(-1, -1)
+
+
+def added_product_made(given: Given) -> Channels | None:
+    """By one in a product to which the first argument is added."""
+    return product_made(given._replace(tensors=given.tensors[1:]))
+
+
+def einsum_made(given: Given) -> Channels | None:
+    """By the axes that the input has not, where they lie side by side in the weight and in the output."""
+    _, output = _equation(given)
+    sizes, others = _axes(given)
+    own = "".join(sizes)
+    new = "".join(axis for axis in own if axis in output and axis not in others)
+    if not new or new not in own or new not in output:
+        return None
+    return Channels(own.index(new) - len(own), output.index(new) - len(output), len(new))
 
 
 def of_tensordot(given: Given) -> Fans:

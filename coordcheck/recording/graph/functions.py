@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coordcheck.recording.graph import fans
-from coordcheck.recording.graph.fans import Fans, Given
+from coordcheck.recording.graph.fans import Channels, Fans, Given
 
 
 class Does(Flag):
@@ -79,38 +79,46 @@ class Function(NamedTuple):
     """Over which axes of a weight it sums; None where it acts on every coordinate by itself, or that is not known."""
     stack: Callable[[Given], int] | None = None
     """How many such matrices a weight may hold, each of which acts on inputs of its own and all of which act."""
+    made: Callable[[Given], Channels | None] | None = None
+    """Which axes of the output a weight makes; None where that is not known."""
 
 
 _NOTHING = Function(Does(0))
+_LINEAR = Does.MULTIPLIES | Does.BIASED | Does.ALONE | Does.BY_ROW
 _CONVOLUTION = Does.BIASED | Does.ALONE | Does.BY_EXAMPLE
 _MATMUL = Does.MULTIPLIES | Does.ALONE | Does.BY_ROW_ON_THE_LEFT
 _ROW_NORM = Does.NORMALIZES | Does.CANCELS | Does.GAINED | Does.BY_ROW
+_PRODUCT = fans.of_product, fans.in_stack, fans.product_made
+_ADDED_PRODUCT = fans.of_added_product, fans.in_stack, fans.added_product_made
 _CELL, _SEQUENCE = Does.RECURRENT, Does.RECURRENT | Does.SEQUENTIAL
 
 FUNCTIONS: Mapping[str, Function] = {
     # linear in a weight
-    "linear": Function(Does.MULTIPLIES | Does.BIASED | Does.ALONE | Does.BY_ROW, fans.of_linear),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Function(_CONVOLUTION, fans.of_convolution)),
+    "linear": Function(_LINEAR, fans.of_linear, made=fans.rows_made),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d"),
+        Function(_CONVOLUTION, fans.of_convolution, made=fans.maps_made),
+    ),
     **dict.fromkeys(
         ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-        Function(_CONVOLUTION, fans.of_transposed_convolution),
+        Function(_CONVOLUTION, fans.of_transposed_convolution, made=fans.transposed_maps_made),
     ),
-    "embedding": Function(Does.ALONE | Does.BY_ROW | Does.PICKS, fans.of_embedding),
-    "embedding_bag": Function(Does.PICKS, fans.of_embedding),
-    "getitem": Function(Does.PICKS | Does.SPLITS, fans.of_embedding),
-    "index_select": Function(Does.PICKS, fans.of_embedding),
-    "matmul": Function(_MATMUL | Does.STACKED, fans.of_product, fans.in_stack),
-    "mm": Function(_MATMUL, fans.of_product),
+    "embedding": Function(Does.ALONE | Does.BY_ROW | Does.PICKS, fans.of_embedding, made=fans.columns_made),
+    "embedding_bag": Function(Does.PICKS, fans.of_embedding, made=fans.columns_made),
+    "getitem": Function(Does.PICKS | Does.SPLITS, fans.of_embedding, made=fans.columns_made),
+    "index_select": Function(Does.PICKS, fans.of_embedding, made=fans.columns_made),
+    "matmul": Function(_MATMUL | Does.STACKED, *_PRODUCT),
+    "mm": Function(_MATMUL, *_PRODUCT),
     "mv": Function(Does.ALONE, fans.of_product),
-    "bmm": Function(Does.MULTIPLIES | Does.ALONE | Does.STACKED, fans.of_product, fans.in_stack),
+    "bmm": Function(Does.MULTIPLIES | Does.ALONE | Does.STACKED, *_PRODUCT),
     **dict.fromkeys(
         ("grouped_mm", "grouped_mm_fallback"),
-        Function(Does.ALONE | Does.GROUPED | Does.STACKED, fans.of_product),
+        Function(Does.ALONE | Does.GROUPED | Does.STACKED, fans.of_product, made=fans.product_made),
     ),
-    "addmm": Function(Does.MULTIPLIES | Does.ADDED | Does.BY_ROW_ON_THE_LEFT, fans.of_added_product),
-    "baddbmm": Function(Does.MULTIPLIES | Does.ADDED | Does.STACKED, fans.of_added_product, fans.in_stack),
+    "addmm": Function(Does.MULTIPLIES | Does.ADDED | Does.BY_ROW_ON_THE_LEFT, *_ADDED_PRODUCT),
+    "baddbmm": Function(Does.MULTIPLIES | Does.ADDED | Does.STACKED, *_ADDED_PRODUCT),
     **dict.fromkeys(("addmv", "addbmm"), Function(Does.ADDED, fans.of_added_product)),
-    "einsum": Function(Does.MULTIPLIES | Does.STACKED, fans.of_einsum, fans.in_einsum),
+    "einsum": Function(Does.MULTIPLIES | Does.STACKED, fans.of_einsum, fans.in_einsum, fans.einsum_made),
     "tensordot": Function(Does(0), fans.of_tensordot),
     # with a state
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), Function(_SEQUENCE, fans.of_linear)),
@@ -154,6 +162,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("float", "half", "bfloat16", "double"), Function(Does.MOVES)),
     **dict.fromkeys(("reshape", "flatten", "expand_as", "view_as", "reshape_as"), Function(Does.MOVES)),
     **dict.fromkeys(("split", "chunk", "tensor_split", "split_with_sizes", "unbind"), Function(Does.SPLITS)),
+    **dict.fromkeys(("narrow", "select"), Function(Does.SPLITS)),
 }
 _SYNONYMS = {
     **dict.fromkeys(("multiply", "rmul", "imul"), "mul"),
@@ -212,7 +221,8 @@ def fans_of(name: str, given: Given) -> Fans | None:
     """How a weight acts in a call; None for one that acts elementwise."""
     known = row(name)
     flat = len(given.shape) < 2 and plain(name) not in ("matmul", "mm", "einsum")  # a bias
-    if known.fans is None or flat or (known.does & Does.ADDED and given.position == 0):
+    image = known.does & Does.BY_EXAMPLE and given.position == given.tensors[0]  # the input of a convolution
+    if known.fans is None or flat or image or (known.does & Does.ADDED and given.position == 0):
         return None
     return known.fans(given)
 
@@ -221,6 +231,12 @@ def stack_of(name: str, given: Given) -> int:
     """How many matrices a weight holds, each of which acts on inputs of its own."""
     stack = row(name).stack
     return 1 if stack is None or fans_of(name, given) is None else stack(given)
+
+
+def made_by(name: str, given: Given) -> Channels | None:
+    """Which axes of the output a weight makes; None where that is not known."""
+    made = row(name).made
+    return None if made is None or fans_of(name, given) is None else made(given)
 
 
 def acts_as(name: str, weight: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -42,6 +42,14 @@ class LastUses:
             if earlier is not None and earlier.made_by is not use.made_by and not self._has(earlier.made_by):
                 earlier.made_by.kept = earlier.made_by.rows = None
 
+    def drop(self, use: UseCall) -> None:
+        """Forget one that makes a weight, which is used elsewhere."""
+        key, part = (use.parameter, use.operation), (use.operand.offset, use.operand.size)
+        if self.uses.get(key) is use:
+            del self.uses[key]
+        if self.slices.get(key, {}).get(part) is use:
+            del self.slices[key][part]
+
     def _has(self, call: Call) -> bool:
         """Whether one of a call's uses is still the last one."""
         for use in call.uses:

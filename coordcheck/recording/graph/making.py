@@ -15,7 +15,7 @@ from coordcheck.recording.graph.operands import MADE, Operand
 
 def operands_of(value: Value, parameters: Mapping[str, Tensor]) -> Iterator[Operand]:
     """How a tensor that was computed from parameters is made from each of them."""
-    for name in sorted(value.parameters):
+    for name in sorted(value.parameters | value.modulated):
         own = parameters[name]
         then = partial(_made, value, name)
         yield Operand(name, tuple(own.shape), own.stride(), 0, 1.0, own.dtype, then, MADE)
@@ -45,11 +45,12 @@ def computed(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, 
 
 def _called(value: Value, parameters: Mapping[str, Tensor], known: dict[Value, Tensor]) -> Tensor:
     call = value.call
-    if call is None or call.kept is None:
+    all_kept = None if call is None else call.whole or call.kept
+    if call is None or all_kept is None:
         raise ValueError("what a weight is computed from was not kept")
     leaves: list[Any] = []
-    for leaf, kept in zip(call.leaves, call.kept, strict=True):
-        made = isinstance(leaf, Value) and (leaf.operand is not None or bool(leaf.parameters))
+    for leaf, kept in zip(call.leaves, all_kept, strict=True):
+        made = isinstance(leaf, Value) and (leaf.operand is not None or bool(leaf.parameters | leaf.modulated))
         given = computed(leaf, parameters, known) if made else doubled(kept)
         # what is written into stays as it was for others that take it
         leaves.append(given.clone() if made and call.in_place else given)

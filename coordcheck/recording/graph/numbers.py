@@ -95,6 +95,8 @@ def derived(call: Call, leaves: Sequence[Any], made: Tensor) -> Operand | None:
         return operand.through(call.function, leaves, call.spec, position, call.name if curve else "")
     if operand.then is None and moves and tuple(made.shape) == operand.size:
         return operand
+    if alone and moves and not call.view:  # a copy in another shape
+        return operand.through(call.function, leaves, call.spec, position)
     if operand.then is None and not more and tensor.stride() == operand.stride and call.view:
         offset = operand.offset + int(made.storage_offset() - tensor.storage_offset())
         return operand._replace(size=tuple(made.shape), stride=tuple(made.stride()), offset=offset)

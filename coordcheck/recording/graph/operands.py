@@ -23,9 +23,12 @@ class Operand(NamedTuple):
     factor: float = 1.0
     dtype: torch.dtype = torch.float32
     then: Callable[[Tensor, Mapping[str, Tensor]], Tensor] | None = None
-    """What is made of it further: the matrices of some experts picked, or a function of every coordinate."""
+    """What is made of it further: the matrices of some experts picked, a copy in another shape, or a function of every
+    coordinate."""
     curve: str = ""
     """The first function of every coordinate that it went through, such as exp; empty where it is in proportion."""
+    picked: bool = False
+    """Whether places that depend on data say which of its matrices it is."""
 
     @property
     def made(self) -> bool:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from coordcheck.recording.graph.arguments import unflattened
 from coordcheck.recording.graph.attention import fused_arguments
-from coordcheck.recording.graph.calls import MAX_BLOCKS, Call, Mark, UseCall, Value, summed
+from coordcheck.recording.graph.calls import Call, Mark, UseCall, Value, summed
 from coordcheck.recording.graph.flow import AttentionCall, Node, joined
 from coordcheck.recording.graph.functions import Does, does, plain
 from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
+from coordcheck.recording.graph.splits import take_apart
 
 NOTHING = Mark()
 
@@ -71,6 +72,7 @@ class Reading:
 
     def _follow(self, call: Call) -> Mark:
         """A function of activations hands on what is known of them."""
+        take_apart(call)
         known = {position: self.of(value) for position, value in call.activations.items()}
         for rule in _RULES:
             mark = rule(self, call, known)
@@ -149,9 +151,7 @@ def _multiplied(reading: Reading, call: Call, known: Known) -> Mark | None:
 def _moved(reading: Reading, call: Call, known: Known) -> Mark | None:
     if not does(call.name, Does.MOVES) and (call.in_place or not call.view):
         return None
-    mark = next(iter(known.values()), NOTHING)
-    _split(call, mark)
-    return mark
+    return next(iter(known.values()), NOTHING)
 
 
 def _attended(reading: Reading, call: Call, known: Known) -> Mark | None:
@@ -270,23 +270,3 @@ def _take_up(marks: Iterable[Mark], contracted: bool = False, cancelled: bool = 
         shared = mark.factor if cancelled and mark.factor else 1.0
         for use, factor in mark.held:
             use.taken_up.add((factor / shared, contracted))
-
-
-def _split(call: Call, mark: Mark) -> None:
-    """Note into which blocks of channels a matrix's output is split."""
-    use = mark.held[0][0] if len(mark.held) == 1 else None
-    if not isinstance(use, UseCall) or use.fans is None or use.pieces or not does(call.name, Does.SPLITS):
-        return
-    if plain(call.name) == "getitem" and not (len(call.leaves) == 2 and isinstance(call.leaves[1], int)):
-        return
-    whole, channels = next(iter(call.activations.values())).shape, use.fans.fan_out
-    lasts, count = tuple(piece.shape[-1] for piece in call.outputs), len(call.outputs)
-    if count > 1 and sum(lasts) == channels == whole[-1]:
-        use.pieces = lasts
-        return
-    # (..., 3, ...) taken apart along an axis of its own
-    parts = count if count > 1 else whole[0]
-    rank = len(use.made_by.outputs[0].shape)
-    removed = len(whole) - len(call.outputs[0].shape) == 1 and len(whole) > rank  # an axis made of channels
-    if removed and 2 <= parts <= MAX_BLOCKS and channels % parts == 0:
-        use.pieces = (channels // parts,) * parts

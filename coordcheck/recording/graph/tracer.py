@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording import scales
-from coordcheck.recording.graph import functions
-from coordcheck.recording.graph.arguments import flattened, tensors_in
+from coordcheck.recording.graph import functions, modulation
+from coordcheck.recording.graph.arguments import flattened, snapshot, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.copies import by_rows, copied, fused_attention, kept_leaves, rows
@@ -63,6 +63,7 @@ class Tracer(Watch):
         self._values: ByTensor[Value] = ByTensor()
         self._exits: list[tuple[str, Value]] = []
         self._last = LastUses(self.parameters)
+        self._weighed: set[Call] = set()  # the calls that made weights of parameters and data
 
     # ---- what was seen, once the pass is over
 
@@ -71,6 +72,9 @@ class Tracer(Watch):
         """What is known of the pass."""
         with unseen(), torch.no_grad():
             reading = Reading(self.graph)
+        for call in self.graph:
+            if call not in self._weighed:
+                call.whole = None
         self.skipped += reading.skipped
         return reading
 
@@ -121,8 +125,10 @@ class Tracer(Watch):
                 leaves, spec = flattened(args, kwargs)
                 values = [self._value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 call = Call(name, values, spec, function=func, layer=self.layer)
+                call.made |= (changed := modulation.weights(call))
                 weights = {*call.operands, *call.made}
-                kept = kept_leaves(name, leaves, weights, sampled=self.sampled) if weights else leaves
+                sampled = self.sampled and not changed
+                kept = kept_leaves(name, leaves, weights, sampled=sampled) if weights else leaves
                 versions = [version(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
         except Exception as error:  # what cannot be looked at is not measured; it must run all the same
             self.skipped[f"{name} ({type(error).__name__})"] += 1
@@ -161,14 +167,16 @@ class Tracer(Watch):
         if role is CallRole.USES:
             call.kept, call.uses = kept, self._uses_of(call)
         elif role is CallRole.PICKS:
-            operand = call.operands[0].through(call.function, kept, call.spec)
+            operand = call.operands[0].through(call.function, kept, call.spec)._replace(picked=True)
         elif role is CallRole.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
-            operand = derived(call, leaves, produced[0]) if call.operands and not call.made else None
+            alone = call.operands and not call.made and len(produced) == 1
+            operand = derived(call, leaves, produced[0]) if alone else None
             if all(tensor.numel() for tensor in produced):  # not what an expert without tokens gives
                 parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
                 call.kept = kept
         elif role is CallRole.FOLLOWS:
             self._keep_logits(call, leaves, produced[0])
+        names = self._modulated(call, leaves, produced[0]) if role in (CallRole.USES, CallRole.FOLLOWS) else frozenset()
         for tensor in produced:
             call.outputs.append(
                 Value(
@@ -179,12 +187,26 @@ class Tracer(Watch):
                     learns=tensor.requires_grad,
                     floating=tensor.is_floating_point(),
                     parameters=parameters,
+                    modulated=names,
                 )
             )
             self._values[tensor] = call.outputs[-1]
         self.graph.append(call)
         if call.uses:
             self._keep(call, leaves, produced[0])
+
+    def _modulated(self, call: Call, leaves: Sequence[Any], made: Tensor) -> frozenset[str]:
+        """The parameters of a weight that data change; what is needed to make it again is kept as long as it may be."""
+        for value in call.made.values():
+            for maker in modulation.makers(value) if value.modulated else ():
+                self._weighed.add(maker)
+                for use in maker.uses:
+                    self._last.drop(use)
+        names = frozenset[str]() if call.in_place else modulation.modulated(call, made.shape)
+        if names:
+            known = {*call.operands, *call.made, *(p for p, value in call.inputs.items() if value.modulated)}
+            call.whole = [leaf if at in known else snapshot(leaf) for at, leaf in enumerate(leaves)]
+        return names
 
     def _look(self, call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
         """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""

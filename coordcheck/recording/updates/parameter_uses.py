@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from coordcheck.recording.updates.made_weights import MadeWeight
 from coordcheck.recording.updates.replays import (
     Block,
     FunctionReplay,
+    Layer,
     ModuleReplay,
     NotReplayed,
     Slice,
@@ -51,7 +53,7 @@ class ParameterUse(NamedTuple):
     call: UseCall | None
     """The first one that was seen; None where a module alone was seen to take it."""
     replay: FunctionReplay | ModuleReplay | None
-    block: Block | Slice | None = None
+    block: Block | Layer | Slice | None = None
     hidden: str = ""
     trained: bool = True
 
@@ -89,17 +91,9 @@ def parameter_uses(taken: Snapshot) -> list[ParameterUse]:
     for (name, operation), call in taken.tracer.uses.items():
         replay = FunctionReplay(call, taken.initial)
         shown = name if name not in seen else distinct(f"{name}@{operation}", taken.initial)
-        seen.add(name)
         whole = ParameterUse(shown, name, call, replay, None, _hidden(call, replay), name in taken.trained)
-        fused = blocks(call.operand, call.pieces) if operation == "linear" else stacked(call)
-        found += [
-            whole,
-            *(
-                whole._replace(name=distinct(f"{shown}[{i}]", taken.initial), block=block)
-                for i, block in enumerate(fused)
-            ),
-        ]
-        found += _slices(whole, taken)
+        found += [whole, *(_blocks(whole, taken) if name not in seen else ())]
+        seen.add(name)
     used, unseen = _around_matrices(taken.tracer), taken.trained - seen
     return found + [_unseen(name, taken, used) for name in taken.initial if name in unseen]
 
@@ -115,12 +109,26 @@ def _hidden(call: UseCall, replay: FunctionReplay) -> str:
     return ""
 
 
-def _slices(whole: ParameterUse, taken: Snapshot) -> list[ParameterUse]:
-    """The slices of a parameter that calls of their own take."""
-    if whole.call is None:
+def _blocks(whole: ParameterUse, taken: Snapshot) -> list[ParameterUse]:
+    """Parts of a parameter: those that calls of their own take, or of a matrix that one call takes."""
+    call = whole.call
+    if call is None:
         return []
-    calls = taken.tracer.slices.get((whole.parameter, whole.call.operation), {})
-    if not 2 <= len(calls) <= MAX_BLOCKS or any(call.operand.then for call in calls.values()):
+    if math.prod(call.operand.size) < taken.initial[whole.parameter].numel():
+        return _slices(whole, call, taken)
+    fused, layers = blocks(call.operand, call.parts, call.channels), stacked(call)
+    beside = ", ..." if fused else ""  # matrix 0 of a stack, and the first block of all of them
+    named: list[tuple[str, Block | Layer]] = [(str(number), block) for number, block in enumerate(fused)]
+    named += [(f"{number}{beside}", layer) for number, layer in enumerate(layers)]
+    return [
+        whole._replace(name=distinct(f"{whole.name}[{place}]", taken.initial), block=block) for place, block in named
+    ]
+
+
+def _slices(whole: ParameterUse, first: UseCall, taken: Snapshot) -> list[ParameterUse]:
+    """The slices of a parameter that calls of their own take."""
+    calls = taken.tracer.slices.get((whole.parameter, first.operation), {})
+    if not 2 <= len(calls) <= MAX_BLOCKS or any(call.operand.picked for call in calls.values()):
         return []
     return [
         whole._replace(

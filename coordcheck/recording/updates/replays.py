@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,8 +15,10 @@ from coordcheck.recording import scales
 from coordcheck.recording.graph.arguments import doubled, first_tensor, snapshot, unflattened
 from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
 from coordcheck.recording.graph.copies import by_rows
+from coordcheck.recording.graph.fans import Channels
 from coordcheck.recording.graph.functions import Does, acts_as, does
 from coordcheck.recording.graph.operands import Operand
+from coordcheck.recording.graph.pieces import Piece
 from coordcheck.recording.graph.watching import ModuleCall
 from coordcheck.recording.updates.made_weights import MadeWeight
 
@@ -53,7 +55,8 @@ class FunctionReplay:
         vector = _role_in_norm(use)
         self._linear = use.alone  # in its input, too
         self._gain = vector == "gain"
-        self._bias = vector == "bias" or (does(use.operation, Does.BIASED) and not use.matrix)
+        flat = len(use.operand.size) < 2 and not use.matrix
+        self._bias = vector == "bias" or (does(use.operation, Does.BIASED) and flat)
         self._in_proportion = self._linear or self._gain or self._bias
         self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
@@ -220,17 +223,32 @@ class NotReplayed(Exception):
 
 
 class Block(NamedTuple):
-    """Some rows of a matrix and the channels of its output that they make, or one of several stacked matrices."""
+    """Some of the channels that a matrix makes, and its rows that make them."""
 
-    start: int
-    size: int
+    piece: Piece
+    made: Channels
+    operand: Operand
+    """The view of the parameter that is the matrix."""
     stacked: bool = False
 
     def rows(self, values: Tensor) -> Tensor:
-        return values.narrow(0, self.start, self.size)
+        return self.piece.of(self.operand._replace(factor=1.0).of(values, {}), self.made.own, self.made.axes)
 
     def channels(self, output: Tensor) -> Tensor:
-        return output.narrow(-1, self.start, self.size)
+        return self.piece.of(output, self.made.output, self.made.axes)
+
+
+class Layer(NamedTuple):
+    """One of several stacked matrices."""
+
+    number: int
+    stacked: bool = True
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values.narrow(0, self.number, 1)
+
+    def channels(self, output: Tensor) -> Tensor:
+        return output
 
 
 class Slice(NamedTuple):
@@ -246,15 +264,18 @@ class Slice(NamedTuple):
         return output
 
 
-def blocks(operand: Operand, pieces: tuple[int, ...]) -> list[Block]:
+def blocks(operand: Operand, parts: Sequence[Piece], made: Channels | None) -> list[Block]:
     """The blocks of rows of a fused projection, such as the queries, keys and values of one matrix."""
-    if not pieces or len(operand.size) != 2 or operand.offset or sum(pieces) != operand.size[0]:
+    whole = len(operand.size) >= 2 and not operand.offset and operand.then is None
+    if made is None or not parts or not whole:
         return []
-    starts = [sum(pieces[:index]) for index in range(len(pieces))]
-    return [Block(start, size) for start, size in zip(starts, pieces, strict=True)]
+    first = len(operand.size) + made.own
+    if sum(part.size for part in parts) != math.prod(operand.size[first : first + made.axes]):
+        return []
+    return [Block(part, made, operand) for part in parts]
 
 
-def stacked(use: UseCall) -> list[Block]:
+def stacked(use: UseCall) -> list[Layer]:
     """The matrices of a stack, such as those of the experts."""
     size = use.operand.size
     whole = use.fans is not None and not use.operand.offset and use.operand.then is None
@@ -262,7 +283,7 @@ def stacked(use: UseCall) -> list[Block]:
         return []
     if use.fans == (math.prod(size[1:]), size[0]):  # one matrix, which sums over two axes
         return []
-    return [Block(index, 1, stacked=True) for index in range(size[0])]
+    return [Layer(index) for index in range(size[0])]
 
 
 def _rms(tensor: Tensor) -> float:

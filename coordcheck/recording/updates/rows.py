@@ -125,10 +125,12 @@ def _fans(use: ParameterUse, own: OwnUpdates) -> tuple[int, int]:
     if use.call is None:
         return (math.prod(shape[1:]) or 1, shape[0] or 1) if len(shape) >= 2 else (1, every)
     fan_in, fan_out = use.call.fans or (1, every)
+    if isinstance(use.block, Block):
+        return fan_in, use.block.piece.size * use.call.matrices
     if use.block is None:
         parts = own.tracer.slices.get((use.parameter, use.call.operation), {})
         return fan_in, fan_out * use.call.matrices * max(len(parts), 1)
-    return fan_in, use.block.size if isinstance(use.block, Block) and not use.block.stacked else fan_out
+    return fan_in, fan_out
 
 
 def _of_product(product: AttentionCall, site: int, feeds: tuple[int, ...], hidden: str) -> Use:

@@ -1,0 +1,37 @@
+"""Findings of a matrix and of its blocks -> those that are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordcheck.analysis.findings import Finding
+from coordcheck.analysis.verdicts import Verdict
+
+BESIDE = ", ...]"  # the end of the name of one of several stacked matrices, each of which has parts
+
+
+def choose_blocks(findings: Sequence[Finding]) -> list[Finding]:
+    """Blocks that agree with one another say no more than the whole; the whole says less than blocks that differ.
+
+    A stack of fused matrices has blocks of two kinds: its matrices, and the parts of all of them.
+    """
+    kinds: dict[str, dict[bool, list[Finding]]] = {}
+    for finding in findings:
+        name, parameter = finding.use.name, finding.use.parameter
+        if name != parameter and name.startswith(f"{parameter}["):
+            kinds.setdefault(parameter, {}).setdefault(name.endswith(BESIDE), []).append(finding)
+    differing = {name: [blocks for blocks in found.values() if _differ(blocks)] for name, found in kinds.items()}
+    kept = []
+    for finding in findings:
+        shown = differing.get(finding.use.parameter, [])
+        is_block = any(finding in blocks for blocks in kinds.get(finding.use.parameter, {}).values())
+        if len(shown) > 1 and not is_block:
+            why = "some of its matrices differ from the others, and so do the parts of all of them"
+            kept.append(Finding(finding.use, finding.exponents, Verdict.UNDECIDED, explanation=why))
+        elif finding in shown[0] if len(shown) == 1 else not is_block:
+            kept.append(finding)
+    return kept
+
+
+def _differ(blocks: Sequence[Finding]) -> bool:
+    return len({(found.cause, found.init, found.learning_rate, found.multiplier) for found in blocks}) > 1
