@@ -211,14 +211,22 @@ def _sampled(fitted: Exponent, use: UseAcrossWidths, logs: Logs) -> Exponent:
 
 
 def _first_movement(logs: Logs, number: int) -> int:
-    """The first step at which the parameter had moved in every run, by more than a decay that needs no gradient."""
+    """The first step at which the parameter had moved in every run, by more than a decay that needs no gradient.
+
+    Where there is none, in every run that has a gradient of it: the probe may give an expert nothing in some.
+    """
+    somewhere = 0
     for step in logs.steps:
         change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
         gradient = logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number]
         seen = np.isfinite(change)
-        if step and seen.any() and (change[seen] > 0).all() and not (gradient[seen] == 0).all():
+        if not step or not seen.any() or (gradient[seen] == 0).all():
+            continue
+        if (change[seen] > 0).all():
             return int(step)
-    return 0
+        if (change[seen & (gradient > 0)] > 0).all() and (gradient[seen] > 0).any():
+            somewhere = somewhere or int(step)
+    return somewhere
 
 
 def _any_positive(logs: Logs, quantity: Quantity, number: int) -> bool:

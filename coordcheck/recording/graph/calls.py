@@ -208,6 +208,13 @@ class UseCall(Node):
         return None
 
     @property
+    def multiplied(self) -> list[int]:
+        """The positions of further activations that it multiplies with the first one."""
+        known = [p for p, value in self.made_by.activations.items() if value.floating and p not in self.made_by.made]
+        several = self.matrix and does(self.operation, Does.MULTIPLIES) and not does(self.operation, Does.ADDED)
+        return [p for p in known if p != self.input_position] if several else []
+
+    @property
     def alone(self) -> bool:
         """Whether the function may be called with a change of the parameter alone, instead of before and after it."""
         given = {p: leaf for p, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)}

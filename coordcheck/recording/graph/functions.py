@@ -103,6 +103,7 @@ FUNCTIONS: Mapping[str, Function] = {
         ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         Function(_CONVOLUTION, fans.of_transposed_convolution, made=fans.transposed_maps_made),
     ),
+    "bilinear": Function(Does.MULTIPLIES | Does.BY_ROW, fans.of_convolution, made=fans.rows_made),
     "embedding": Function(Does.ALONE | Does.BY_ROW | Does.PICKS, fans.of_embedding, made=fans.columns_made),
     "embedding_bag": Function(Does.PICKS, fans.of_embedding, made=fans.columns_made),
     "getitem": Function(Does.PICKS | Does.SPLITS, fans.of_embedding, made=fans.columns_made),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import is_known
+from coordcheck.recording.graph.last_uses import Part
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
@@ -27,6 +28,8 @@ from coordcheck.recording.updates.replays import (
     stacked,
 )
 from coordcheck.runs.names import distinct
+
+NO_EXAMPLES = "no call takes it: the probe has no examples for it"
 
 
 class Trace(Protocol):
@@ -126,19 +129,28 @@ def _blocks(whole: ParameterUse, taken: Snapshot) -> list[ParameterUse]:
 
 
 def _slices(whole: ParameterUse, first: UseCall, taken: Snapshot) -> list[ParameterUse]:
-    """The slices of a parameter that calls of their own take."""
+    """The slices of a parameter that calls of their own take; those of experts without examples are told as such."""
     calls = taken.tracer.slices.get((whole.parameter, first.operation), {})
     if not 2 <= len(calls) <= MAX_BLOCKS or any(call.operand.picked for call in calls.values()):
         return []
-    return [
-        whole._replace(
-            name=distinct(f"{whole.name}[{number}]", taken.initial),
-            call=call,
-            replay=FunctionReplay(call, taken.initial),
-            block=Slice(call.operand),
-        )
-        for number, (_, call) in enumerate(sorted(calls.items(), key=lambda item: item[0]))
-    ]
+    parts = _alike(list(calls), taken.initial[whole.parameter].numel()) or sorted(calls)
+    found = []
+    for number, part in enumerate(parts if len(parts) <= MAX_BLOCKS else sorted(calls)):
+        name, call = distinct(f"{whole.name}[{number}]", taken.initial), calls.get(part)
+        if call is not None:
+            replay = FunctionReplay(call, taken.initial)
+            found.append(whole._replace(name=name, call=call, replay=replay, block=Slice(call.operand)))
+        else:
+            block = Slice(first.operand._replace(offset=part[0]))
+            found.append(whole._replace(name=name, call=None, replay=None, block=block, hidden=NO_EXAMPLES))
+    return found
+
+
+def _alike(parts: Sequence[Part], size: int) -> list[Part]:
+    """All parts of a parameter that lie one behind the other, where those that calls take are alike; else none."""
+    (_, shape), every = parts[0], math.prod(parts[0][1])
+    alike = all(of == shape and not offset % every for offset, of in parts) and not size % every
+    return [(offset, shape) for offset in range(0, size, every)] if alike else []
 
 
 def _unseen(name: str, taken: Snapshot, around: Container[str]) -> ParameterUse:

@@ -73,11 +73,15 @@ class FunctionReplay:
 
     @property
     def input_scale(self) -> float | Tensor:
-        """RMS of x_0 before the scalars that multiply it; 1 for ids, and for vectors, which are not summed over it."""
+        """RMS of x_0 before the scalars that multiply it; 1 for ids, and for vectors, which are not summed over it.
+
+        Of several inputs that it multiplies with one another, the product.
+        """
         if self._input is None or not self._use.matrix:
             return 1.0
         upstream = abs(self._use.upstream)
-        return scales.rms_of(self._input) / upstream if upstream else math.nan
+        beside = [scales.rms_of(self._use.leaves[position]) for position in self._use.multiplied]
+        return scales.rms_of(self._input) * math.prod(beside) / upstream if upstream else math.nan
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
