@@ -78,6 +78,8 @@ class Fault:
     source: str = ""
     correct: Build | None = None
     """The model without the fault."""
+    kind: str = ""
+    """The letter of its kind, of those in `foreign`; none for the cases of the bench itself."""
 
     @property
     def healthy(self) -> bool:
@@ -318,6 +320,7 @@ def fault(
     truth: Truth | None = None,
     source: str = "",
     correct: Family | None = None,
+    kind: str = "",
 ) -> None:
     """Put a fault into the registry; without a truth of its own it has that of its changes.
 
@@ -327,12 +330,15 @@ def fault(
     if not found:
         raise ValueError(f"{family.name}: {slug} has no truth")
     name, build, right = f"{family.name}: {slug}", Build(family, changes), Build(correct or family)
-    _register(Fault(name, build, family.batch, family.loss, found, mechanism, source, right))
+    _register(Fault(name, build, family.batch, family.loss, found, mechanism, source, right, kind))
 
 
-def control(family: Family, slug: str = "healthy", mechanism: str = "correct in µP", *changes: Change) -> None:
+def control(
+    family: Family, slug: str = "healthy", mechanism: str = "correct in µP", *changes: Change, kind: str = ""
+) -> None:
     """Put a healthy model into the registry."""
-    _register(Fault(f"{family.name}: {slug}", Build(family, changes), family.batch, family.loss, {}, mechanism))
+    name, build = f"{family.name}: {slug}", Build(family, changes)
+    _register(Fault(name, build, family.batch, family.loss, {}, mechanism, kind=kind))
 
 
 def _register(case: Fault) -> None:
@@ -341,12 +347,16 @@ def _register(case: Fault) -> None:
     REGISTRY[case.name] = case
 
 
-def faults(half: str | None = None) -> list[Fault]:
-    return [case for case in REGISTRY.values() if not case.healthy and half in (None, split(case.name))]
+def faults(half: str | None = None, kind: str = "") -> list[Fault]:
+    return [case for case in _cases_of(half, kind) if not case.healthy]
 
 
-def controls(half: str | None = None) -> list[Fault]:
-    return [case for case in REGISTRY.values() if case.healthy and half in (None, split(case.name))]
+def controls(half: str | None = None, kind: str = "") -> list[Fault]:
+    return [case for case in _cases_of(half, kind) if case.healthy]
+
+
+def _cases_of(half: str | None, kind: str) -> list[Fault]:
+    return [case for case in REGISTRY.values() if case.kind == kind and half in (None, split(case.name))]
 
 
 def _mlp() -> None:
