@@ -14,7 +14,9 @@ if not __package__:  # run as a folder
 from loky import get_reusable_executor
 
 from faultbench.faults import controls, faults
+from faultbench.foreign import KINDS
 from faultbench.scoring import CONTROL_SEEDS, Score, owners, score, share, whole_check
+from faultbench.sides import count
 
 PLAIN = {"plain check": "plain", "plain check, readout may shrink": "excused", "symptoms": "symptoms"}
 
@@ -64,6 +66,26 @@ def summary(half: str, found: Sequence[Score], plain: bool) -> str:
     )
 
 
+def table(half: str, found: Sequence[Score]) -> str:
+    """A row per kind: found, exact set, exact exponent of the planted faults, false alarms of the healthy models."""
+    titles = ("found", "exact set", "exact exponent", "false alarms", "undecided")
+    lines = [f"{half:66}" + "".join(f"{title:>16}" for title in titles)]
+    for name, own in (
+        *((kind, [s for s in found if s.case.kind == kind]) for kind in sorted({s.case.kind for s in found})),
+        ("all", found),
+    ):
+        broken, alarms = [s for s in own if not s.case.healthy], [alarm for s in own for alarm in s.alarms]
+        failed = [s for s in own if s.case.healthy and s.error]
+        cells = (
+            *([getattr(s, what) for s in broken] for what in ("found", "exact_set", "exact")),
+            [alarm.false for alarm in alarms] + [True for _ in failed],
+            [bool(alarm.undecided) for alarm in alarms],
+        )
+        title = f"{name}  {KINDS.get(name, 'kinds')}"
+        lines += [f"{title:66}" + "".join(f"{f'{sum(cell)}/{len(cell)}':>16}" for cell in cells)]
+    return "\n".join(lines)
+
+
 def misses(found: Sequence[Score]) -> str:
     """Every case that was not answered exactly."""
     lines = []
@@ -85,6 +107,9 @@ def main() -> None:
     parser.add_argument("--no-plain", action="store_true", help="leave the classical coordinate check out")
     parser.add_argument("--checks", action="store_true", help="only run `coordcheck.check` on the healthy models")
     parser.add_argument("--jobs", type=int, default=1)
+    kinds_help = "the models of the kinds in `foreign`, a row per kind; letters choose some"
+    parser.add_argument("--kinds", nargs="?", const="".join(sorted(KINDS)), help=kinds_help)
+    parser.add_argument("--sides", action="store_true", help="count which side decided: measured, or structure")
     arguments = parser.parse_args()
     for half in ("dev", "held-out") if arguments.half == "both" else (arguments.half,):
         if arguments.checks:
@@ -93,9 +118,12 @@ def main() -> None:
             told = ", ".join(f"{codes.count(code)} {word}" for code, word in words.items())
             print(f"{half}: {len(codes)} healthy models under check: {told}", flush=True)
             continue
-        names = [case.name for case in [*faults(half), *controls(half)]]
-        found = scores(names, arguments.jobs, not arguments.no_plain)
-        print(summary(half, found, not arguments.no_plain))
+        plain = not arguments.no_plain and not arguments.kinds
+        cases = [case for kind in arguments.kinds or [""] for case in [*faults(half, kind), *controls(half, kind)]]
+        found = scores([case.name for case in cases], arguments.jobs, plain)
+        print(table(half, found) if arguments.kinds else summary(half, found, plain))
+        if arguments.sides or arguments.kinds:
+            print(f"\n{count(decision for s in found for decision in s.decisions)}")
         if arguments.misses:
             print(f"\n{misses(found)}")
         print(flush=True)

@@ -13,7 +13,9 @@ import torch
 
 import coordcheck
 from coordcheck.analysis.verdicts import Verdict
+from faultbench import foreign  # noqa: F401  its cases are in the registry, here and in other processes
 from faultbench.faults import REGISTRY, Fault
+from faultbench.sides import Decision, decisions
 
 WIDTHS, SEEDS = (64, 128, 256), 2
 CONTROL_SEEDS = tuple([2 * pair, 2 * pair + 1] for pair in range(5))
@@ -31,6 +33,7 @@ class Alarm(NamedTuple):
     culprits: Answer
     violated: tuple[str, ...]
     undecided: tuple[str, ...]
+    decisions: tuple[Decision, ...]
 
     @property
     def false(self) -> bool:
@@ -50,6 +53,7 @@ class Score(NamedTuple):
     symptoms: frozenset[str]
     seconds: float
     error: str = ""
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def case(self) -> Fault:
@@ -103,12 +107,13 @@ def diagnosis(case: Fault, seeds: int | Sequence[int] = SEEDS) -> coordcheck.Rep
 
 def alarm(case: Fault, seeds: Sequence[int]) -> Alarm:
     """What a control sets off."""
-    verdicts = diagnosis(case, seeds).verdicts
+    report = diagnosis(case, seeds)
+    verdicts = report.verdicts
     rows = verdicts[verdicts["role"].notna()]
     bad = rows["verdict"].map(lambda verdict: Verdict(verdict).violated)
     undecided = rows["verdict"] == Verdict.UNDECIDED.value
     names = tuple(map(str, rows.loc[bad, "layer"])), tuple(map(str, rows.loc[undecided, "layer"]))
-    return Alarm(culprits(verdicts, case.truth), *names)
+    return Alarm(culprits(verdicts, case.truth), *names, tuple(decisions(case, report)))
 
 
 def whole_check(name: str) -> int:
@@ -152,17 +157,19 @@ def score(name: str, *, plain: bool = True) -> Score:
     case, answer, alarms = REGISTRY[name], None, []
     layers = frozenset(), frozenset(), frozenset()  # type: tuple[frozenset[str], frozenset[str], frozenset[str]]
     start = time.perf_counter()
-    error = ""
+    error, decided = "", list[Decision]()
     try:
         if case.healthy:
             alarms = [alarm(case, seeds) for seeds in CONTROL_SEEDS]
+            decided = [decision for found in alarms for decision in found.decisions]
         else:
-            answer = culprits(diagnosis(case).verdicts, case.truth)
+            report = diagnosis(case)
+            answer, decided = culprits(report.verdicts, case.truth), decisions(case, report)
         seconds = time.perf_counter() - start
         layers = flagged(case) if plain else layers
     except Exception as failure:  # a bench goes on, whatever one of its cases does
         seconds, error = time.perf_counter() - start, f"{type(failure).__name__}: {failure}"
-    return Score(name, answer, tuple(alarms), *layers, seconds / (len(alarms) or 1), error)
+    return Score(name, answer, tuple(alarms), *layers, seconds / (len(alarms) or 1), error, tuple(decided))
 
 
 def share(hits: Iterable[bool]) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faultbench.families import BASE, INPUTS, Family, draw, linear, tag
+from faultbench.families import INPUTS, Family, draw, linear, tag
 from faultbench.faults import Change, act, attention_scale, init, lr
 from faultbench.foreign.kit import Kind, trained
 
@@ -21,7 +21,7 @@ class FusedAttention(nn.Module):
     """Self-attention of four heads whose queries, keys and values come from one parameter, in some order.
 
     "per head": rows (head, q k v, d); "last": rows (head, d, q k v); "every third": rows q k v q k v ..., taken by
-    [::3]; "stacked": (3, n, n), by einsum; "groups": rows (head pair, (q q k v), d), with two heads for keys and values.
+    [::3]; "stacked": (3, n, n), by einsum.
     """
 
     ROWS = {
@@ -64,12 +64,19 @@ class InterleavedGate(nn.Module):
 
     def __init__(self, width: int, *, alternate: bool = True) -> None:
         super().__init__()
-        self.gate_up, self.down = draw(torch.empty(4 * width, width), "hidden", width), linear(2 * width, width, "hidden")
+        self.gate_up, self.down = (
+            draw(torch.empty(4 * width, width), "hidden", width),
+            linear(2 * width, width, "hidden"),
+        )
         self.alternate = alternate
 
     def rows(self, weight: Tensor) -> Tensor:
         """(4 n, n) -> (gate or up, 2 n, n)"""
-        return weight.view(-1, 2, weight.shape[-1]).transpose(0, 1) if self.alternate else weight.view(2, -1, weight.shape[-1])
+        return (
+            weight.view(-1, 2, weight.shape[-1]).transpose(0, 1)
+            if self.alternate
+            else weight.view(2, -1, weight.shape[-1])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         both = F.linear(F.layer_norm(x, x.shape[-1:]), self.gate_up)
@@ -91,7 +98,9 @@ def _fused() -> None:
     kind = Kind("g", "fused matrices in other orders")
     made: dict[str, Family] = {}
     for order, recipe in (("per head", "adam"), ("last", "adamw"), ("every third", "adam"), ("stacked", "sgd")):
-        made[order] = kind.net(f"qkv {order}", lambda n, order=order: FusedAttention(n, order), recipe, times=6, residual=True)
+        made[order] = kind.net(
+            f"qkv {order}", lambda n, order=order: FusedAttention(n, order), recipe, times=6, residual=True
+        )
     gate = kind.net("alternating gate and up", InterleavedGate, residual=True)
     halves = kind.net("stacked gate and up", lambda n: InterleavedGate(n, alternate=False), "sgd", residual=True)
     for family in (*made.values(), gate, halves):
@@ -111,7 +120,7 @@ def _fused() -> None:
     kind.planted(halves, "lr 1/n", "Adam's rule under SGD", lr(-1, "middle.gate_up"))
 
 
-# --- h: attention of queries and keys of other sizes ------------------------------------------------------------------
+# --- h: attention of queries and keys of other sizes ----------------------------------------------------------------
 
 
 class OtherAttention(nn.Module):
@@ -167,7 +176,9 @@ def _attentions() -> None:
 
     def build(width: int) -> Any:
         n = both_grow(width)
-        return trained(Net(n, lambda n: OtherAttention(n, heads=heads_of(width), norm="none"), residual=True), n, "adam")
+        return trained(
+            Net(n, lambda n: OtherAttention(n, heads=heads_of(width), norm="none"), residual=True), n, "adam"
+        )
 
     roots = Family("h heads and head size grow, adam", build, labelled_batch(8, 6, INPUTS), F.cross_entropy)
     for family in (rms, rms_eager, cosine, cosine_sgd, learned, roots):
@@ -182,12 +193,18 @@ def _attentions() -> None:
     kind.planted(learned, "key lr 1/n²", "keys too slow in front of the norm", lr(-1, "middle.key.weight"))
     kind.planted(learned, "temperature lr", "four numbers scaled as a matrix", lr(-1, "middle.temperature"))
     quarter = act(lambda setup: setattr(setup.model.middle, "scale", (setup.width / setup.model.middle.heads) ** -0.5))
-    kind.planted(roots, "1/sqrt(d)", "the head size is the root of the width", quarter, truth={"middle": ("attention scale", -0.25)})
+    kind.planted(
+        roots,
+        "1/sqrt(d)",
+        "the head size is the root of the width",
+        quarter,
+        truth={"middle": ("attention scale", -0.25)},
+    )
     both = init(-0.5, "middle.query.weight"), attention_scale(0.5, *path)
     kind.planted(roots, "small queries", "queries too small, made up for by the scale", *both)
 
 
-# --- o: masked logits that are returned -------------------------------------------------------------------------------
+# --- o: masked logits that are returned -----------------------------------------------------------------------------
 
 
 class ShowsLogits(nn.Module):
@@ -269,7 +286,8 @@ def _masked() -> None:
     kind.planted(classes, "readout init", "the readout as a hidden layer", init(0.5, "readout.weight"))
     kind.planted(classes_sgd, "readout lr", "the readout keeps its rate", lr(1, "readout.weight"))
     kind.planted(classes_sgd, "bias lr const", "a bias without SGD's factor n", lr(-1, "hidden.bias"))
-    kind.planted(experts, "one expert lr", "base rate of one expert", lr(1, "middle.experts.1.weight"))
+    kind.planted(experts, "input lr 1/n", "in front of a masked router", lr(-1, "input.weight"))
+    kind.planted(experts, "readout init", "behind a masked router", init(0.5, "readout.weight"))
 
 
 _fused()

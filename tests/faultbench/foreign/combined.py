@@ -35,7 +35,10 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.kernel, self.style = draw(torch.empty(width, width, 3), "hidden", 3 * width), linear(width, width, "hidden")
+        self.kernel, self.style = (
+            draw(torch.empty(width, width, 3), "hidden", 3 * width),
+            linear(width, width, "hidden"),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch, width = x.shape
@@ -77,15 +80,15 @@ class FastWeights(nn.Module):
 
 
 class Mixture(nn.Module):
-    """A matrix per example, mixed from four by a router (CondConv)."""
+    """A matrix per example, mixed from four by a router (CondConv), or by its first four coordinates."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, routed: bool = True) -> None:
         super().__init__()
-        self.router = linear(width, 4, "narrow")
+        self.router = linear(width, 4, "narrow") if routed else None
         self.experts = draw(torch.empty(4, width, width), "hidden", width)
 
     def forward(self, x: Tensor) -> Tensor:
-        gates = 2 * torch.sigmoid(self.router(x))
+        gates = 2 * torch.sigmoid(x[:, :4] if self.router is None else self.router(x))
         weight = torch.einsum("be,eoi->boi", gates, self.experts) / 2
         return torch.bmm(weight, x.unsqueeze(-1)).squeeze(-1)
 
@@ -96,10 +99,11 @@ def _combined() -> None:
     plain = kind.net("modulated, not demodulated", lambda n: Modulated(n, demodulate=False), "sgd")
     conv = kind.net("modulated conv", ModulatedConv, "adamw")
     hyper = kind.net("hypernetwork", HyperNetwork)
-    table_sgd = kind.net("hypernetwork of one table", lambda n: HyperNetwork(n, module=False), "sgd")
+    table = kind.net("hypernetwork of one table", lambda n: HyperNetwork(n, module=False), "sign")
     fast = kind.net("fast weights", FastWeights, times=6, residual=True)
-    mixed, mixed_sgd = kind.net("mixed matrix", Mixture), kind.net("mixed matrix", Mixture, "sgd")
-    for family in (demodulated, plain, conv, hyper, table_sgd, fast, mixed, mixed_sgd):
+    mixed = kind.net("mixed matrix", Mixture)
+    mixed_sgd = kind.net("mixed by coordinates", lambda n: Mixture(n, routed=False), "sgd")
+    for family in (demodulated, plain, conv, hyper, table, fast, mixed, mixed_sgd):
         kind.healthy(family)
     kind.planted(demodulated, "matrix lr", "base rate of a modulated matrix", lr(1, "middle.matrix"))
     kind.planted(demodulated, "style lr", "base rate of the style", lr(1, "middle.style.weight"))
@@ -109,16 +113,17 @@ def _combined() -> None:
     kind.planted(conv, "style init", "styles too small", init(-0.5, "middle.style.weight"))
     kind.planted(hyper, "maker lr", "a hypernetwork taken for a first layer", lr(1, "middle.maker.weight"))
     kind.planted(hyper, "maker init", "the maker drawn by its own fan-in", init(0.5, "middle.maker.weight"))
-    kind.planted(table_sgd, "table init", "too small a table", init(-0.5, "middle.table"))
-    kind.planted(table_sgd, "narrow lr 1/n", "features learn too slowly", lr(-1, "middle.narrow.weight"))
+    kind.planted(table, "table init", "too small a table", init(-0.5, "middle.table"))
+    kind.planted(table, "narrow lr 1/n", "features learn too slowly", lr(-1, "middle.narrow.weight"))
     kind.planted(fast, "value init", "values of constant size", init(0.5, "middle.value.weight"))
     kind.planted(fast, "key lr", "base rate of the keys", lr(1, "middle.key.weight"))
     kind.planted(mixed, "experts init", "mixed matrices too small", init(-0.5, "middle.experts"))
     kind.planted(mixed, "experts lr", "base rate of mixed matrices", lr(1, "middle.experts"))
-    kind.planted(mixed_sgd, "router lr", "a router that learns too fast", lr(1, "middle.router.weight"))
+    kind.planted(mixed, "router lr", "a router that learns too fast", lr(1, "middle.router.weight"))
+    kind.planted(mixed_sgd, "experts lr 1/n", "Adam's rule under SGD", lr(-1, "middle.experts"))
 
 
-# --- e: masked, noised, summed, merged, clamped; complex --------------------------------------------------------------
+# --- e: masked, noised, summed, merged, clamped; complex ------------------------------------------------------------
 
 
 class Changed(nn.Module):

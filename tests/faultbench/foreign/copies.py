@@ -155,7 +155,7 @@ def _copies() -> None:
     kind.planted(vectors, "matrix lr", "base rate in front of copies", lr(1, "middle.matrix.weight"))
 
 
-# --- q: bilinear forms, experts of one tensor ---------------------------------------------------------------------------
+# --- q: bilinear forms, experts of one tensor -----------------------------------------------------------------------
 
 
 class Bilinear(nn.Module):
@@ -220,7 +220,10 @@ class OneTensor(nn.Module):
 def _pairs() -> None:
     kind = Kind("q", "bilinear forms, experts of one tensor")
     square, square_sgd = kind.net("bilinear", Bilinear), kind.net("bilinear", Bilinear, "sgd")
-    out, out_sgd = kind.family("bilinear readout", BilinearReadout), kind.family("bilinear readout", BilinearReadout, "sgd")
+    out, out_sgd = (
+        kind.family("bilinear readout", BilinearReadout),
+        kind.family("bilinear readout", BilinearReadout, "sgd"),
+    )
     narrow = kind.net("narrow bilinear", NarrowBilinear, "adamw")
     experts = kind.net("experts of one tensor", OneTensor)
     numbered = kind.net("numbered experts of one tensor", lambda n: OneTensor(n, routed=False), "sgd")

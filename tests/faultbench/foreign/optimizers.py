@@ -10,18 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from faultbench.families import BASE, INPUTS, Family, Setup, labelled_batch, linear, mlp, orthogonalised, tag, conv
-from faultbench.faults import Change, act, init, lr
+from faultbench.families import INPUTS, Setup, conv, labelled_batch, linear, orthogonalised
+from faultbench.faults import init, lr
 from faultbench.foreign.kit import ADAM, NORM, RECIPES, SGD, Kind, Net, Recipe
 
 # --- i: optimizers --------------------------------------------------------------------------------------------------
 
 
+Update = Callable[[Tensor, dict[str, Any]], Tensor]
+
+
 class Own(Optimizer):
     """p -= lr * update(p), where an update may write into p.grad and keep what it likes in the state."""
 
-    def __init__(self, groups: Any, lr: float, update: Callable[[Tensor, dict[str, Any]], Tensor]) -> None:
-        super().__init__(groups, {"lr": lr})
+    def __init__(self, groups: Any, lr: float, update: Update, **options: Any) -> None:
+        super().__init__(groups, {"lr": lr, **options})
         self.update = update
 
     @torch.no_grad()
@@ -32,12 +35,13 @@ class Own(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
+                self.state[p]["group"] = group
                 p.sub_(group["lr"] * self.update(p, self.state[p]))
         return loss
 
 
-def own(update: Callable[[Tensor, dict[str, Any]], Tensor], exponents: dict[str, float], degree: int = 0, rate: float = 1e-3) -> Recipe:
-    return Recipe(lambda groups, lr: Own(groups, lr, update), exponents, rate, degree)
+def own(update: Update, exponents: dict[str, float], degree: int = 0, rate: float = 1e-3, **options: Any) -> Recipe:
+    return Recipe(lambda groups, lr: Own(groups, lr, update, **options), exponents, rate, degree)
 
 
 def clipped(p: Tensor, state: dict[str, Any]) -> Tensor:
@@ -58,11 +62,14 @@ def trusted(p: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def eigenbasis(p: Tensor, state: dict[str, Any], dtype: torch.dtype = torch.float64) -> Tensor:
-    """SOAP: Adam in the eigenbasis of G G^T and G^T G, of the first gradient, with an eps of its own."""
+    """SOAP: Adam in the eigenbasis of G G^T and G^T G, of the first gradient; its eps is the group's, or its own.
+
+    In single precision, what should be 0 in that basis is rounding error, which a small eps would make 1.
+    """
     gradient = p.grad.to(dtype)
     if p.dim() != 2:
         return p.grad / (p.grad.abs() + 1e-12)
-    if not state:
+    if "left" not in state:
         state["left"] = torch.linalg.eigh(gradient @ gradient.T).eigenvectors
         state["right"] = torch.linalg.eigh(gradient.T @ gradient).eigenvectors
         state["square"] = torch.zeros_like(gradient)
@@ -70,7 +77,7 @@ def eigenbasis(p: Tensor, state: dict[str, Any], dtype: torch.dtype = torch.floa
     state["step"] += 1
     turned = state["left"].T @ gradient @ state["right"]
     state["square"].lerp_(turned.square(), 0.05)
-    scaled = turned / ((state["square"] / (1 - 0.95 ** state["step"])).sqrt() + 1e-8)
+    scaled = turned / ((state["square"] / (1 - 0.95 ** state["step"])).sqrt() + state["group"].get("eps", 1e-8))
     return (state["left"] @ scaled @ state["right"].T).to(p.dtype)
 
 
@@ -96,12 +103,19 @@ def _clip_in_hook(setup: Setup) -> None:
 def _optimizers() -> None:
     kind = Kind("i", "optimizers of one's own")
     tensorwise = kind.family("clipped inside", plain, own(clipped, NORM, rate=0.1), called="own")
-    hooked = kind.family("clipped in a hook", plain, RECIPES["sgd"]._replace(exponents=NORM, degree=0, rate=1e3), called="own")
+    hooked = kind.family(
+        "clipped in a hook", plain, RECIPES["sgd"]._replace(exponents=NORM, degree=0, rate=1e3), called="own"
+    )
     hooked = hooked._replace(build=lambda width, build=hooked.build: _with(build(width), _clip_in_hook))
     written = kind.family("writes into the gradient", plain, own(into_gradient, ADAM), called="own")
     lars = kind.family("LARS", plain, own(trusted, LARS, rate=1e-2), called="own")
     soap = kind.family("SOAP, double", plain, own(eigenbasis, SPECTRAL, rate=1e-2), called="own")
-    single = kind.family("SOAP, single", plain, own(lambda p, s: eigenbasis(p, s, torch.float32), SPECTRAL, rate=1e-2), called="own")
+    single = kind.family(
+        "SOAP, single",
+        plain,
+        own(lambda p, s: eigenbasis(p, s, torch.float32), SPECTRAL, rate=1e-2, eps=1e-6),
+        called="own",
+    )
     rectified = kind.family("RAdam", plain, Recipe(torch.optim.RAdam, ADAM, 1e-3), called="own")
     for family in (tensorwise, hooked, written, lars, soap, single):
         kind.healthy(family)
@@ -118,7 +132,9 @@ def _optimizers() -> None:
         (soap, -1, "middle.weight"),
         (single, 0.5, "readout.weight"),
     ):
-        kind.planted(family, f"{name.partition('.')[0]} lr {power:+g}", "the rate of another optimizer", lr(power, name))
+        kind.planted(
+            family, f"{name.partition('.')[0]} lr {power:+g}", "the rate of another optimizer", lr(power, name)
+        )
     kind.planted(written, "middle init", "a matrix of constant size", init(0.5, "middle.weight"))
     kind.planted(soap, "readout init", "the readout as a hidden layer", init(0.5, "readout.weight"))
 
@@ -128,7 +144,7 @@ def _with(setup: Setup, change: Callable[[Setup], None]) -> Setup:
     return setup
 
 
-# --- j: low rank and signs --------------------------------------------------------------------------------------------
+# --- j: low rank and signs ------------------------------------------------------------------------------------------
 
 
 def low_rank(p: Tensor, state: dict[str, Any]) -> Tensor:
@@ -168,7 +184,9 @@ def _low_ranks() -> None:
     kind = Kind("j", "updates of low rank and of signs")
     dion = kind.family("Dion", plain, own(low_rank, {**ADAM, "hidden": 0.0}, rate=2e-2), called="own")
     batch = labelled_batch(128, INPUTS)
-    wide = kind.family("Dion, many examples", plain, own(low_rank, {**ADAM, "hidden": 0.0}, rate=2e-2), called="own", batch=batch)
+    wide = kind.family(
+        "Dion, many examples", plain, own(low_rank, {**ADAM, "hidden": 0.0}, rate=2e-2), called="own", batch=batch
+    )
     rank1 = kind.family("rank 1", plain, own(one_rank, SGD, 1, 0.1), called="own")
     turned = kind.family("unscaled Muon", plain, own(all_orthogonal, SPECTRAL, rate=1e-2), called="own")
     conv_adam, conv_sign = kind.net("3x3 convolutions", ConvMiddle), kind.net("3x3 convolutions", ConvMiddle, "sign")
@@ -186,79 +204,5 @@ def _low_ranks() -> None:
     kind.planted(conv_sign, "first init", "a convolution of constant size", init(0.5, "middle.first.weight"))
 
 
-# --- k: Adam's eps ----------------------------------------------------------------------------------------------------
-
-
-def with_eps(eps: float, power: float = 0.0) -> Change:
-    """Adam's eps, times growth ** power."""
-
-    def apply(setup: Setup) -> None:
-        for group in setup.optimizers[0].param_groups:
-            group["eps"] = eps * setup.growth**power
-
-    return act(apply)
-
-
-def _eps() -> None:
-    kind = Kind("k", "Adam's eps")
-    net = kind.family("tanh net", plain, "adamw")
-    relu = kind.net("relu net", lambda n: linear(n, n, "hidden", bias=True), "adam", bias=True)
-    deep = kind.net("two more", lambda n: nn.Sequential(linear(n, n, "hidden"), nn.Tanh(), linear(n, n, "hidden")), "adam")
-    for family in (net, relu, deep):
-        kind.healthy(family, "tiny", "an eps that no gradient is near", with_eps(1e-14))
-        kind.healthy(family, "with the gradient", "a large eps that falls as the gradients do", with_eps(1e-2, -1), _fixed_readout(0.0))
-    matrices = ("input.weight", "middle.weight")
-    both = {name: ("eps", -1.0) for name in matrices}
-    biases = {name: ("eps", -1.0) for name in ("input.bias", "middle.bias")}
-    layers = {name: ("eps", -1.0) for name in ("input.weight", "middle.0.weight", "middle.2.weight")}
-    why = "gradients fall as 1/n below a fixed eps, which stops all but the readout"
-    kind.planted(net, "1e-2", why, with_eps(1e-2), _fixed_readout(1e-14), truth=both)
-    kind.planted(net, "1e-1", why, with_eps(1e-1), _fixed_readout(1e-14), truth=both)
-    kind.planted(relu, "1e-2", why, with_eps(1e-2), _fixed_readout(1e-14), truth={**both, **biases})
-    kind.planted(deep, "1e-2", why, with_eps(1e-2), _fixed_readout(1e-14), truth=layers)
-    kind.planted(relu, "tiny, middle lr", "a rate, and no eps", with_eps(1e-14), lr(1, "middle.weight"), truth={"middle.weight": ("lr", -1.0)})
-
-
-def _fixed_readout(eps: float) -> Change:
-    """The readout's own eps: its gradients do not fall with the width."""
-
-    def apply(setup: Setup) -> None:
-        for name in ("readout.weight", "readout.bias"):
-            if name in setup.groups:
-                setup.groups[name]["eps"] = max(eps, 1e-14)
-
-    return act(apply)
-
-
-# --- l: a zero readout under SGD ----------------------------------------------------------------------------------------
-
-
-def zero(*names: str) -> Change:
-    def apply(setup: Setup) -> None:
-        for name in names:
-            nn.init.zeros_(setup.parameters[name])
-
-    return act(apply)
-
-
-def _zero_readouts() -> None:
-    kind = Kind("l", "a zero readout under SGD")
-    net, biased = kind.family("tanh net", plain, "sgd"), kind.net("relu net", lambda n: linear(n, n, "hidden"), "momentum", bias=True)
-    deep = kind.net("two more", lambda n: nn.Sequential(linear(n, n, "hidden"), nn.Tanh(), linear(n, n, "hidden")), "sgd", activation=F.gelu)
-    none = zero("readout.weight")
-    for family in (net, biased, deep):
-        kind.healthy(family, "zero readout", "a readout of zeros, by design", none)
-    kind.healthy(deep, "zero readout, warm-up of two", "and tiny first rates", none, lr(0, "readout.weight"))
-    truth = {"input.weight": ("lr", 1.0), "readout.weight": ("lr", -1.0)}
-    kind.planted(net, "one rate", "SP's rates: the hidden one is µP's", none, lr(-1, "input.weight"), lr(1, "readout.weight"), truth=truth)
-    kind.planted(net, "hidden lr 1/n", "Adam's rule", none, lr(-1, "middle.weight"))
-    kind.planted(biased, "readout lr", "the readout keeps its rate", none, lr(1, "readout.weight"))
-    kind.planted(biased, "bias lr const", "a bias without SGD's factor n", none, lr(-1, "input.bias"))
-    kind.planted(deep, "readout lr 1/n²", "the readout scaled twice", none, lr(-1, "readout.weight"))
-    kind.planted(deep, "middle init", "a hidden matrix of constant size", none, init(0.5, "middle.0.weight"))
-
-
 _optimizers()
 _low_ranks()
-_eps()
-_zero_readouts()
