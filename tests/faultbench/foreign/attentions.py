@@ -1,4 +1,4 @@
-"""Fused matrices in other orders, attention with queries and keys of other sizes, masked logits that are returned."""
+"""Fused matrices in other orders, attention with queries and keys of other sizes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faultbench.families import INPUTS, Family, draw, linear, tag
+from faultbench.families import INPUTS, Family, draw, labelled_batch, linear, tag, vectors
 from faultbench.faults import Change, act, attention_scale, init, lr
-from faultbench.foreign.kit import Kind, trained
+from faultbench.foreign.kit import Kind, Net, trained
 
 # --- g: fused matrices in other orders ------------------------------------------------------------------------------
 
@@ -151,6 +151,36 @@ class OtherAttention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
+class Softcapped(nn.Module):
+    """Cross-attention of x on four trained queries, whose logits go through 5 tanh(logits / 5), without a softmax."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.latent = draw(torch.empty(4, width), "vector", 1)
+        self.query, self.key, self.value = (linear(width, width, "hidden") for _ in range(3))
+        self.scale = 4.0 / width
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.query(self.latent) @ self.key(F.layer_norm(x, x.shape[-1:])).transpose(-2, -1) * self.scale
+        return (5 * torch.tanh(logits / 5)).sigmoid() @ self.value(F.layer_norm(x, x.shape[-1:]))
+
+
+class GainedNorm(nn.Module):
+    """Self-attention with an RMSNorm with gains on queries and keys, whose scale stands in the queries' gains."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.output = linear(width, 3 * width, "hidden"), linear(width, width, "hidden")
+        self.query_norm, self.key_norm = (vectors(nn.RMSNorm(width // 4)) for _ in range(2))
+        self.scale = 16 / width
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(F.layer_norm(x, x.shape[-1:])).unflatten(-1, (3, 4, -1)).unbind(-3)
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        logits = torch.einsum("bhqd,bhkd->bhqk", self.query_norm(query) * self.scale, self.key_norm(key))
+        return self.output((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+
+
 def heads_of(width: int) -> int:
     """4, 6 and 8 heads at 64, 128 and 256: as the root of the width."""
     return round(math.sqrt(width) / 2)
@@ -162,9 +192,6 @@ def both_grow(width: int) -> int:
 
 
 def _attentions() -> None:
-    from faultbench.families import labelled_batch
-    from faultbench.foreign.kit import Net
-
     kind = Kind("h", "attention of queries and keys of other sizes")
 
     def attended(name: str, recipe: str = "adam", **options: Any) -> Family:
@@ -181,7 +208,9 @@ def _attentions() -> None:
         )
 
     roots = Family("h heads and head size grow, adam", build, labelled_batch(8, 6, INPUTS), F.cross_entropy)
-    for family in (rms, rms_eager, cosine, cosine_sgd, learned, roots):
+    capped = kind.net("softcapped, cross", Softcapped, times=6)
+    gained = kind.net("gained QK norm", GainedNorm, times=6, residual=True)
+    for family in (rms, rms_eager, cosine, cosine_sgd, learned, roots, capped, gained):
         kind.healthy(family)
     path = ("middle",)
     kind.planted(rms, "1/sqrt(d)", "the usual scale", attention_scale(0.5, *path))
@@ -192,6 +221,10 @@ def _attentions() -> None:
     kind.planted(cosine_sgd, "1/sqrt(d)", "a scale for coordinates of 1", attention_scale(-0.5, *path))
     kind.planted(learned, "key lr 1/n²", "keys too slow in front of the norm", lr(-1, "middle.key.weight"))
     kind.planted(learned, "temperature lr", "four numbers scaled as a matrix", lr(-1, "middle.temperature"))
+    kind.planted(capped, "1/sqrt(d)", "the usual scale in front of a cap", attention_scale(0.5, *path))
+    kind.planted(capped, "latent lr 1/n", "trained queries scaled as a matrix", lr(-1, "middle.latent"))
+    kind.planted(gained, "1/sqrt(d)", "the usual scale behind gains", attention_scale(0.5, *path))
+    kind.planted(gained, "gain lr 1/n", "gains of the keys scaled as a matrix", lr(-1, "middle.key_norm.weight"))
     quarter = act(lambda setup: setattr(setup.model.middle, "scale", (setup.width / setup.model.middle.heads) ** -0.5))
     kind.planted(
         roots,
@@ -204,92 +237,5 @@ def _attentions() -> None:
     kind.planted(roots, "small queries", "queries too small, made up for by the scale", *both)
 
 
-# --- o: masked logits that are returned -----------------------------------------------------------------------------
-
-
-class ShowsLogits(nn.Module):
-    """Causal attention that returns its masked logits as well."""
-
-    def __init__(self, width: int, fill: float) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.output = (linear(width, width, "hidden") for _ in range(4))
-        self.fill, self.attend = fill, Attend(fill)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normal = F.layer_norm(x, x.shape[-1:])
-        heads = (p(normal).unflatten(-1, (4, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        mixed, _ = self.attend(*heads)
-        return self.output(mixed.transpose(1, 2).flatten(2))
-
-
-class Attend(nn.Module):
-    """Queries, keys and values -> what they mix to, and their masked logits."""
-
-    def __init__(self, fill: float) -> None:
-        super().__init__()
-        self.fill = fill
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        logits = query @ key.transpose(-2, -1) * (4 / query.shape[-1])
-        mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-        logits = logits.masked_fill(mask, self.fill)
-        return logits.softmax(-1) @ value, logits
-
-
-class MaskedClasses(nn.Module):
-    """A net whose last three classes are not allowed, and whose logits are returned with the mask."""
-
-    def __init__(self, width: int, fill: float) -> None:
-        super().__init__()
-        self.input, self.hidden = linear(INPUTS, width, "input", bias=True), linear(width, width, "hidden", bias=True)
-        self.readout, self.fill = linear(width, 13, "readout"), fill
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.readout(F.gelu(self.hidden(F.gelu(self.input(x)))))
-        return logits.masked_fill(torch.arange(13, device=x.device) >= 10, self.fill)
-
-
-class MaskedMoE(nn.Module):
-    """A mixture of four experts that returns its router's logits, all but the two largest masked."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.router = linear(width, 4, "narrow")
-        self.experts = nn.ModuleList(linear(width, width, "hidden") for _ in range(4))
-        self.mask = TopTwo()
-
-    def forward(self, x: Tensor) -> Tensor:
-        gates = self.mask(self.router(x)).softmax(-1)
-        return sum(gates[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
-
-
-class TopTwo(nn.Module):
-    """Logits with all but the two largest masked."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.masked_fill(logits < logits.topk(2).values[..., -1:], float("-inf"))
-
-
-def _masked() -> None:
-    kind = Kind("o", "masked logits that are returned")
-    lowest = torch.finfo(torch.float32).min
-    shown = kind.net("shown logits, finfo.min", lambda n: ShowsLogits(n, lowest), times=6, residual=True)
-    infinite = kind.net("shown logits, -inf", lambda n: ShowsLogits(n, -math.inf), "sign", times=6, residual=True)
-    classes = kind.family("masked classes, -inf", lambda n: MaskedClasses(n, -math.inf))
-    classes_sgd = kind.family("masked classes, finfo.min", lambda n: MaskedClasses(n, lowest), "sgd")
-    experts = kind.net("masked router", MaskedMoE, "adamw")
-    for family in (shown, infinite, classes, classes_sgd, experts):
-        kind.healthy(family)
-    kind.planted(shown, "query lr", "base rate of the queries", lr(1, "middle.query.weight"))
-    kind.planted(infinite, "output init", "constant size behind masked logits", init(0.5, "middle.output.weight"))
-    kind.planted(classes, "hidden lr", "base rate in front of masked logits", lr(1, "hidden.weight"))
-    kind.planted(classes, "readout init", "the readout as a hidden layer", init(0.5, "readout.weight"))
-    kind.planted(classes_sgd, "readout lr", "the readout keeps its rate", lr(1, "readout.weight"))
-    kind.planted(classes_sgd, "bias lr const", "a bias without SGD's factor n", lr(-1, "hidden.bias"))
-    kind.planted(experts, "input lr 1/n", "in front of a masked router", lr(-1, "input.weight"))
-    kind.planted(experts, "readout init", "behind a masked router", init(0.5, "readout.weight"))
-
-
 _fused()
 _attentions()
-_masked()

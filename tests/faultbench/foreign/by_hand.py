@@ -1,9 +1,10 @@
 """Slopes in plain torch, without `coordcheck`: `python -m faultbench.foreign.by_hand [NAME ...]`.
 
-Of every parameter: how the RMS of the change of the model's output depends on the width when this parameter alone
-makes its update (the first that moves anything), and the same of its module's output. In µP both are 0, but for
-queries and keys and what else weighs unaligned vectors, whose first change of the output falls as n ** -1/2; a planted
-learning rate of n ** e shows as e.
+Of every parameter, as powers of the width: the RMS of its module's output at t=0, the RMS of that output's change when
+this parameter alone makes its update (the first that moves anything), and of the change of the model's output. In µP
+all are 0, but for the readout's output, n ** -1/2 at t=0, and for queries, keys and what else weighs unaligned
+vectors, whose first change of the model's output falls as n ** -1/2. A planted learning rate of n ** e shows as e in
+the changes.
 """
 
 from __future__ import annotations
@@ -59,16 +60,18 @@ class Watched:
         return dict(self.outputs)
 
 
-def own_updates(case: Fault, width: int, seed: int, examples: int = EXAMPLES) -> dict[str, tuple[float, float]]:
-    """Per parameter the RMS of the change of its module's output, and of the model's, by its own update."""
+def own_updates(case: Fault, width: int, seed: int, examples: int = EXAMPLES) -> dict[str, tuple[float, ...]]:
+    """Per parameter the RMS of its module's output, of its change by the own update, and of the model's output's."""
     torch.manual_seed(seed)
-    watched, found = Watched(case.build, case, width, examples), dict[str, tuple[float, float]]()
+    watched, found = Watched(case.build, case, width, examples), dict[str, tuple[float, ...]]()
+    first: dict[str, Tensor] = {}
     parameters = watched.setup.parameters
     for _ in range(STEPS):
         before = {name: p.detach().clone() for name, p in parameters.items()}
         for optimizer in watched.setup.optimizers:
             optimizer.zero_grad()
         start = watched.forward()
+        first = first or start
         watched.value.backward()
         for optimizer in watched.setup.optimizers:
             optimizer.step()
@@ -79,9 +82,9 @@ def own_updates(case: Fault, width: int, seed: int, examples: int = EXAMPLES) ->
                     p.copy_(after[other] if other == name else before[other])
                 end = watched.forward()
                 site = site_of(name, watched.setup.model, start)
-                change = tuple(float((end[at] - start[at]).square().mean().sqrt()) for at in (site, ""))
-                if change[1] > 0:
-                    found.setdefault(name, change)
+                seen = first[site], end[site] - start[site], end[""] - start[""]
+                if seen[2].any():
+                    found.setdefault(name, tuple(float(part.square().mean().sqrt()) for part in seen))
             for other, p in parameters.items():
                 p.copy_(after[other])
     return found
@@ -95,13 +98,14 @@ def site_of(name: str, model: nn.Module, outputs: dict[str, Tensor]) -> str:
     return path
 
 
-def slopes(case: Fault, widths: Sequence[int] = WIDTHS, seeds: int = SEEDS) -> dict[str, tuple[float, float]]:
-    """Parameter -> slope of log2 of the two changes of `own_updates` against log2 width."""
+def slopes(case: Fault, widths: Sequence[int] = WIDTHS, seeds: int = SEEDS) -> dict[str, tuple[float, ...]]:
+    """Parameter -> slopes of log2 of what `own_updates` gives against log2 width."""
     torch.set_num_threads(1)
     runs = [[own_updates(case, width, seed) for width in widths] for seed in range(seeds)]
     found = {}
     for name in runs[0][0]:
-        logs = [[np.log2([of.get(name, (np.nan,) * 2)[i] for of in run]) for run in runs] for i in (0, 1)]
+        with np.errstate(divide="ignore"):
+            logs = [[np.log2([of.get(name, (np.nan,) * 3)[i] for of in run]) for run in runs] for i in range(3)]
         found[name] = tuple(float(np.polyfit(np.log2(widths), np.mean(part, axis=0), 1)[0]) for part in logs)
     return found
 
@@ -109,9 +113,9 @@ def slopes(case: Fault, widths: Sequence[int] = WIDTHS, seeds: int = SEEDS) -> d
 def main() -> None:
     widths = tuple(int(arg) for arg in sys.argv[1:] if arg.isdigit()) or WIDTHS
     for name in [arg for arg in sys.argv[1:] if not arg.isdigit()]:
-        print(f"{name}\n{'':4}{'parameter':52}{'own layer':>12}{'output':>12}")
+        print(f"{name}\n{'':4}{'parameter':52}{'layer, t=0':>14}{'layer moves':>14}{'output moves':>14}")
         for parameter, found in slopes(REGISTRY[name], widths).items():
-            print(f"{'':4}{parameter:52}{''.join(f'{slope:12.2f}' for slope in found)}")
+            print(f"{'':4}{parameter:52}{''.join(f'{slope:14.2f}' for slope in found)}")
 
 
 if __name__ == "__main__":

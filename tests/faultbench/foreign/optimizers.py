@@ -81,6 +81,18 @@ def eigenbasis(p: Tensor, state: dict[str, Any], dtype: torch.dtype = torch.floa
     return (state["left"] @ scaled @ state["right"].T).to(p.dtype)
 
 
+def every_second(p: Tensor, state: dict[str, Any]) -> Tensor:
+    """The signs of the sum of two gradients, at every second step; nothing at the others."""
+    state["sum"] = state.get("sum", 0.0) + p.grad
+    state["step"] = state.get("step", 0) + 1
+    return torch.zeros_like(p) if state["step"] % 2 else state.pop("sum").sign()
+
+
+def centralised(p: Tensor, state: dict[str, Any]) -> Tensor:
+    """The gradient without the mean of each row, in place."""
+    return p.grad.sub_(p.grad.mean(1, keepdim=True)) if p.dim() > 1 else p.grad
+
+
 LARS = {"input": 0.0, "hidden": -0.5, "narrow": -0.5, "readout": 0.0}
 SPECTRAL = {"input": 0.5, "hidden": 0.0, "narrow": -0.5, "readout": -0.5, "vector": 0.0, "constant": 0.0}
 
@@ -117,7 +129,11 @@ def _optimizers() -> None:
         called="own",
     )
     rectified = kind.family("RAdam", plain, Recipe(torch.optim.RAdam, ADAM, 1e-3), called="own")
-    for family in (tensorwise, hooked, written, lars, soap, single):
+    second = kind.family("every second step", plain, own(every_second, ADAM), called="own")
+    central = kind.family("centralised", plain, own(centralised, SGD, 1, 0.1), called="own")
+    adagrad = Recipe(lambda groups, lr: torch.optim.Adagrad(groups, lr=lr, initial_accumulator_value=10.0), SGD, 0.1, 1)
+    started = kind.family("Adagrad that starts at 10", plain, adagrad, called="own")
+    for family in (tensorwise, hooked, written, lars, soap, single, second, central, started):
         kind.healthy(family)
     kind.healthy(rectified, "healthy", "five updates of degree 1, and degree 0 from there on: Adam's rule is right")
     for family, power, name in (
@@ -131,6 +147,12 @@ def _optimizers() -> None:
         (lars, -1, "readout.weight"),
         (soap, -1, "middle.weight"),
         (single, 0.5, "readout.weight"),
+        (second, 1, "middle.weight"),
+        (second, -1, "input.weight"),
+        (central, -1, "middle.weight"),
+        (central, 1, "readout.weight"),
+        (started, -1, "middle.weight"),
+        (started, -1, "input.weight"),
     ):
         kind.planted(
             family, f"{name.partition('.')[0]} lr {power:+g}", "the rate of another optimizer", lr(power, name)

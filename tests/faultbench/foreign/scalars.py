@@ -86,6 +86,22 @@ class Undone(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=1e-12)
 
 
+class Behind(nn.Module):
+    """Two summed matrices of RMS-1 weights; n ** -1/2 stands behind the activation, or as a buffer in front."""
+
+    def __init__(self, width: int, *, buffer: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = (linear(width, width, "hidden", theta=0.5) for _ in range(2))
+        self.register_buffer("factor", torch.tensor((width / BASE) ** -0.5))
+        self.multiplier, self.buffer = (width / BASE) ** -0.5, buffer
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.buffer:
+            x = x * self.factor
+            return self.first(x) + self.second(x.flip(0))
+        return F.relu(self.first(x) + self.second(x.flip(0))) * self.multiplier
+
+
 def _scalars() -> None:
     kind = Kind("a", "scalars that are no multiplier")
     normed = kind.net("length norm, gain before scale", AfterLengthNorm)
@@ -96,7 +112,12 @@ def _scalars() -> None:
     stream = kind.net("scaled stream", ScaledStream)
     stream_sgd = kind.net("scaled stream", ScaledStream, "sgd")
     undone, undone_sgd = kind.net("undone by a norm", Undone), kind.net("undone by a norm", Undone, "momentum")
-    for family in (normed, unit, skip, skip_sgd, stream, stream_sgd, undone, undone_sgd):
+    behind, tensor = kind.net("behind", Behind), kind.net("a buffer", lambda n: Behind(n, buffer=True), "sgd")
+    kind.planted(behind, "first init", "one summand too small", init(-0.5, "middle.first.weight"))
+    kind.planted(behind, "second lr", "one summand's rate of SP", lr(0.5, "middle.second.weight"))
+    kind.planted(tensor, "first lr", "one summand's rate without the scalar", lr(-1, "middle.first.weight"))
+    kind.planted(tensor, "second init", "one summand too large", init(0.5, "middle.second.weight"))
+    for family in (behind, tensor, normed, unit, skip, skip_sgd, stream, stream_sgd, undone, undone_sgd):
         kind.healthy(family)
     kind.planted(normed, "matrix lr", "base learning rate behind the norm", lr(1, "middle.matrix.weight"))
     kind.planted(normed, "matrix init", "constant size behind the norm", init(0.5, "middle.matrix.weight"))
