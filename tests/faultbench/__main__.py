@@ -112,14 +112,17 @@ def main() -> None:
     parser.add_argument("--sides", action="store_true", help="count which side decided: measured, or structure")
     arguments = parser.parse_args()
     for half in ("dev", "held-out") if arguments.half == "both" else (arguments.half,):
+        kinds = arguments.kinds or [""]
         if arguments.checks:
-            codes = [whole_check(case.name) for case in controls(half)]
+            codes = {case.name: whole_check(case.name) for kind in kinds for case in controls(half, kind)}
             words = {0: "ok", 1: "violated", 3: "undecided"}
-            told = ", ".join(f"{codes.count(code)} {word}" for code, word in words.items())
+            told = ", ".join(f"{[*codes.values()].count(code)} {word}" for code, word in words.items())
             print(f"{half}: {len(codes)} healthy models under check: {told}", flush=True)
+            if arguments.misses:
+                print("\n".join(f"{words[code]:12}{name}" for name, code in codes.items() if code))
             continue
         plain = not arguments.no_plain and not arguments.kinds
-        cases = [case for kind in arguments.kinds or [""] for case in [*faults(half, kind), *controls(half, kind)]]
+        cases = [case for kind in kinds for case in [*faults(half, kind), *controls(half, kind)]]
         found = scores([case.name for case in cases], arguments.jobs, plain)
         print(table(half, found) if arguments.kinds else summary(half, found, plain))
         if arguments.sides or arguments.kinds:
