@@ -42,7 +42,8 @@ def test_each_kind_has_members_in_both_halves_half_of_them_families():
         assert len(controls(kind=kind)) >= 3, kind
         assert len(faults(kind=kind)) >= 5, kind
         for half in ("dev", "held-out"):
-            assert controls(half, kind) and faults(half, kind), (kind, half)
+            assert controls(half, kind), (kind, half)
+            assert faults(half, kind), (kind, half)
             assert len(controls(half, kind)) + len(faults(half, kind)) >= 4, (kind, half)
 
 
