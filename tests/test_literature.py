@@ -40,6 +40,8 @@ def test_the_sweep_is_large_and_every_architecture_has_a_source():
     assert all(model.source for model in ARCHITECTURES.values())
     with torch.random.fork_rng([]):
         faults = {name: planted(name) for name in ARCHITECTURES}
+        others = {name: planted(name, draw=1) for name in ARCHITECTURES}
+    assert sum(faults[name] != others[name] for name in faults) > len(faults) / 2
     causes = [fault.cause for fault in faults.values()]
     assert min(causes.count(cause) for cause in ("init", "lr", "multiplier")) >= 10
 

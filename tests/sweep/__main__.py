@@ -1,10 +1,11 @@
-"""Print how `coordcheck.check` judges the architectures: `python -m sweep [names] [--jobs 2]` from `tests/`."""
+"""Print how `coordcheck.check` judges the architectures: `python -m sweep [names] [--jobs 2] [--draw 1]` from `tests/`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a folder
@@ -25,13 +26,13 @@ COUNTS: dict[str, Callable[[Row], bool]] = {
 }
 
 
-def rows(names: Sequence[str], jobs: int) -> Iterable[Row]:
+def rows(names: Sequence[str], jobs: int, draw: int) -> Iterable[Row]:
     """Every architecture's row, in the order of the names."""
     if jobs == 1:
-        yield from map(judged, names)
+        yield from map(partial(judged, draw=draw), names)
     else:
         with get_reusable_executor(max_workers=jobs) as pool:
-            yield from pool.map(judged, names)
+            yield from pool.map(partial(judged, draw=draw), names)
 
 
 def written(found: Sequence[Row]) -> Table:
@@ -58,11 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="sweep", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help="architectures; all of them without")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--draw", type=int, default=0, help="another fault for each")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in ARCHITECTURES]
     if unknown:
         parser.error(f"no architecture {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}")
-    found = list(rows(arguments.names or list(ARCHITECTURES), arguments.jobs))
+    found = list(rows(arguments.names or list(ARCHITECTURES), arguments.jobs, arguments.draw))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(written(found))
     console.print(", ".join(f"{name}: {sum(map(good, found))} / {len(found)}" for name, good in COUNTS.items()))

@@ -93,7 +93,7 @@ def told(name: str, fault: Planted | None) -> Told:
     return Told(status, report.exit_code, tuple(bad["layer"]), answer, time.perf_counter() - start)
 
 
-def judged(name: str) -> Row:
+def judged(name: str, draw: int = 0) -> Row:
     """An architecture without and with its fault."""
-    fault = planted(name)
+    fault = planted(name, draw)
     return Row(name, fault, told(name, None), told(name, fault))

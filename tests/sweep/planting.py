@@ -63,7 +63,8 @@ def choices(name: str) -> tuple[Planted, ...]:
     )
 
 
-def planted(name: str) -> Planted:
-    """The fault that an architecture is given: cause and matrix follow from the hash of its name."""
+def planted(name: str, draw: int = 0) -> Planted:
+    """The fault that an architecture is given: cause and matrix follow from the hash of its name and of the draw."""
     found = choices(name)
-    return found[int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(found)]
+    text = f"{name} {draw}" if draw else name
+    return found[int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % len(found)]
