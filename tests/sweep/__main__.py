@@ -1,4 +1,4 @@
-"""Print how `coordcheck.check` judges the architectures: `python -m sweep [names] [--jobs 2] [--draw 1]` from `tests/`."""
+"""Print how `coordcheck.check` judges the architectures: `python -m sweep [names] [--jobs 2]` from `tests/`."""
 
 from __future__ import annotations
 
