@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,7 @@ from coordcheck.analysis.slopes import exponent_of
 from coordcheck.analysis.small_gradients import soon
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.runs.records import RunRecord
-from coordcheck.runs.repeats import pattern
+from coordcheck.runs.repeats import PARTS, starred, together
 from coordcheck.runs.words import Quantity, Status
 
 NAMES = 3  # named of many
@@ -176,13 +175,16 @@ def _not_visible(found: Sequence[Finding]) -> Iterator[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names: those of repeated blocks as one, and at most three.
+    """Some names: those of repeated blocks as one that says which, and at most three.
 
     >>> listed(["a", "blocks.0.b", "blocks.1.b", "blocks.2.b"])
-    'a, blocks.*.b (3)'
+    'a, blocks.{0..2}.b (3)'
     """
-    alike = Counter(map(pattern, names)) if len(names) > NAMES else Counter(names)
-    texts = [f"{name} ({count})" if count > 1 else name for name, count in alike.items()]
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        alike.setdefault(starred(name, PARTS) if len(names) > NAMES else name, []).append(name)
+    groups = [group for same in alike.values() for group in together(same)]
+    texts = [f"{name} ({len(group)})" if len(group) > 1 else name for name, group in groups]
     return ", ".join(texts[:NAMES]) + (f" and {len(texts) - NAMES} more" if len(texts) > NAMES else "")
 
 

@@ -143,7 +143,9 @@ def _explained(row: dict[str, Any], causes: _Causes, tolerance: float) -> dict[s
     transient = shrinks and row["low"] > -TRANSIENT - 2 * tolerance
     if transient and any(f.use.attends for f in own) and not any(f.culprit for f in own):
         why = f"{row['explanation']}; queries and keys may shrink at first (transient)"
-        return row | {"verdict": Verdict.OK.value, "explanation": why}
+        open_ = any(f.verdict in (Verdict.UNDECIDED, Verdict.NOT_FINITE) for f in own)
+        right = Verdict.UNDECIDED if open_ else Verdict.OK
+        return row | {"verdict": right.value, "explanation": why}
     if transient and verdict is Verdict.VANISHES and row["quantity"] == Quantity.CHANGE and causes.all_right:
         return row | {"verdict": Verdict.UNDECIDED.value, "explanation": f"{row['explanation']}; {UNALIGNED}"}
     culprits = [f for f in (*own, causes.first) if f is not None and f.culprit]  # its own comes before the first

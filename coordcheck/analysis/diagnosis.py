@@ -26,6 +26,7 @@ from coordcheck.analysis.deviations import compare_known, deviation, nearest_hal
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
+from coordcheck.analysis.measured import UNSIZED, not_decided
 from coordcheck.analysis.parameterless import judge_attention, judge_function
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.targets import Targets
@@ -35,7 +36,6 @@ from coordcheck.runs.words import Role, Through
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
-UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
 # functions in which a vector multiplies what it meets
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
 AGREES = 0.3  # distance up to which the update of a weight that was computed tells its response
@@ -103,8 +103,10 @@ def _judge(
 def _gain(use: UseAcrossWidths, found: Exponents, targets: Targets, first: Finding | None) -> tuple[Exponent, float]:
     """The gain to judge, and what it should be; unknown where there is none to judge."""
     vector = use.role is Role.VECTOR
-    if use.role is Role.CONSTANT or found.zero_init or use.operation in UNSIZED or not found.gain_weight.known:
+    if use.role is Role.CONSTANT or found.zero_init or not found.gain_weight.known:
         return UNKNOWN, math.nan
+    if use.operation in UNSIZED:
+        return UNKNOWN, math.nan if vector else targets.gain.get(use.role, 0.0)
     if vector and use.operation not in SCALES and found.gain_weight.low < 0.25:  # a bias may vanish, but not grow
         return UNKNOWN, math.nan
     target = targets.gain.get(use.role, 0.0)
@@ -182,13 +184,14 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
 
 
 def _without_fault(judged: Finding, tolerance: float) -> Finding:
-    """Right, where gain and response decide."""
+    """Right, where gain and response were measured and decide."""
     answers = (
         compare_known(judged.gain, judged.gain_target, tolerance),
         compare_known(judged.response, judged.response_target, tolerance),
     )
-    if Answer.UNDECIDED in answers or not judged.response.known or judged.exponents.clipped:
-        why = judged.explanation or "its exponents could not be measured"
+    missing = not_decided(judged, tolerance)
+    if missing or Answer.UNDECIDED in answers or not judged.response.known or judged.exponents.clipped:
+        why = "; ".join(filter(None, (judged.explanation, missing))) or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import pandas as pd
 
+from coordcheck.analysis.audits import listed
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.findings import Finding
 from coordcheck.analysis.measurements import not_finite, partial_layers
@@ -15,6 +16,28 @@ from coordcheck.analysis.verdicts import Verdict, mostly_unseen
 from coordcheck.runs.records import NOT_COMPARED, RunRecord
 
 SHOWN = 3  # layers named of many
+OPEN = [Verdict.NOT_VISIBLE.value, Verdict.UNDECIDED.value, Verdict.NOT_FINITE.value]
+"""The verdicts on a parameter of which it is not known whether it is right."""
+
+
+def of_unexplained(verdicts: pd.DataFrame, diagnosed: Container[str]) -> Iterator[str]:
+    """Per diagnosed label, the first layer whose symptom no parameter explains, and where its cause may be.
+
+    That is in a parameter of which nothing was decided, or else in what the layers up to this one compute.
+
+    Yields:
+        A note per label.
+    """
+    for label, rows in verdicts.groupby("label", sort=False):
+        layers, parameters = rows[rows["role"].isna()], rows[rows["role"].notna()]
+        violated = layers["verdict"].map(lambda word: Verdict(word).violated).astype(bool)
+        unexplained = layers[violated & layers["cause"].isna()]
+        if label not in diagnosed or unexplained.empty:
+            continue
+        first: Any = next(unexplained.sort_values("order").itertuples())
+        names = list(parameters.loc[parameters["verdict"].isin(OPEN), "layer"])
+        names = names or list(layers.loc[layers["order"] <= first.order, "layer"])
+        yield f"{label}: {first.layer}: {first.verdict}; cause not found among: {listed(names)}"
 
 
 def of_failures(records: Iterable[RunRecord]) -> Iterator[str]:

@@ -22,7 +22,9 @@ def judge_attention(use: UseAcrossWidths, found: Exponents, targets: Targets, to
     excess, answer = gain.value - target, compare_known(gain, target, tolerance)
     if answer is Answer.UNDECIDED:
         return finding._replace(verdict=Verdict.UNDECIDED)
-    if answer in (None, Answer.OK):
+    if answer is None:
+        return finding._replace(verdict=Verdict.UNDECIDED, explanation="its scale could not be measured")
+    if answer is Answer.OK:
         return finding
     return finding._replace(
         verdict=size_verdict(excess), cause=Cause.ATTENTION_SCALE, multiplier=-nearest_quarter(excess)
@@ -33,6 +35,8 @@ def judge_function(use: UseAcrossWidths, found: Exponents, tolerance: float) -> 
     """A module without parameters: what it gives must not scale with the width when what it takes does not."""
     finding = Finding(use, found, Verdict.OK, gain=found.gain, gain_target=0.0, explanation="")
     answers = compare_known(found.gain, 0.0, tolerance), compare_known(found.output, 0.0, tolerance)
+    if None in answers:
+        return finding._replace(verdict=Verdict.UNDECIDED, explanation="its output has no scale")
     if answers[0] is not answers[1] or answers[0] not in (Answer.GROWS, Answer.SHRINKS):
         return finding
     return finding._replace(

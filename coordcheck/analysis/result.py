@@ -174,6 +174,7 @@ class Result:
         """What the reader must know beside the verdicts."""
         parameters = {info.name for record in self.records for info in record.parameters}
         found = (
+            *notes.of_unexplained(self.verdicts, self.findings),
             *notes.of_failures(self.records),
             *notes.of_found(self.records),
             *notes.of_unsaved(self.records),

@@ -1,0 +1,30 @@
+"""Whether a parameter without a fault is right: by what was measured, and not by what its shape alone says."""
+
+from __future__ import annotations
+
+from coordcheck.analysis.deviations import compare_known
+from coordcheck.analysis.findings import Finding
+from coordcheck.analysis.verdicts import Answer
+from coordcheck.runs.words import Role
+
+UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
+
+
+def not_decided(judged: Finding, tolerance: float) -> str:
+    """Why a parameter is not right though nothing is to blame; empty where it is.
+
+    What a vector does is its own coordinates: its size, and its own update. What starts at zero has no gain.
+    """
+    found, vector = judged.exponents, judged.use.role in (Role.VECTOR, Role.CONSTANT)
+    measured = {
+        "gain": found.gain.known or vector or found.zero_init,
+        "response": found.response.known or (vector and found.growth.known),
+    }
+    missing = [name for name, known in measured.items() if not known]
+    if missing:
+        return f"its {' and '.join(missing)} could not be measured"
+    off = compare_known(found.gain, judged.gain_target, tolerance) not in (None, Answer.OK)
+    if judged.use.operation in UNSIZED and off:
+        target = f"(should be {judged.gain_target:g})"
+        return f"gain ~ m^{found.gain.value:.2f} {target}, of which its size may be the cause"
+    return ""
