@@ -41,6 +41,49 @@ def test_containers_inside_of_containers_and_names_that_only_look_alike():
     assert list(dict.fromkeys(table["layer"])) == found
 
 
+@pytest.mark.parametrize("end", [":out[0]", ":out.logits", "#2", "#2:out[1]", ".attn:out[0]", ".attn#3:out['a']"])
+def test_every_output_of_every_call_is_folded(end):
+    names = [f"blocks.{number}{end}" for number in range(3)] + [f"blocks2.0{end}", f"blocks.x{end}"]
+    records = power_law_records({name: {"activation": 0.0} for name in names}, seeds=1, steps=0)
+    table = measurements(folded(records, {"blocks": "last"}))
+    assert set(table["layer"]) == {f"blocks.last{end}", f"blocks2.0{end}", f"blocks.x{end}"}
+
+
+class Pair(nn.Module):
+    """A residual block that returns a tuple, as decoder layers do, from its second call on as well."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.fc, self.depth = nn.Linear(32, 32), depth
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return x + torch.relu(self.fc(x)) / self.depth, None
+
+
+class Pairs(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.first, self.blocks = nn.Linear(64, 32), nn.ModuleList(Pair(2 * depth) for _ in range(depth))
+        self.readout = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in [*self.blocks, *self.blocks]:
+            x = block(x)[0]
+        return self.readout(x)
+
+
+def test_blocks_that_return_tuples_are_folded_along_depth():
+    def build(depth: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = Pairs(depth)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05)
+
+    options = {"widths": (2, 4, 8), "seeds": 3, "axis": "depth", "fold": {"blocks": "last"}, "steps": 1}
+    report = coordcheck.check(build, pair_batch(), loss=F.cross_entropy, **options)
+    folded_names = {f"blocks.last{end}" for end in (".fc", ":out[0]", ".fc#2", "#2:out[0]")}
+    assert set(report.layers["layer"]) == {"first", "readout", *folded_names}
+
+
 def test_records_are_not_changed_and_no_fold_is_none():
     records = power_law_records(BLOCKS, seeds=1)
     before = [record.to_json() for record in records]
