@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import coordcheck
 from coordcheck.analysis.audits import _clipped, _degrees
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
+from coordcheck.recording.updates.decays import pulled
 from coordcheck.runs.records import ParameterInfo, RunKey, RunRecord, Site, Use, measured_row
 from coordcheck.runs.words import Kind, Quantity
 
@@ -140,3 +142,50 @@ def test_parameters_that_are_not_visible_are_told_with_the_reason():
     notes = diagnosed({"model": build}).notes
     assert "model: not visible: idle.weight, idle.bias: no gradient reached it" in notes
     assert not any("not visible" in note for note in diagnosed({"model": mlp("µP")}).notes)
+
+
+DECAYS = {
+    "AdamW": (torch.optim.AdamW, {}, True),
+    "Adam": (torch.optim.Adam, {}, False),
+    "Adam, decoupled": (torch.optim.Adam, {"decoupled_weight_decay": True}, True),
+    "RMSprop": (torch.optim.RMSprop, {}, False),
+    "Adagrad": (torch.optim.Adagrad, {}, False),
+    "NAdam": (torch.optim.NAdam, {}, False),
+    "RAdam": (torch.optim.RAdam, {}, False),
+    "Adamax": (torch.optim.Adamax, {}, False),
+    "SGD": (torch.optim.SGD, {}, True),
+    "SGD, Nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}, True),
+}
+
+
+@pytest.mark.parametrize("kind", DECAYS)
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_what_a_decay_does_without_a_gradient_tells_whether_it_pulls(kind, shape):
+    make, options, expected = DECAYS[kind]
+    if not all(name in inspect.signature(make).parameters for name in options):
+        pytest.skip("torch is too old")
+    before = torch.get_rng_state()
+    optimizer = make([torch.nn.Parameter(torch.randn(shape, generator=torch.Generator()))], weight_decay=0.1, **options)
+    assert pulled(optimizer, optimizer.param_groups[0]) is expected
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not optimizer.state or make is torch.optim.Adagrad
+
+
+def test_a_decay_that_is_none_or_cannot_be_measured_is_unknown():
+    class Closure(torch.optim.SGD):
+        def step(self, closure):
+            return closure()
+
+    weight, number = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(()))
+    for optimizer in (
+        torch.optim.SGD([weight], lr=0.1),
+        Closure([weight], lr=0.1, weight_decay=0.1),
+        torch.optim.Adam([number], weight_decay=0.1),
+    ):
+        assert pulled(optimizer, optimizer.param_groups[0]) is None
+
+
+@pytest.mark.parametrize(("make", "told"), [(torch.optim.Adam, False), (torch.optim.AdamW, True)])
+def test_a_decay_that_is_normalised_with_the_gradient_has_no_pull_to_keep(make, told):
+    report = diagnosed({"model": with_optimizer(lambda model, groups: make(groups, weight_decay=0.1))})
+    assert any("weight_decay" in note for note in report.notes) is told

@@ -58,7 +58,17 @@ def records(draw: st.DrawFn) -> RunRecord:
         rows=draw(st.lists(rows, max_size=6, unique_by=lambda row: row[:3])) if sites else [],
         parameters=draw(
             st.lists(
-                st.builds(ParameterInfo, texts, shapes, optional, optional, st.booleans(), *[optional] * 3), max_size=3
+                st.builds(
+                    ParameterInfo,
+                    texts,
+                    shapes,
+                    optional,
+                    optional,
+                    st.booleans(),
+                    *[optional] * 3,
+                    st.none() | st.booleans(),
+                ),
+                max_size=3,
             )
         ),
         uses=draw(st.lists(uses, max_size=3)) if sites else [],
@@ -106,7 +116,7 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
-PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8, 1e-3, 1e-4]
+PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8, 1e-3, 1e-4, False]
 USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself", 1e-3]
 
 

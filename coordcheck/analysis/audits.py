@@ -72,7 +72,7 @@ def _common(found: Sequence[Finding]) -> Iterator[str]:
 
 
 def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None = None) -> Iterator[str]:
-    """The slope of learning rate times weight decay, which a decoupled decay acts by.
+    """The slope of learning rate times weight decay, which a decay acts by that no gradient is normalised with.
 
     Args:
         records: the runs of one label.
@@ -85,7 +85,7 @@ def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None
     by_name: dict[str, dict[int, float]] = {}
     for record in records:
         for info in record.parameters:
-            if info.learning_rate and info.weight_decay:
+            if info.learning_rate and info.weight_decay and info.pulled is not False:
                 by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
     slopes = {
         name: round((exponent_of(at) + mended.get(name, 0.0)) * 2) / 2 for name, at in by_name.items() if len(at) > 1
@@ -96,7 +96,8 @@ def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None
         then = ", once the learning rates are as said," if any(mended.get(name) for name in names) else ""
         yield (
             f"learning rate x weight decay of {names[0]}{more}{then} scales as m^{slope:g} ({BASE}): a decoupled decay "
-            f"(AdamW) then pulls less or more with the width; multiply weight_decay by {power(-slope)} to keep its pull"
+            "(AdamW), or that of SGD, then pulls less or more with the width; multiply weight_decay by "
+            f"{power(-slope)} to keep its pull"
         )
 
 

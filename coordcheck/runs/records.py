@@ -72,6 +72,8 @@ class ParameterInfo(NamedTuple):
     """RMS of its first gradient in training that is not zero, over the coordinates that are not; None if unknown."""
     update: float | None = None
     """RMS of the update that followed it, over the same coordinates; None if unknown."""
+    pulled: bool | None = None
+    """Whether its decay moves it by learning rate times weight decay, as that of AdamW does; None if unknown."""
 
 
 BETWEEN = 0.25, 0.75  # degrees of an update in the gradient that are neither that of Adam, 0, nor that of SGD, 1
@@ -181,8 +183,7 @@ class RunRecord:
             "sites": [[s.layer, s.order, s.kind.value, list(s.shape), s.dtype] for s in self.sites],
             "rows": [[r.site, r.step, r.quantity.value, r.value, r.status.value] for r in self.rows],
             "parameters": [
-                [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, p.eps, p.gradient, p.update]
-                for p in self.parameters
+                [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, *p[5:]] for p in self.parameters
             ],
             "uses": [[*use[:9], list(use.feeds), *use[10:13], use.through.value, use.rounding] for use in self.uses],
             "outside": self.outside,

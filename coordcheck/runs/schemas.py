@@ -58,14 +58,8 @@ _quantity, _status = one_of(Quantity), one_of(Status)
 _width, _step = partial(integer, least=1, most=WIDEST), partial(integer, most=STEPS)
 _site_fields = fields(text, integer, one_of(Kind), _shape, text)
 _parameter_fields = fields(
-    text,
-    _shape,
-    optional(number),
-    optional(number),
-    boolean,
-    optional(number),
-    optional(number),
-    optional(number),
+    *(text, _shape, optional(number), optional(number), boolean),
+    *(optional(number), optional(number), optional(number), optional(boolean)),
     least=5,
 )
 _places = items(integer, MOST_SITES)

@@ -54,6 +54,8 @@ class Drawn(NamedTuple):
     """How many parameter groups hold it."""
     tied: tuple[str, ...]
     """Its other names in the model."""
+    pulled: bool | None = None
+    """Whether a decay moves it by learning rate times weight decay; None where that is not known."""
 
     @property
     def size(self) -> int:

@@ -211,6 +211,7 @@ def _parameters(trial: Trial, optimizers: Sequence[Optimizer]) -> tuple[Drawn, .
                 trainable=parameter.requires_grad,
                 holders=held[key],
                 tied=tuple(names[key][1:]),
+                pulled=settings.get(key, NOT_HELD).pulled,
             )
         )
     return tuple(found)

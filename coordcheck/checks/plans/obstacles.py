@@ -217,7 +217,7 @@ def _decays(seen: _Seen) -> Found:
         RunRecord(
             RunKey(blueprint.label, blueprint.width, 0),
             parameters=[
-                ParameterInfo(one.name, one.shape or (), one.learning_rate, one.weight_decay, True)
+                ParameterInfo(one.name, one.shape or (), one.learning_rate, one.weight_decay, True, pulled=one.pulled)
                 for one in blueprint.parameters
                 if one.trainable
             ],

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from coordcheck.recording.hooks.wrappers import layers_of
 from coordcheck.recording.layers.activations import ROOT
+from coordcheck.recording.updates.decays import pulled
 from coordcheck.runs.records import ParameterInfo
 
 
@@ -20,6 +21,8 @@ class Settings(NamedTuple):
     learning_rate: float | None = None
     weight_decay: float | None = None
     eps: float | None = None
+    pulled: bool | None = None
+    """Whether the decay pulls by learning rate times weight decay."""
 
 
 NOT_HELD = Settings()
@@ -62,11 +65,17 @@ def trained_parameters(model: nn.Module) -> dict[int, tuple[str, nn.Parameter]]:
 def optimizer_settings(optimizers: Sequence[Optimizer]) -> dict[int, Settings]:
     """The settings of every parameter that an optimizer holds, by the parameter's id."""
     return {
-        id(parameter): Settings(*(_optional_float(group.get(name)) for name in ("lr", "weight_decay", "eps")))
+        id(parameter): settings
         for optimizer in optimizers
         for group in optimizer.param_groups
+        for settings in [_settings(optimizer, group)]
         for parameter in group["params"]
     }
+
+
+def _settings(optimizer: Optimizer, group: dict[str, Any]) -> Settings:
+    rate, decay, eps = (_optional_float(group.get(name)) for name in ("lr", "weight_decay", "eps"))
+    return Settings(rate, decay, eps, pulled(optimizer, group))
 
 
 def _user(layers: Mapping[str, nn.Module], path: str, module: nn.Module) -> str:

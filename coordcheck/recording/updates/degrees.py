@@ -117,7 +117,7 @@ def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
 
 def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
     """The degree of a group's updates by the number of axes, where it can be measured."""
-    key = _key(optimizer, group, ranks)
+    key = settings_key(optimizer, group, ranks)
     if key is None:
         return _measured(optimizer, group, ranks)
     if key not in _KNOWN:
@@ -128,7 +128,7 @@ def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> d
 _KNOWN: dict[tuple[Any, ...], dict[int, float]] = {}
 
 
-def _key(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> tuple[Any, ...] | None:
+def settings_key(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> tuple[Any, ...] | None:
     """What the degree of torch's own optimizers depends on: measured once. None for others, which may keep more."""
     cls = type(optimizer)
     options = {name: value for name, value in group.items() if name not in _REPLACED}
@@ -168,18 +168,16 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor
     device = group["params"][0].device
     generator = torch.Generator().manual_seed(0)
     blocks, starts, gradients = {}, {}, {}
-    own = _key(optimizer, group, ranks) is None
+    own = settings_key(optimizer, group, ranks) is None
     sizes = {rank: _sizes(group, rank) if own else (1.0, 1.0) for rank in ranks}
     for rank, (size, slope) in sizes.items():
         start, gradient = torch.randn((2, *(SIZE,) * rank), generator=generator, dtype=torch.float64).to(device)
         starts[rank], gradients[rank] = start * size, gradient * slope * factor
         blocks[rank] = nn.Parameter(starts[rank].clone())
-    made = _alone(optimizer, group, list(blocks.values()), EPS * min(slope for _, slope in sizes.values()))
-    step = type(made).step
-    while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where hooks on all optimizers are called
-        step = step.__wrapped__
+    made = alone(optimizer, group, list(blocks.values()), EPS * min(slope for _, slope in sizes.values()))
+    step = class_step(made)
     moved: dict[int, Movement] = {}
-    with torch.enable_grad(), _randomness_kept(device):  # so that both steps draw the same noise
+    with torch.enable_grad(), randomness_kept(device):  # so that both steps draw the same noise
         for _ in range(STEPS):
             for rank, block in blocks.items():
                 block.grad = gradients[rank].clone()  # which the step may write into
@@ -190,6 +188,14 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor
             if len(moved) == len(ranks):
                 break
     return {rank: moved.get(rank, Movement(0.0, 0.0, 0.0)) for rank in ranks}
+
+
+def class_step(optimizer: Any) -> Callable[[Any], Any]:
+    """The step of its class, without the hooks on all optimizers."""
+    step = type(optimizer).step
+    while hasattr(step, "__wrapped__") and getattr(step, "hooked", False):  # where these are called
+        step = step.__wrapped__
+    return step
 
 
 def _sizes(group: dict[str, Any], rank: int) -> tuple[float, float]:
@@ -210,7 +216,7 @@ def _typical(tensors: Sequence[Tensor]) -> float:
 
 
 @contextmanager
-def _randomness_kept(device: torch.device) -> Iterator[None]:
+def randomness_kept(device: torch.device) -> Iterator[None]:
     """Put back every state of random numbers that an optimizer's noise may draw from."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -253,7 +259,7 @@ def is_torchs(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith("torch.optim.")
 
 
-def _alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
+def alone(optimizer: Optimizer, group: dict[str, Any], blocks: Sequence[Tensor], eps: float) -> Any:
     """A copy of an optimizer that holds some blocks, and nothing of its history, hooks or schedulers.
 
     Whatever else the optimizer keeps, such as lists of its own or an optimizer inside it, is copied with it. In the
