@@ -524,7 +524,9 @@ def test_a_group_with_learning_rate_zero_is_frozen():
         next(g for g in optimizer.param_groups if g["params"][0] is model.hidden.weight)["lr"] = 0.0
         return model, optimizer
 
-    assert culprits(diagnosed(build)) == {"hidden.weight": "frozen"}
+    report = diagnosed(build)
+    assert culprits(report) == {"hidden.weight": "frozen"}
+    assert row(report, "hidden.weight").explanation.endswith("its learning rate is 0")
 
 
 @pytest.mark.fault(55)

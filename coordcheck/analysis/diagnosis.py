@@ -92,7 +92,8 @@ def _judge(
         why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
         return Finding(use, found, Verdict.NOT_VISIBLE, explanation=why)
     if not found.moved:
-        why = "it has a gradient and never moves: is it in an optimizer, with a learning rate?"
+        rate = "its learning rate is 0" if use.of_rate_zero else "is it in an optimizer, with a learning rate?"
+        why = f"it has a gradient and never moves: {rate}"
         return Finding(use, found, Verdict.FROZEN, Cause.FROZEN, explanation=why)
     gain, gain_target = _gain(use, found, targets, first)
     response, response_target = _response(use, found, targets, first)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from coordcheck.analysis import notes
+from coordcheck.analysis import notes, saturation
 from coordcheck.analysis.audits import audit
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.culprits import combined
@@ -73,6 +73,7 @@ class Result:
             outside=outside(self.records),
             rerouted=rerouted_layers(self.measurements),
         )
+        sites = saturation.without_learnt(sites, saturation.learnt(self.records))
         return combined(sites, self.findings, self.criteria.tolerance)
 
     @cached_property
@@ -181,6 +182,7 @@ class Result:
             *notes.of_runs(self.records, self.findings),
             *notes.of_unseen(self.verdicts, self.status),
             *notes.of_unjudged(self.layers),
+            *saturation.notes(self.layers, saturation.learnt(self.records)),
             *audit(self.records, self.findings),
             *notes.of_globs(self.criteria, parameters, set(self.measurements["layer"])),
             *notes.of_undiagnosed(self.records, {*self.findings, *self.too_few_widths}),

@@ -57,6 +57,11 @@ class UseAcrossWidths(NamedTuple):
     roundings: Mapping[int, float]
     """RMS of dL/dp beside that of dL/dh below which it is rounding error, where p is a vector."""
 
+    @property
+    def of_rate_zero(self) -> bool:
+        """Whether an optimizer holds it with a learning rate of 0, at every width."""
+        return bool(self.rates) and not any(self.rates.values())
+
 
 def uses_across_widths(
     records: Sequence[RunRecord], overrides: Mapping[str, str] | None = None
