@@ -66,6 +66,8 @@ class Does(Flag):
     BY_ROW_ON_THE_LEFT = auto()
     """Likewise with a matrix to their right."""
     BY_EXAMPLE = auto()
+    DIFFERENTIATES = auto()
+    """It gives gradients, which depend on data also where parameters alone are its arguments."""
     SEQUENTIAL = auto()
     """It runs over a sequence, with a state."""
     RECURRENT = auto()
@@ -152,6 +154,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("maximum", "minimum", "lerp", "addcmul", "addcdiv", "copysign"), Function(Does.JOINS)),
     "written": Function(Does.JOINS),
     **dict.fromkeys(("mean", "sum"), Function(Does.AVERAGES)),
+    "grad": Function(Does.DIFFERENTIATES),
     # new values
     **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor"), Function(Does.FILLS)),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), Function(Does.FILLS)),

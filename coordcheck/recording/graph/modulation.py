@@ -7,13 +7,53 @@ or in the place of an input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from coordcheck.recording.graph.arguments import snapshot
 from coordcheck.recording.graph.calls import Call, Value
 from coordcheck.recording.graph.functions import Does, does
+from coordcheck.recording.graph.last_uses import LastUses
 
 CHANGES = Does.SCALES | Does.DIVIDES | Does.NEGATES | Does.ADDS | Does.CURVES | Does.JOINS
 FOLLOWED = CHANGES | Does.MOVES | Does.AVERAGES
+
+
+class Modulated:
+    """Those of one forward pass; what is needed to make one again is kept.
+
+    Args:
+        last: the last uses of parameters, of which those that make such a weight are none.
+    """
+
+    def __init__(self, last: LastUses) -> None:
+        self._last = last
+        self._makers: set[Call] = set()
+
+    def see(self, call: Call, leaves: Sequence[Any], shape: Sequence[int]) -> frozenset[str]:
+        """The parameters of which a call makes a tensor of this shape that may be such a weight.
+
+        Args:
+            call: the call, whose weights that data changed are found.
+            leaves: its arguments.
+            shape: of its first output.
+        """
+        for value in call.made.values():
+            for maker in makers(value) if value.modulated else ():
+                self._makers.add(maker)
+                for use in maker.uses:
+                    self._last.drop(use)
+        names = frozenset[str]() if call.in_place else modulated(call, shape)
+        if names:
+            known = {*call.operands, *call.made, *(p for p, value in call.inputs.items() if value.modulated)}
+            call.whole = [leaf if at in known else snapshot(leaf) for at, leaf in enumerate(leaves)]
+        return names
+
+    def let_go(self, calls: Iterable[Call]) -> None:
+        """Give up the copies of calls that made no weight, as where a table is added to activations."""
+        for call in calls:
+            if call not in self._makers:
+                call.whole = None
 
 
 def modulated(call: Call, shape: Sequence[int]) -> frozenset[str]:

@@ -21,6 +21,8 @@ class CallRole(Enum):
 
 def role_of(call: Call) -> CallRole:
     """The role of a call, by its arguments."""
+    if does(call.name, Does.DIFFERENTIATES):
+        return CallRole.FOLLOWS
     parametric = {**call.operands, **call.made}
     first = min(parametric, default=1)
     picks = does(call.name, Does.PICKS) and first == 0 and len(call.inputs[0].shape) > 2

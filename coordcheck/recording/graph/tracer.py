@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph import functions, modulation
-from coordcheck.recording.graph.arguments import flattened, snapshot, tensors_in
+from coordcheck.recording.graph.arguments import flattened, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.copies import by_rows, copied, fused_attention, kept_leaves, rows
@@ -63,7 +63,7 @@ class Tracer(Watch):
         self._values: ByTensor[Value] = ByTensor()
         self._exits: list[tuple[str, Value]] = []
         self._last = LastUses(self.parameters)
-        self._weighed: set[Call] = set()  # the calls that made weights of parameters and data
+        self._modulated = modulation.Modulated(self._last)
 
     # ---- what was seen, once the pass is over
 
@@ -72,9 +72,7 @@ class Tracer(Watch):
         """What is known of the pass."""
         with unseen(), torch.no_grad():
             reading = Reading(self.graph)
-        for call in self.graph:
-            if call not in self._weighed:
-                call.whole = None
+        self._modulated.let_go(self.graph)
         self.skipped += reading.skipped
         return reading
 
@@ -176,7 +174,7 @@ class Tracer(Watch):
                 call.kept = kept
         elif role is CallRole.FOLLOWS:
             self._keep_logits(call, leaves, produced[0])
-        names = self._modulated(call, leaves, produced[0]) if role in (CallRole.USES, CallRole.FOLLOWS) else frozenset()
+        names = self._modulated.see(call, leaves, produced[0].shape)
         for tensor in produced:
             call.outputs.append(
                 Value(
@@ -194,19 +192,6 @@ class Tracer(Watch):
         self.graph.append(call)
         if call.uses:
             self._keep(call, leaves, produced[0])
-
-    def _modulated(self, call: Call, leaves: Sequence[Any], made: Tensor) -> frozenset[str]:
-        """The parameters of a weight that data change; what is needed to make it again is kept as long as it may be."""
-        for value in call.made.values():
-            for maker in modulation.makers(value) if value.modulated else ():
-                self._weighed.add(maker)
-                for use in maker.uses:
-                    self._last.drop(use)
-        names = frozenset[str]() if call.in_place else modulation.modulated(call, made.shape)
-        if names:
-            known = {*call.operands, *call.made, *(p for p, value in call.inputs.items() if value.modulated)}
-            call.whole = [leaf if at in known else snapshot(leaf) for at, leaf in enumerate(leaves)]
-        return names
 
     def _look(self, call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
         """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""
