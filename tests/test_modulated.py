@@ -125,10 +125,55 @@ def test_where_its_size_makes_no_difference_none_is_blamed():
     assert found("demodulated", init=0.5).keys() <= {"2.weight"}
 
 
+class Hyper(nn.Module):
+    """A square matrix that is made of a style alone, or added to what is made of it."""
+
+    def __init__(self, width: int, through: Through) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width, width) * width**-0.5)
+        self.make = nn.Linear(4, width * width)
+        nn.init.normal_(self.make.weight, std=0.5 * width**-0.5)
+        self.through = through
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.through(self, x, x[:, :4])
+
+
+def square(h: Tensor) -> Tensor:
+    return h.view(*h.shape[:-1], round(h.shape[-1] ** 0.5), -1)
+
+
+MAKERS: dict[str, tuple[Through, str]] = {
+    "for all": (lambda s, x, z: F.linear(x, square(s.make(z.mean(0)))), "what it makes is a weight"),
+    "through a curve": (
+        lambda s, x, z: F.linear(x, square(torch.tanh(s.make(z.mean(0))))),
+        "what it makes is a weight",
+    ),
+    "for each": (lambda s, x, z: torch.bmm(square(s.make(z)), x[..., None])[..., 0], "what it makes is a weight"),
+    "added": (lambda s, x, z: torch.bmm(s.weight + square(s.make(z)), x[..., None])[..., 0], "whether as a weight"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_makes_a_weight_is_not_judged_by_its_output(kind: str):
+    through, reason = MAKERS[kind]
+
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Sequential(nn.Linear(IN, width), nn.ReLU(), Hyper(width, through), nn.ReLU(), nn.Linear(width, OUT))
+        return model, torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    batch = torch.randn(32, IN), torch.randint(OUT, (32,))
+    verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=1).verdicts
+    row = verdicts.set_index("layer").loc["2.weight" if kind == "added" else "2.make.weight"]
+    assert (row["verdict"], row["culprit"]) == ("not visible", False)
+    assert reason in row["explanation"]
+
+
 ACTIVATIONS: list[Any] = [
     pytest.param(lambda w, x: (x + w) @ x.mT, "add", id="positions"),
     pytest.param(lambda w, x: (x * w) @ x.mT, "mul", id="gains"),
     pytest.param(lambda w, x: F.linear(x + w, x[0]), "add", id="an input"),
+    pytest.param(lambda w, x: F.linear(x[0] @ w.T, x[1] @ w.T), "matmul", id="two embeddings"),
     pytest.param(lambda w, x: (x + (x + w)) @ x.mT, "add", id="a stream"),
 ]
 
@@ -146,3 +191,4 @@ def test_tables_that_meet_activations_are_no_weights(function: Any, operation: s
     with Tracer(model := Used()) as tracer:
         model(torch.randn(3, 5, 8))
     assert [used for _, used in tracer.uses] == [operation]
+    assert operation == "add" or not any(use.unjudged for use in tracer.uses.values())

@@ -144,6 +144,8 @@ class UseCall(Node):
         """The pieces of the output's channels that were taken."""
         self.parts: tuple[Piece, ...] = ()
         """Those into which it was taken apart: all channels, each once."""
+        self.unjudged = ""
+        """Why how large its output should be is not known; empty when it is."""
         self.source: Mark | None = None
         """What is known of its input."""
 

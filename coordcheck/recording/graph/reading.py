@@ -15,10 +15,13 @@ from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, Mark, UseCall, Value, summed
 from coordcheck.recording.graph.flow import AttentionCall, Node, joined
 from coordcheck.recording.graph.functions import Does, does, plain
+from coordcheck.recording.graph.generated import added_to, generators
 from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
 from coordcheck.recording.graph.splits import take_apart
 
 NOTHING = Mark()
+MAKES_WEIGHTS = "what it makes is a weight of another function, and how large that should be is not judged"
+MAY_BE_A_WEIGHT = "it is added to data that are multiplied with other data: whether as a weight is not known"
 
 
 class Reading:
@@ -51,6 +54,18 @@ class Reading:
                 self._marks[call] = self._use(call) if call.uses else self._follow(call)
             except Exception as error:  # of a call that is unlike all others; the rest is read
                 self.skipped[f"{call.name} ({type(error).__name__})"] += 1
+
+        for call in calls:
+            self._note_weights(call)
+
+    def _note_weights(self, call: Call) -> None:
+        """Note the uses whose outputs are weights of a call, or may be."""
+        for use in generators(call):
+            use.unjudged = MAKES_WEIGHTS
+        product = self._marks[call].product if call in self._marks else None
+        if product is not None and product not in self._attended:
+            for use in added_to(call):
+                use.unjudged = MAY_BE_A_WEIGHT
 
     def of(self, value: Value) -> Mark:
         """What is known of a tensor."""

@@ -107,6 +107,8 @@ def _hidden(call: UseCall, replay: FunctionReplay) -> str:
         return "it has no effect: it is empty or times 0"
     if replay.made is not None and (why := replay.made.unknown):
         return f"the weight that is computed from it cannot be computed again ({why})"
+    if call.unjudged:
+        return call.unjudged
     if call.operand.size[1:] and not is_known(call.operation):
         return f"it acts in {call.operation}, of which it is not known over what it sums"
     return ""
