@@ -121,6 +121,16 @@ def test_its_learning_rate_is_found(kind: str):
     assert found(KINDS[kind], rate=-1.0) == {"2.weight": "lr 1"}
 
 
+def test_one_matrix_for_all_examples_is_no_stack():
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = Stack(width, lambda x, w: torch.bmm(x.reshape(len(x), 1, -1), w[0].expand(len(x), -1, -1)), width)
+        return nn.Sequential(nn.Linear(IN, width), model), torch.optim.Adam(model.parameters(), lr=1e-3 * BASE / width)
+
+    batch = torch.randn(4, IN), torch.randint(OUT, (4,))
+    verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=1).verdicts
+    assert [name for name in verdicts["layer"] if name.startswith("1.")] == ["1.weight"]
+
+
 @pytest.mark.parametrize("kind", ["einsum", "bmm", "one by one", "few"])
 def test_under_sgd_it_learns_as_an_input_matrix_does(kind: str):
     assert found(KINDS[kind], sgd=True) == {}

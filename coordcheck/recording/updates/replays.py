@@ -285,8 +285,8 @@ def stacked(use: UseCall) -> list[Layer]:
     whole = use.fans is not None and not use.operand.offset and use.operand.then is None
     if not whole or not does(use.operation, Does.STACKED) or len(size) != 3 or not 2 <= size[0] <= MAX_BLOCKS:
         return []
-    if use.fans == (math.prod(size[1:]), size[0]):  # one matrix, which sums over two axes
-        return []
+    if use.fans == (math.prod(size[1:]), size[0]) or not use.operand.stride[0]:
+        return []  # one matrix, which sums over two axes, or one for all examples
     return [Layer(index) for index in range(size[0])]
 
 
