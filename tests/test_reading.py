@@ -9,9 +9,10 @@ import torch
 
 from coordcheck.recording.graph.arguments import Flat
 from coordcheck.recording.graph.calls import Call, UseCall, Value
+from coordcheck.recording.graph.modulation import modulated, weights
 from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.graph.pieces import Piece
-from coordcheck.recording.graph.reading import Reading
+from coordcheck.recording.graph.reading import MAKES_WEIGHTS, Reading
 from coordcheck.recording.graph.roles import CallRole, role_of
 
 N = 8
@@ -206,6 +207,44 @@ def test_some_channels_alone_are_no_blocks():
         graph.call("__getitem__", both, place, view=True, function=torch.Tensor.__getitem__)
     Reading(graph.calls)
     assert graph.use("w").parts == ()
+
+
+def changed(graph: Graph, name: str, data: Value, gives: tuple[int, ...]) -> Value:
+    """What a function makes of a parameter and data."""
+    found = graph.call(name, graph.weight("w"), data, gives=gives)
+    found.modulated = modulated(graph.calls[-1], gives)
+    return found
+
+
+def test_a_parameter_times_a_style_is_a_weight_of_what_takes_it():
+    graph = Graph()
+    weight = changed(graph, "mul", Value((4, 1, N)), (4, N, N))
+    assert weight.modulated == {"w"}
+    assert weights(Call("bmm", [Value((4, 1, N)), weight])) == {1: weight}
+    assert weights(Call("conv1d", [Value((1, 4 * N, 3)), weight])) == {1: weight}
+    assert weights(Call("linear", [weight, Value((N, N))])) == {}  # an input
+
+
+def test_a_table_added_to_activations_is_no_weight():
+    graph = Graph()
+    sum_ = changed(graph, "add", Value((4, N, N)), (4, N, N))
+    assert weights(Call("matmul", [sum_, Value((4, N, N))])) == {}
+    assert modulated(Call("add", [sum_, Value((4, N, N))]), (4, N, N)) == frozenset()
+
+
+def test_a_weight_that_a_gradient_changed_is_one_for_all():
+    graph = Graph()
+    weight = changed(graph, "sub", Value((N, N)), (N, N))
+    assert weights(Call("matmul", [graph.x, weight])) == {1: weight}
+
+
+def test_a_matrix_whose_output_is_a_weight_is_not_judged():
+    graph = Graph()
+    made = graph.call("linear", Value((N,)), graph.weight("w", N * N, N), gives=(N * N,))
+    made = graph.call("view", made, (N, N), gives=(N, N), view=True, function=torch.Tensor.view)
+    graph.call("linear", graph.x, made)
+    Reading(graph.calls)
+    assert graph.use("w").unjudged == MAKES_WEIGHTS
 
 
 @pytest.mark.parametrize(
