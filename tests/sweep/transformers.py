@@ -195,7 +195,7 @@ class SetTransformer(nn.Module):
         return self.readout(self.last(self.block(2, self.pool, self.seed.expand(len(x), -1, -1), x))[:, 0])
 
 
-@architecture("Dehghani et al. 2019, arXiv:1807.03819", TOKENS, classify)
+@architecture("Dehghani et al. 2019, arXiv:1807.03819", TOKENS, classify, roles={"halt.weight": "narrow"})
 class UniversalTransformer(nn.Module):
     """One block applied three times, with an embedding of the time; each token halts by a probability."""
 
