@@ -244,3 +244,15 @@ def test_where_no_rate_is_known_the_own_update_tells_signs_from_low_rank():
         noisy = table(rows | {("own_update", 1): own}, constants={"weight_update_norm": 2.0})
         found = exponents(noisy, [use(rates={})])["w"]
         assert found.response_weight.value == pytest.approx(round(2 * own) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("own", [0.95, 0.55])
+def test_a_gradient_of_many_examples_is_not_taken_for_low_rank(own):
+    """Its rank may grow with the width; the update of SGD is that gradient, which nobody made orthonormal."""
+    rows = {**SP, ("weight_update", 1): 0.0, ("weight_update_norm", 1): 0.5, ("own_update", 1): own}
+    rows = table(rows, constants={"weight_update_norm": 2.0})
+    found = exponents(rows, [use(rates={}, degree=1.0)])["w"]
+    low_rank = exponents(rows, [use(rates={}, degree=0.0)])["w"]
+    shift = exponents(table({**SP, ("weight_update", 1): 0.0}), [use(rates={}, degree=1.0)])["w"].response_weight.value
+    assert found.response_weight.value == pytest.approx(shift, abs=1e-6)
+    assert low_rank.response_weight.value == pytest.approx(round(2 * own) / 2, abs=1e-6)

@@ -84,7 +84,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     fits = {name: logs.fit(values) for name, values in _formulas(terms).items()}
     rounding = _rounding(logs, uses)
     frobenius, rates = logs.at(Quantity.WEIGHT_UPDATE, terms.first), logs.of([use.rates for use in uses])
-    spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates))
+    spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates, terms.degree))
     result = {}
     for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}

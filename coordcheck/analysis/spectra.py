@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent
+from coordcheck.runs.records import BETWEEN
 
 FLAT_RANK = 32  # a stable rank from which on singular values may count as alike, which no gradient of a tiny probe has
 BEYOND_CHANCE = 1.2  # and times that of independent coordinates
@@ -37,6 +38,8 @@ class Update(NamedTuple):
     fan_out: Array
     rate: Array
     """The learning rate."""
+    degree: Array
+    """(use,) the power of the gradient that it is; not a log."""
 
 
 class Spectra(NamedTuple):
@@ -44,8 +47,9 @@ class Spectra(NamedTuple):
 
     flat: NDArray[np.bool_]
     """(use, width) whether the singular values are alike: the stable rank is beyond that of chance."""
-    signs: NDArray[np.bool_]
-    """(use,) whether it is one number times the learning rate at all widths, as those of Adam and of signs are."""
+    plain: NDArray[np.bool_]
+    """(use,) whether it is what no orthonormal update is: a multiple of the gradient, as that of SGD, or one number
+    times the learning rate at all widths, as those of Adam and of signs are."""
 
     @classmethod
     def of(cls, update: Update) -> Spectra:
@@ -54,14 +58,15 @@ class Spectra(NamedTuple):
         sizes = np.broadcast_to(update.rms - update.rate, update.rms.shape)
         known = [found[np.isfinite(found)] for found in sizes]
         signs = np.array([bool(found.size and np.ptp(found) < math.log2(1 + ONE_SIZE)) for found in known])
+        plain = signs | (update.degree > BETWEEN[1])
         rank = 2 * (update.rms + (fan_in + fan_out) / 2 - update.norm)
         # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
         chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
-        nearer = (1 + chance) / 2  # to the full rank than to that of chance, as no signs are
-        share = np.where(signs[:, None, None], nearer, np.minimum(BEYOND_CHANCE * chance, nearer))
+        nearer = (1 + chance) / 2  # to the full rank than to that of chance, as no signs and no gradients are
+        share = np.where(plain[:, None, None], nearer, np.minimum(BEYOND_CHANCE * chance, nearer))
         enough = np.maximum(np.minimum(fan_in, fan_out) + np.log2(share), math.log2(FLAT_RANK))
         beyond = np.where(np.isfinite(rank), rank, -np.inf) - enough
-        return cls(np.median(beyond, axis=1) > 0, signs)
+        return cls(np.median(beyond, axis=1) > 0, plain)
 
     def response(self, aligned: Exponent, spectral: Exponent, own: Exponent, number: int) -> Exponent:
         """By the norm that tells it.
@@ -70,14 +75,14 @@ class Spectra(NamedTuple):
             aligned: the response by the RMS of its update.
             spectral: the one by the largest singular value.
             own: that of the update's effect on its own input, which decides where neither is known to be right: where
-                the update is neither signs nor flat at every width (a probe limits the rank at some).
+                the update is neither plain nor flat at every width (a probe limits the rank at some).
             number: of the use.
 
         Returns:
             The response from the parameter's own side.
         """
         flat = self.flat[number]
-        if not spectral.known or not aligned.known or (self.signs[number] and not flat.any()):
+        if not spectral.known or not aligned.known or (self.plain[number] and not flat.any()):
             return aligned
         if flat.all() or not own.known:
             return spectral if flat[-1] else aligned
