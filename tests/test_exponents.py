@@ -256,3 +256,22 @@ def test_a_gradient_of_many_examples_is_not_taken_for_low_rank(own):
     shift = exponents(table({**SP, ("weight_update", 1): 0.0}), [use(rates={}, degree=1.0)])["w"].response_weight.value
     assert found.response_weight.value == pytest.approx(shift, abs=1e-6)
     assert low_rank.response_weight.value == pytest.approx(round(2 * own) / 2, abs=1e-6)
+
+
+def test_an_update_that_is_nothing_beside_the_next_one_is_no_first_one():
+    """The first of an optimizer that clips against a second moment that is zero yet, and one that falls with it."""
+    tiny = {**SP, ("weight_update", 1): -1.0, ("weight_gradient", 1): -0.5, ("gradient", 1): -0.5}
+    rows = table(tiny | {(name, 2): slope for (name, step), slope in SP.items() if step == 1})
+    first = (rows["quantity"] == "weight_update") & (rows["step"] == 1)
+    judged = exponents(rows, [use()])["w"]
+    assert (judged.step, judged.response_weight.value) == (1, pytest.approx(0, abs=1e-6))
+    rows.loc[first, "value"] *= 1e-6
+    judged = exponents(rows, [use()])["w"]
+    assert (judged.step, judged.response_weight.value) == (2, pytest.approx(1, abs=1e-6))
+
+
+@pytest.mark.parametrize(("size", "there"), [(3e-44, False), (1e-37, True)])
+def test_what_underflow_left_of_a_gradient_is_none(size, there):
+    """Of a probe that was learnt by heart at once."""
+    found = exponents(table(SP, constants={"weight_gradient": size}), [use()])["w"]
+    assert found.has_gradient is there

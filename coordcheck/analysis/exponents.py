@@ -37,6 +37,8 @@ from coordcheck.analysis.scalars import scalars_of
 from coordcheck.analysis.spectra import Spectra, Update, nearest
 from coordcheck.runs.words import Quantity, Role, Through
 
+BEGINS = 1e-3  # an update this small beside the next one is none yet: clipped against a second moment of zero
+NONE = 2.0**-126  # a gradient below this is what underflow left of one: the smallest normal number of single precision
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
 
 
@@ -101,7 +103,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
             step=int(terms.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
             moved=bool(terms.first[number]),
-            has_gradient=_any_positive(logs, Quantity.WEIGHT_GRADIENT, number) and not rounding[number],
+            has_gradient=_has_gradient(logs, number) and not rounding[number],
             not_finite=use.name in logs.not_finite,
             clipped=terms.clips[number].widths,
         )
@@ -218,9 +220,10 @@ def _first_movement(logs: Logs, number: int) -> int:
     somewhere = 0
     for step in logs.steps:
         change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
+        later = logs.values(Quantity.WEIGHT_UPDATE, step + 1)[number] if step + 1 in logs.steps else change
         gradient = logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number]
         seen = np.isfinite(change)
-        if not step or not seen.any() or (gradient[seen] == 0).all():
+        if not step or not seen.any() or (gradient[seen] == 0).all() or (change < BEGINS * later)[seen].all():
             continue
         if (change[seen] > 0).all():
             return int(step)
@@ -229,8 +232,8 @@ def _first_movement(logs: Logs, number: int) -> int:
     return somewhere
 
 
-def _any_positive(logs: Logs, quantity: Quantity, number: int) -> bool:
-    return any(bool((logs.values(quantity, step)[number] > 0).any()) for step in logs.steps)
+def _has_gradient(logs: Logs, number: int) -> bool:
+    return any(bool((logs.values(Quantity.WEIGHT_GRADIENT, step)[number] > NONE).any()) for step in logs.steps)
 
 
 def _rounding(logs: Logs, uses: Sequence[UseAcrossWidths]) -> list[bool]:
