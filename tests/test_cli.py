@@ -415,7 +415,7 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert "µP: OK" in printed
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     figures = {"coordinate_check.png", "slopes.png", "exponents.png"}
-    assert made - {".writers"} == {*figures, "report.html", "verdicts.csv", "experiment.json", "runs"}
+    assert made == {*figures, "report.html", "verdicts.csv", "experiment.json", "runs"}
     assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
 
 

@@ -11,11 +11,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -621,7 +622,27 @@ def test_another_process_with_other_settings_is_refused_while_it_is_at_work(tmp_
         other.wait()
     with Claims(tmp_path).claimed(mine):  # a crash has released it
         assert len(list((tmp_path / ".writers").glob("*.json"))) == 1
-    assert not list((tmp_path / ".writers").glob("*.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault(17)
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_not_the_lock(tmp_path: Path):
+    """The last one to leave removes it: who waits for it must not be in the block beside who comes next."""
+    first, waiting, inside = Claims(tmp_path), Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        with first.locked():
+
+            def second() -> None:
+                waiting.set()
+                with Claims(tmp_path).locked():
+                    inside.append(bool(os.stat(tmp_path / ".writers/lock").st_nlink))
+
+            done = pool.submit(second)
+            waiting.wait(60)
+            time.sleep(0.2)
+            (tmp_path / ".writers/lock").unlink()
+        done.result(60)
+    assert inside == [True]
 
 
 @pytest.mark.fault(17)

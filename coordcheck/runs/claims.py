@@ -3,6 +3,8 @@
 folder/.writers/lock             held for a moment, by whoever compares and writes
 folder/.writers/<id>.lock        held by a sweep as long as it is at work; a crash releases it
 folder/.writers/<id>.json        its settings, for the others to compare with theirs
+
+The last one to leave removes them all.
 """
 
 from __future__ import annotations
@@ -66,6 +68,7 @@ class Claims:
         """
         name, own = uuid4().hex, {same_label(label): dict(found) for label, found in settings.items()}
         with ExitStack() as stack:
+            stack.callback(self._tidy)
             with self.locked():
                 for theirs, path in self._others():
                     self._compare(theirs, path, own)
@@ -77,6 +80,14 @@ class Claims:
                         stack.callback(_remove, claim.with_suffix(".lock"))
                         stack.callback(_remove, claim)
             yield
+
+    def _tidy(self) -> None:
+        """Leave nothing behind where nobody else is at work."""
+        with suppress(CoordCheckError, OSError):
+            with self.locked():
+                if not self.problem and not self._others():
+                    _remove(self._folder / "lock")
+            self._folder.rmdir()
 
     def _compare(self, claim: Mapping[str, Any], path: Path, own: Mapping[str, Mapping[str, str]]) -> None:
         for label, theirs in claim.get("labels", {}).items():
@@ -90,14 +101,12 @@ class Claims:
 
     def _enter(self, stack: ExitStack, name: str, patience: float) -> bool:
         """Take a lock until the stack is closed; False when another process has it."""
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
         if self.problem:
             return True
         try:
-            self._folder.mkdir(exist_ok=True)
-            lock = FileLock(self._folder / name, timeout=patience)
-            lock.acquire()
+            lock = self._acquired(name, patience)
         except Timeout:
             return False
         except (OSError, NotImplementedError) as error:  # of network file systems, mostly
@@ -105,6 +114,24 @@ class Claims:
             return True
         stack.callback(lock.release)
         return True
+
+    def _acquired(self, name: str, patience: float) -> Any:
+        """A lock on the file that the name stands for, whoever may have removed one of that name meanwhile."""
+        from filelock import FileLock
+
+        path = self._folder / name
+        while True:
+            self._folder.mkdir(exist_ok=True)
+            try:
+                with path.open("ab") as before:  # held: no other file gets its number
+                    lock = FileLock(path, timeout=patience)
+                    lock.acquire()
+                    with suppress(FileNotFoundError):
+                        if os.path.samestat(os.fstat(before.fileno()), path.stat()):
+                            return lock
+                    lock.release()
+            except FileNotFoundError:  # the folder went between two lines
+                continue
 
     def _others(self) -> list[tuple[dict[str, Any], Path]]:
         """The claims of sweeps at work; those of processes that crashed are removed."""
