@@ -36,8 +36,8 @@ from coordcheck.runs.words import Role, Through
 
 LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's scale is harmless in practice
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
-# functions in which a vector multiplies what it meets
-SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply"})
+# functions in which a vector multiplies what it meets, and the one that stands for a table that is an input itself
+SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply", "clone"})
 AGREES = 0.3  # distance up to which the update of a weight that was computed tells its response
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 

@@ -71,15 +71,16 @@ class Call:
     def __init__(
         self, name: str, leaves: Sequence[Any], spec: Any = None, *, function: Any = None, layer: str = ""
     ) -> None:
-        self.name, self.leaves, self.spec, self.function, self.layer = name, leaves, spec, function, layer
-        self.inputs = {position: leaf for position, leaf in enumerate(leaves) if isinstance(leaf, Value)}
+        self.name, self.spec, self.function, self.layer = name, spec, function, layer
+        self.inputs: dict[int, Value] = {}
         """The tensors among its arguments, by position."""
-        self.operands = {p: value.operand for p, value in self.inputs.items() if value.operand is not None}
+        self.operands: dict[int, Operand] = {}
         """Those that are made from a parameter."""
-        self.activations = {p: v for p, v in self.inputs.items() if v.operand is None and v.data and v.size > 1}
+        self.activations: dict[int, Value] = {}
         """Those that depend on data, without single numbers."""
-        self.made = {p: v for p, v in self.inputs.items() if v.operand is None and v.parameters}
+        self.made: dict[int, Value] = {}
         """Those that were computed from parameters alone in some other way, and weights that data changed."""
+        self.sort(leaves)
         self.outputs: list[Value] = []
         self.view = False
         """Whether what it gives is a view of the tensor that it is about."""
@@ -103,6 +104,14 @@ class Call:
         """Of a product of two activations: its values, or their RMS."""
         self.sides: dict[int, float | Tensor] = {}
         """Of a product of two activations: RMS of what it multiplies, by position."""
+
+    def sort(self, leaves: Sequence[Any]) -> None:
+        """Tell its arguments apart by what is known of them."""
+        self.leaves = leaves
+        self.inputs = {position: leaf for position, leaf in enumerate(self.leaves) if isinstance(leaf, Value)}
+        self.operands = {p: value.operand for p, value in self.inputs.items() if value.operand is not None}
+        self.activations = {p: v for p, v in self.inputs.items() if v.operand is None and v.data and v.size > 1}
+        self.made = {p: v for p, v in self.inputs.items() if v.operand is None and v.parameters}
 
     def fans(self, position: int) -> Fans | None:
         """How its argument at a position acts, as a matrix; None for one that acts elementwise."""

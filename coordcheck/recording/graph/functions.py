@@ -217,7 +217,7 @@ def is_linear(name: str) -> bool:
 
 def is_known(name: str) -> bool:
     """Whether it is known over which axes a function sums."""
-    elementwise = Does.SCALES | Does.DIVIDES | Does.ADDS | Does.NORMALIZES | Does.JOINS
+    elementwise = Does.SCALES | Does.DIVIDES | Does.ADDS | Does.NORMALIZES | Does.JOINS | Does.MOVES
     return row(name).fans is not None or does(name, elementwise)
 
 

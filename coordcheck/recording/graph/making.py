@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from coordcheck.recording.graph.arguments import doubled, tensors_in, unflattened
-from coordcheck.recording.graph.calls import Value
+from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.operands import MADE, Operand
 
 
@@ -19,6 +19,17 @@ def operands_of(value: Value, parameters: Mapping[str, Tensor]) -> Iterator[Oper
         own = parameters[name]
         then = partial(_made, value, name)
         yield Operand(name, tuple(own.shape), own.stride(), 0, 1.0, own.dtype, then, MADE)
+
+
+def uses_of(call: Call, parameters: Mapping[str, Tensor]) -> list[UseCall]:
+    """How a call uses its parameters, and those that its weights were made of."""
+    uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
+    for position, value in call.made.items():
+        uses += [UseCall(call, position, operand) for operand in operands_of(value, parameters)]
+    for use in uses:
+        if use.matrix and use.operand.curve:  # how large a function of a matrix is depends on more than its scale
+            use.operand = use.operand._replace(curve=MADE)
+    return uses
 
 
 def _made(value: Value, name: str, values: Tensor, others: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording import scales
-from coordcheck.recording.graph import functions, modulation
+from coordcheck.recording.graph import constants, functions, modulation
 from coordcheck.recording.graph.arguments import flattened, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
@@ -23,9 +23,8 @@ from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.homes import Homes
 from coordcheck.recording.graph.last_uses import LastUses
-from coordcheck.recording.graph.making import operands_of
+from coordcheck.recording.graph.making import uses_of
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
-from coordcheck.recording.graph.operands import MADE
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import CallRole, contracts, role_of
 from coordcheck.recording.graph.tensors import ByTensor
@@ -47,7 +46,6 @@ class Tracer(Watch):
 
     Attributes:
         graph: the calls.
-        weights: the modules that gave what was computed from parameters alone, such as parametrizations of weights.
         calls: the last call of each module.
         parameters: the model's, by name.
     """
@@ -57,13 +55,13 @@ class Tracer(Watch):
     ) -> None:
         super().__init__(model, keep_calls=keep_calls, sampled=sampled)
         self.graph: list[Call] = []
-        self.weights: set[str] = set()
         self._gradients = gradients
         self._homes = Homes(model, self.parameters)
         self._values: ByTensor[Value] = ByTensor()
         self._exits: list[tuple[str, Value]] = []
         self._last = LastUses(self.parameters)
         self._modulated = modulation.Modulated(self._last)
+        self._constants = constants.Constants(self.graph, self._last, self.parameters, sampled=sampled)
 
     # ---- what was seen, once the pass is over
 
@@ -103,6 +101,11 @@ class Tracer(Watch):
         """The scalar that multiplies a module's output outside of it, by path, where there is one."""
         return self.reading.outside(self._exits)
 
+    @property
+    def weights(self) -> set[str]:
+        """The modules that gave what was computed from parameters alone, such as parametrizations of weights."""
+        return {name for name, value in self._exits if not value.data}
+
     # ---- while it runs
 
     def started(self) -> None:
@@ -112,8 +115,6 @@ class Tracer(Watch):
         value = self._values.get(output) if isinstance(output, Tensor) else None
         if value is not None:
             self._exits.append((name, value))
-            if not value.data:
-                self.weights.add(name)
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
@@ -123,6 +124,7 @@ class Tracer(Watch):
                 leaves, spec = flattened(args, kwargs)
                 values = [self._value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 call = Call(name, values, spec, function=func, layer=self.layer)
+                self._constants.see(call, leaves)
                 call.made |= (changed := modulation.weights(call))
                 weights = {*call.operands, *call.made}
                 sampled = self.sampled and not changed
@@ -163,7 +165,7 @@ class Tracer(Watch):
         self._look(call, role, leaves, produced[0])
         operand, parameters = None, frozenset[str]()
         if role is CallRole.USES:
-            call.kept, call.uses = kept, self._uses_of(call)
+            call.kept, call.uses = kept, uses_of(call, self.parameters)
         elif role is CallRole.PICKS:
             operand = call.operands[0].through(call.function, kept, call.spec)._replace(picked=True)
         elif role is CallRole.DERIVES and self._homes.operand(produced[0]) is None and not does(call.name, Does.FILLS):
@@ -192,11 +194,13 @@ class Tracer(Watch):
         self.graph.append(call)
         if call.uses:
             self._keep(call, leaves, produced[0])
+        elif role is CallRole.DERIVES and constants.is_product(call):
+            self._follow_back(call, produced[0])
 
     def _look(self, call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
         """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""
         if role is CallRole.DERIVES:
-            tensors = {position: leaves[position] for position in list(call.operands)[:1]}
+            tensors = {position: leaves[position] for position in [*call.operands, *call.made][:1]}
             factor = factor_of(call.name, leaves, tensors) if len(call.operands) == 1 else None
         elif role is CallRole.USES:
             tensors, factor = {}, learned_factor(call, leaves)
@@ -206,26 +210,20 @@ class Tracer(Watch):
         call.factor = factor
         call.view = len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
 
-    def _uses_of(self, call: Call) -> list[UseCall]:
-        uses = [UseCall(call, position, operand) for position, operand in call.operands.items()]
-        for position, value in call.made.items():
-            uses += [UseCall(call, position, operand) for operand in operands_of(value, self.parameters)]
-        for use in uses:
-            if use.matrix and use.operand.curve:  # how large a function of a matrix is depends on more than its scale
-                use.operand = use.operand._replace(curve=MADE)
-        return uses
-
     def _keep(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
         """Keep a call's uses as the last ones, and what a replay needs of it."""
         if self.sampled and 0 in call.activations and _is_own(call, leaves, output):
             call.rows = rows(output, leaves[0])
         for use in call.uses:
             self._last.file(use)
+        self._follow_back(call, output)
+
+    def _follow_back(self, call: Call, output: Tensor) -> None:
         if self._gradients and output.requires_grad:  # not inside a function of its own backward, or a checkpoint
             output.register_hook(Hook(lambda gradient: self._keep_gradient(call, gradient), self._failed))
 
     def _keep_gradient(self, call: Call, gradient: Tensor) -> None:
-        if call.kept is not None:
+        if call.uses and call.kept is not None:
             call.gradient = rows(gradient) if self.sampled else gradient.detach()
 
     def _keep_logits(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
