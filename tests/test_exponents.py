@@ -133,6 +133,32 @@ def test_what_never_moves_has_no_step():
     assert math.isnan(found.response.value)
 
 
+def told(runs):
+    """What a use is, of runs {seed: ((gradient, then update), ...)}, the same at every width."""
+    rows = [
+        {"layer": "w", "width": width, "seed": seed, "step": step + (quantity == "weight_update"), "quantity": quantity}
+        | {"value": pair[quantity == "weight_update"], "status": "ok"}
+        for seed, pairs in runs.items()
+        for step, pair in enumerate(pairs)
+        for quantity in ("weight_gradient", "weight_update")
+        for width in WIDTHS
+        if pair[quantity == "weight_update"] is not None
+    ]
+    found = exponents(pd.DataFrame(rows), [use()])["w"]
+    return {word for word in ("moved", "frozen", "has_gradient") if getattr(found, word)}
+
+
+def test_what_is_frozen_has_a_gradient_and_moves_in_no_run():
+    assert told({0: [(1.0, 0.0)], 1: [(1.0, 0.0)]}) == {"frozen", "has_gradient"}
+    assert told({0: [(1.0, 0.0)], 1: [(0.0, 0.0)]}) == {"frozen", "has_gradient"}
+    # an expert that one run gives no tokens
+    assert told({0: [(1.0, 0.5)], 1: [(0.0, 0.0)]}) == {"moved", "has_gradient"}
+    # of a gradient that cancels but for rounding, the update is lost in some runs
+    assert told({0: [(1.0, 0.5)], 1: [(1e-12, 0.0)]}) == {"has_gradient"}
+    # tokens came after the last update
+    assert told({0: [(0.0, 0.0), (1.0, None)], 1: [(0.0, 0.0)]}) == {"has_gradient"}
+
+
 def test_a_zero_initialisation_has_no_gain():
     rows = table(SP)
     rows.loc[rows["quantity"] == "weight", ["value", "status"]] = [0.0, "zero"]

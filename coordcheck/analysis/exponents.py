@@ -57,6 +57,9 @@ class Exponents(NamedTuple):
     """The first update at which the parameter had moved; 0 when it never did."""
     zero_init: bool
     moved: bool
+    """In every run that gave it a gradient, at some step."""
+    frozen: bool
+    """Whether updates followed its gradients, and moved it in no run."""
     has_gradient: bool
     not_finite: bool
     shrinking: Exponent = UNKNOWN
@@ -103,6 +106,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
             step=int(terms.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
             moved=bool(terms.first[number]),
+            frozen=_frozen(logs, number),
             has_gradient=_has_gradient(logs, number) and not rounding[number],
             not_finite=use.name in logs.not_finite,
             clipped=terms.clips[number].widths,
@@ -230,6 +234,18 @@ def _first_movement(logs: Logs, number: int) -> int:
         if (change[seen & (gradient > 0)] > 0).all() and (gradient[seen] > 0).any():
             somewhere = somewhere or int(step)
     return somewhere
+
+
+def _frozen(logs: Logs, number: int) -> bool:
+    """Whether a parameter had a gradient in some run, before an update that is known, and moved by one in none."""
+    known = False
+    for step in logs.steps:
+        change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
+        followed = (logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number] > NONE) & np.isfinite(change)
+        if step and (change[followed] > 0).any():
+            return False
+        known = known or bool(step and followed.any())
+    return known
 
 
 def _has_gradient(logs: Logs, number: int) -> bool:
