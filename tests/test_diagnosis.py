@@ -44,6 +44,7 @@ def measured(gain=0.0, response=0.0, *, growth=0.0, degree=0.0, half=0.01, **cha
         "step": 1,
         "zero_init": False,
         "moved": True,
+        "frozen": False,
         "has_gradient": True,
         "not_finite": False,
     }
@@ -133,8 +134,12 @@ def test_the_gain_of_a_narrow_matrix_is_a_warning():
 def test_frozen_needs_a_gradient():
     still = {"moved": False, "step": 0}
     moving = use("moving")
-    for has_gradient, expected in ((True, (Verdict.FROZEN, Cause.FROZEN)), (False, (Verdict.NOT_VISIBLE, None))):
-        found = {"w": measured(has_gradient=has_gradient, **still), "moving": measured()}
+    for has_gradient, frozen, expected in (
+        (True, True, (Verdict.FROZEN, Cause.FROZEN)),
+        (True, False, (Verdict.UNDECIDED, None)),
+        (False, False, (Verdict.NOT_VISIBLE, None)),
+    ):
+        found = {"w": measured(has_gradient=has_gradient, frozen=frozen, **still), "moving": measured()}
         finding = diagnose([use(), moving], found, PARAMETRIZATIONS["mup"], 0.25)[0]
         assert (finding.verdict, finding.cause) == expected
 
@@ -207,6 +212,29 @@ def test_the_second_use_of_a_matrix_is_judged_by_what_the_first_leaves():
     found = {"e": measured(0.0, 0.0), "e@linear": measured(0.5, 1.0)}
     findings = diagnose([embedding, readout], found, PARAMETRIZATIONS["mup"], 0.25)
     assert [(f.cause, f.exponent) for f in findings if f.culprit] == [(Cause.MULTIPLIER, -1)]
+
+
+def test_a_use_that_is_not_visible_is_no_first_one():
+    places = use("e", role=Role.VECTOR, parameter="e", hidden="it acts in cdist", operation="cdist")
+    embedding = use("e@embedding", role=Role.INPUT, parameter="e", tied=True)
+    for gain, cause in ((-0.5, (Cause.INIT, 0.5)), (0.0, (None, 0.0))):
+        found = {"e": measured(math.nan, math.nan), "e@embedding": measured(gain, 0.0)}
+        findings = diagnose([places, embedding], found, PARAMETRIZATIONS["mup"], 0.25)
+        assert findings[0].verdict is Verdict.NOT_VISIBLE
+        assert (findings[1].cause, findings[1].init) == cause
+
+
+def test_uses_that_ask_for_opposite_learning_rates_are_undecided():
+    first = use("e", role=Role.INPUT, parameter="e")
+    other = use("e@linear", role=Role.INPUT, parameter="e", tied=True)
+    found = {"e": measured(0.0, 0.5), "e@linear": measured(0.0, 0.0)}
+    findings = diagnose([first, other], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [f.verdict for f in findings] == [Verdict.UNDECIDED] * 2
+    # both see the one that is off
+    found = {"e": measured(0.0, 0.5), "e@linear": measured(0.0, 0.5)}
+    findings = diagnose([first, other], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [(f.use.name, f.learning_rate) for f in findings if f.culprit] == [("e", -0.5)]
+    assert [f.verdict for f in findings if not f.culprit] == [Verdict.OK]
 
 
 def test_blocks_that_differ_replace_the_whole():

@@ -1,10 +1,10 @@
-"""Findings of a matrix and of its blocks -> those that are told."""
+"""Findings of a parameter's uses, and of a matrix' blocks -> those that are told."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.findings import Finding
+from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.verdicts import Verdict
 
 BESIDE = ", ...]"  # the end of the name of one of several stacked matrices, each of which has parts
@@ -17,9 +17,9 @@ def choose_blocks(findings: Sequence[Finding]) -> list[Finding]:
     """
     kinds: dict[str, dict[bool, list[Finding]]] = {}
     for finding in findings:
-        name, parameter = finding.use.name, finding.use.parameter
-        if name != parameter and name.startswith(f"{parameter}["):
-            kinds.setdefault(parameter, {}).setdefault(name.endswith(BESIDE), []).append(finding)
+        if _is_block(finding):
+            of_parameter = kinds.setdefault(finding.use.parameter, {})
+            of_parameter.setdefault(finding.use.name.endswith(BESIDE), []).append(finding)
     differing = {name: [blocks for blocks in found.values() if _differ(blocks)] for name, found in kinds.items()}
     kept = []
     for finding in findings:
@@ -35,3 +35,24 @@ def choose_blocks(findings: Sequence[Finding]) -> list[Finding]:
 
 def _differ(blocks: Sequence[Finding]) -> bool:
     return len({(found.cause, found.init, found.learning_rate, found.multiplier) for found in blocks}) > 1
+
+
+def _is_block(finding: Finding) -> bool:
+    name, parameter = finding.use.name, finding.use.parameter
+    return name != parameter and name.startswith(f"{parameter}[")
+
+
+def with_one_rate(findings: Sequence[Finding]) -> list[Finding]:
+    """With uses of one parameter undecided that ask for opposite powers of its learning rate: it has one."""
+    asked: dict[tuple[str, float], str] = {}
+    for finding in findings:
+        if finding.cause is Cause.LEARNING_RATE and not _is_block(finding):
+            asked.setdefault((finding.use.parameter, finding.learning_rate), finding.use.name)
+    found = []
+    for finding in findings:
+        other = asked.get((finding.use.parameter, -finding.learning_rate))
+        if finding.cause is Cause.LEARNING_RATE and other is not None and not _is_block(finding):
+            why = f"{finding.explanation}; it has one learning rate, and {other} asks for the opposite"
+            finding = Finding(finding.use, finding.exponents, Verdict.UNDECIDED, explanation=why)
+        found.append(finding)
+    return found

@@ -5,7 +5,7 @@ Every exponent is local to one parameter, so one fault flags one parameter howev
     gain off                            its initialisation
     response off                        its learning rate
     both off, by e and (1 + k) e        the scalar that multiplies it
-    no movement under a gradient        frozen
+    no movement under any gradient      frozen
     growth off, gain and response right its gradient sums over a number of terms that grows with the width
 
 Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from coordcheck.analysis.blocks import choose_blocks
+from coordcheck.analysis.blocks import choose_blocks, with_one_rate
 from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
@@ -48,7 +48,8 @@ def diagnose(
     """One finding per use of one label.
 
     Blocks of a fused matrix replace the whole where they do not agree with one another. A second use of a parameter is
-    judged by what the first leaves to explain. The growth is looked at last, where nothing else is wrong.
+    judged by what the first that is visible leaves to explain. The growth is looked at last, where nothing else is
+    wrong.
     """
     if not any(found.moved or found.not_finite for found in exponents.values()):
         idle = not any(found.has_gradient for found in exponents.values())
@@ -64,9 +65,11 @@ def diagnose(
     firsts: dict[str, Finding] = {}
     for use in uses:
         first = firsts.get(use.parameter) if use.tied else None
-        findings.append(_judge(use, exponents[use.name], targets, tolerance, first))
-        firsts.setdefault(use.parameter, findings[-1])
-    findings = choose_blocks(findings)
+        alone = use if first is not None else use._replace(tied=False)
+        findings.append(_judge(alone, exponents[use.name], targets, tolerance, first))
+        if not use.hidden:
+            firsts.setdefault(use.parameter, findings[-1])
+    findings = choose_blocks(with_one_rate(findings))
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
@@ -91,6 +94,9 @@ def _judge(
     if not found.has_gradient:
         why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
         return Finding(use, found, Verdict.NOT_VISIBLE, explanation=why)
+    if not found.moved and not found.frozen:
+        why = "no update moved it in every run that gave it a gradient: such runs are too few, or too short"
+        return Finding(use, found, Verdict.UNDECIDED, explanation=why)
     if not found.moved:
         rate = "its learning rate is 0" if use.of_rate_zero else "is it in an optimizer, with a learning rate?"
         why = f"it has a gradient and never moves: {rate}"
