@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,44 @@ def test_a_scalar_in_front_belongs_to_the_matrix_unless_it_undoes_what_stands_th
     assert bool(before.any()) is undone
     if undone:
         assert before == pytest.approx([scalar * math.log2(width) for width in WIDTHS])
+
+
+class Unit(nn.Module):
+    """A linear layer of unit rows on unit vectors, and the sqrt(n) behind it that undoes their lengths."""
+
+    def __init__(self, width: int, power: float) -> None:
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.randn(width, width)), width**0.5 * (width / 32) ** power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)) * self.scale
+
+
+@pytest.mark.parametrize(
+    ("power", "rate", "told"),
+    [
+        (0.0, 0.0, {}),
+        (0.5, 0.0, {"2.weight": ("multiplier", -0.5)}),
+        (0.0, 1.0, {"2.weight": ("lr", -1.0)}),
+    ],
+)
+def test_a_root_behind_unit_rows_on_unit_vectors_undoes_their_lengths(power: float, rate: float, told: dict[str, Any]):
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, width), nn.ReLU(), Unit(width, power), nn.ReLU(), nn.Linear(width, 4))
+        nn.init.normal_(model[4].weight, std=8.0 / width)
+        # an aligned step of Adam turns rows of length sqrt(n) by sqrt(n) times its learning rate
+        rates = {"2.weight": 0.1 * (width / 32) ** (rate - 0.5), "4.weight": 0.05 / width}
+        return model, torch.optim.Adam([{"params": [p], "lr": rates.get(n, 1e-3)} for n, p in model.named_parameters()])
+
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(32, 8, generator=generator), torch.randint(4, (32,), generator=generator)
+    found = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=(32, 64, 128), seeds=2).verdicts
+    culprits = found[found["culprit"]]
+    assert {
+        row.parameter: (row.cause, getattr(row, "lr_exponent" if row.cause == "lr" else "multiplier_exponent"))
+        for row in culprits.itertuples()
+    } == told
 
 
 @pytest.mark.parametrize(("gain", "owned"), [(0.5, True), (0.0, False)])

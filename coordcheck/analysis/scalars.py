@@ -2,7 +2,8 @@
 
 A scalar that depends on the width may be the multiplier of the matrix behind it, or undo what stands before it: the
 sqrt(n) behind a vector that was normalised to length 1, the 1/sqrt(n) behind a matrix of entries of size 1 whose
-outputs are queries. The structure does not tell; what was measured before and behind it does.
+outputs are queries. The structure does not tell; what was measured before and behind it does. A scalar behind a matrix
+acts as one in front of it: the sqrt(n) behind the product of a unit vector and a matrix undoes that vector's length.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.runs.words import Quantity, Role
 
 DEPENDS = 0.05  # slope of a scalar from which on it depends on the width
+EXACT = 1e-3  # standard error of a slope below which a scale is a power of the width, as that of a unit vector is
 NEARER = 0.2  # by which a slope must be nearer to 0 with a scalar than without it for it to have undone something
 
 
@@ -25,7 +27,7 @@ class Scalars(NamedTuple):
     """log2 of the scalars that are another operation's than the record says: (use, 1, width), 0 where none is."""
 
     before: Array
-    """In front of a matrix: they undo what stands there. Of an attention: they are its projections' own."""
+    """Of a matrix: they undo what stands in front of it. Of an attention: they are its projections' own."""
     behind: Array
     """Behind a projection: its own, and not the attention's."""
     met: Array
@@ -41,12 +43,14 @@ def scalars_of(logs: Logs, uses: Sequence[UseAcrossWidths]) -> Scalars:
         np.nan_to_num(logs.of([use.outwards for use in uses])),
     )
     attention = np.array([use.role is Role.ATTENTION for use in uses])
-    undoes = ~attention & _flattens(logs, x, upstream)
-    owned = ~attention & _flattens(logs, h - x - np.where(undoes[:, None, None], upstream, 0.0), outward)
+    before = np.where((~attention & _flattens(logs, x, upstream))[:, None, None], upstream, 0.0)
+    rest = np.nan_to_num(logs.of([use.multipliers for use in uses])) - before
+    before = before + np.where(attention[:, None, None], 0.0, _undone_behind(logs, x + before, rest))
+    owned = ~attention & _flattens(logs, h - x - before, outward)
     taken = {name for use, own in zip(uses, owned, strict=True) if own for name in use.attends}
     lost = np.array([use.name in taken for use in uses])
     return Scalars(
-        before=np.where(undoes[:, None, None], upstream, 0.0) + np.where(lost[:, None, None], outward, 0.0),
+        before=before + np.where(lost[:, None, None], outward, 0.0),
         behind=np.where(owned[:, None, None], outward, 0.0),
         met=np.nan_to_num(x),
     )
@@ -59,3 +63,15 @@ def _flattens(logs: Logs, scales: Array, scalar: Array) -> NDArray[np.bool_]:
     )
     with np.errstate(invalid="ignore"):
         return (np.abs(own) > DEPENDS) & (np.abs(with_it) + NEARER < np.abs(without))
+
+
+def _undone_behind(logs: Logs, scales: Array, scalar: Array) -> Array:
+    """The part of a scalar that undoes the scale of a normed vector in front of the matrix: (use, 1, width).
+
+    That scale is a power of the width without noise, as no sum of drawn numbers is; the rest is the matrix's own.
+    """
+    parts = []
+    for taken, own in zip(logs.fit(scales), logs.fit(scalar), strict=True):
+        undoes = taken.stderr < EXACT and abs(taken.value) > DEPENDS and -own.value / taken.value > 1 - NEARER
+        parts.append(-taken.value if undoes else 0.0)
+    return np.array(parts)[:, None, None] * np.log2(logs.widths.astype(float))
