@@ -30,6 +30,8 @@ class Does(Flag):
     """It puts values of several tensors into one."""
     MOVES = auto()
     """It hands on the same values, or some of them, in another shape, place or precision."""
+    REORDERS = auto()
+    """It hands on the same values in another order, or some of them again."""
     FILLS = auto()
     """It makes a new tensor, whose values are not those of the one that it takes."""
     SPLITS = auto()
@@ -165,6 +167,8 @@ FUNCTIONS: Mapping[str, Function] = {
     **dict.fromkeys(("clone", "contiguous", "detach", "to", "type", "type_as"), Function(Does.MOVES)),
     **dict.fromkeys(("float", "half", "bfloat16", "double"), Function(Does.MOVES)),
     **dict.fromkeys(("reshape", "flatten", "expand_as", "view_as", "reshape_as"), Function(Does.MOVES)),
+    **dict.fromkeys(("flip", "fliplr", "flipud", "roll", "rot90"), Function(Does.REORDERS)),
+    **dict.fromkeys(("repeat", "repeat_interleave", "tile"), Function(Does.REORDERS)),
     **dict.fromkeys(("split", "chunk", "tensor_split", "split_with_sizes", "unbind"), Function(Does.SPLITS)),
     **dict.fromkeys(("narrow", "select"), Function(Does.SPLITS)),
 }

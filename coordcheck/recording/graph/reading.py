@@ -103,7 +103,7 @@ class Reading:
             (taker,) = takers
             if len(taker.outputs) != 1:
                 break
-            if taker.uses or (taker.factor is None and not (taker.view or does(taker.name, Does.MOVES))):
+            if taker.uses or (taker.factor is None and not (taker.view or does(taker.name, Does.MOVES | Does.REORDERS))):
                 break
             factor *= 1.0 if taker.factor is None else taker.factor
             (value,) = taker.outputs
@@ -164,7 +164,7 @@ def _multiplied(reading: Reading, call: Call, known: Known) -> Mark | None:
 
 
 def _moved(reading: Reading, call: Call, known: Known) -> Mark | None:
-    if not does(call.name, Does.MOVES) and (call.in_place or not call.view):
+    if not does(call.name, Does.MOVES | Does.REORDERS) and (call.in_place or not call.view):
         return None
     return next(iter(known.values()), NOTHING)
 
