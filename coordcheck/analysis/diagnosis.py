@@ -38,7 +38,7 @@ LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's 
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
 # functions in which a vector multiplies what it meets, and the one that stands for a table that is an input itself
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply", "clone"})
-AGREES = 0.3  # distance up to which the update of a weight that was computed tells its response
+AGREES = 0.3, 2  # distance up to which the update of a weight that was computed tells its response: and standard errors
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
@@ -138,8 +138,14 @@ def _response(
         return UNKNOWN, target
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
     if use.through is not Through.ITSELF:  # its update may be of another kind than a plain matrix's: as of two factors
-        own_side = found.degree < 0.5 and abs(weight.value - found.response.value) < AGREES
+        own_side = found.degree < 0.5 and _agree(weight, found.response)
     return (weight if own_side and weight.known else found.response), target
+
+
+def _agree(structure: Exponent, measured: Exponent) -> bool:
+    """Whether what the structure says is what was measured, but for noise: it may narrow that, and not overrule it."""
+    distance, errors = AGREES
+    return abs(structure.value - measured.value) < min(distance, errors * measured.stderr)
 
 
 def _decide(judged: Finding, tolerance: float) -> Finding:

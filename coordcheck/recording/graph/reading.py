@@ -103,7 +103,8 @@ class Reading:
             (taker,) = takers
             if len(taker.outputs) != 1:
                 break
-            if taker.uses or (taker.factor is None and not (taker.view or does(taker.name, Does.MOVES | Does.REORDERS))):
+            moves = taker.view or does(taker.name, Does.MOVES | Does.REORDERS)
+            if taker.uses or (taker.factor is None and not moves):
                 break
             factor *= 1.0 if taker.factor is None else taker.factor
             (value,) = taker.outputs
