@@ -21,7 +21,7 @@ from coordcheck.analysis.targets import PARAMETRIZATIONS, parametrization
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.models import mlp
 from coordcheck.reporting.report import Report
-from coordcheck.runs.words import Role
+from coordcheck.runs.words import Role, Through
 
 UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
 
@@ -154,6 +154,35 @@ def test_what_weights_do_counts_where_their_size_misleads():
     # a rank-one initialisation: its gain is that of n aligned terms, whatever the RMS of its entries says
     found = judged(found=measured(0.5, gain_weight=exact(0.0)))
     assert (found.cause, found.init) == (Cause.INIT, -0.5)
+
+
+@pytest.mark.parametrize(
+    ("seen", "half", "structure", "verdict"),
+    [
+        (0.32, 0.2, 0.52, Verdict.UNDECIDED),  # it would blame what was measured to be as likely right
+        (-0.18, 0.2, 0.02, Verdict.UNDECIDED),  # and clear what was measured to be as likely off
+        (0.1, 0.3, 0.0, Verdict.OK),
+        (0.45, 0.3, 0.5, Verdict.LEARNS_TOO_FAST),
+        (0.02, 0.02, 0.29, Verdict.OK),
+    ],
+)
+def test_the_update_of_a_made_weight_narrows_its_response_where_that_agrees(seen, half, structure, verdict):
+    response = Exponent(seen, half / 3.2, seen - half, seen + half)
+    found = measured(response=seen)._replace(response=response, response_weight=exact(structure, 0.1))
+    assert judged(found=found, through=Through.MADE).verdict is verdict
+
+
+@pytest.mark.parametrize(("degree", "lead", "blamed"), [(0.0, 0.5, 0), (1.0, 1.0, 0), (0.0, 1.5, 1), (0.0, -0.5, 1)])
+def test_directions_wait_for_the_lengths_beside_them(degree, lead, blamed):
+    lengths = use("g", Role.VECTOR, through=Through.MADE, layer="weight norm", operation="mul")
+    directions = use("v", through=Through.NORMED, layer="weight norm")
+    target = PARAMETRIZATIONS["mup"].response(Role.HIDDEN, round(degree))
+    long = measured(0.5, PARAMETRIZATIONS["mup"].response(Role.VECTOR, round(degree)), degree=degree)
+    fast = measured(response=target + lead, degree=degree)._replace(gain=UNKNOWN, gain_weight=UNKNOWN)
+    both = {"g": long, "v": fast}
+    found = diagnose([lengths, directions], both, PARAMETRIZATIONS["mup"], 0.25)
+    assert (found[0].cause, found[0].init) == (Cause.INIT, -0.5)
+    assert [finding.use.name for finding in found[1:] if finding.culprit] == ["v"] * blamed
 
 
 def test_growth_without_another_cause_is_a_gradient_fan_in_under_sgd_only():

@@ -158,8 +158,9 @@ def test_the_size_of_a_normed_weight_is_in_its_lengths():
     layer = normed(parametrizations.weight_norm)
     lengths, directions = (f"parametrizations.weight.original{number}" for number in (0, 1))
     assert found(layer) == {}
-    # longer rows move further when they are turned
-    assert found(layer, init=0.5, name=lengths) == {f"2.{lengths}": "init -0.5", f"2.{directions}": "lr -0.5"}
+    # longer rows move further when they are turned, and no longer once they are right
+    assert found(layer, init=0.5, name=lengths) == {f"2.{lengths}": "init -0.5"}
+    assert found(layer, init=-0.5, name=lengths) == {f"2.{lengths}": "init 0.5"}
     assert found(layer, init=1.0, name=directions) == {f"2.{directions}": "lr 1"}
     assert found(layer, rate=1.0, name=directions) == {f"2.{directions}": "lr -1"}
 

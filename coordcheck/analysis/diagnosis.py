@@ -38,7 +38,7 @@ LARGE_VOCABULARY = 4  # times the widest fan-in: from here on a readout of SP's 
 COMMON = 0.4  # growth shared by all updates up to which it is put down to chance
 # functions in which a vector multiplies what it meets, and the one that stands for a table that is an input itself
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply", "clone"})
-AGREES = 0.3, 2  # distance up to which the update of a weight that was computed tells its response: and standard errors
+AGREES = 0.3, 2  # distance, and standard errors, up to which the update of a computed weight tells its response
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
@@ -69,7 +69,7 @@ def diagnose(
         findings.append(_judge(alone, exponents[use.name], targets, tolerance, first))
         if not use.hidden:
             firsts.setdefault(use.parameter, findings[-1])
-    findings = choose_blocks(with_one_rate(findings))
+    findings = _without_lengths(choose_blocks(with_one_rate(findings)), tolerance)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
@@ -207,6 +207,26 @@ def _without_fault(judged: Finding, tolerance: float) -> Finding:
         why = "; ".join(filter(None, (judged.explanation, missing))) or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)
+
+
+def _without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
+    """Without learning rates of directions that are off only as far as the lengths beside them are, which are to blame.
+
+    Rows that are e longer than they should be move that much further when they are turned: once they are right, the
+    directions are, at the learning rate that they have.
+    """
+    lengths = {f.use.layer: f for f in findings if f.use.through is Through.MADE and f.init + f.multiplier}
+    found = []
+    for finding in findings:
+        longer = lengths.get(finding.use.layer) if finding.use.through is Through.NORMED else None
+        if longer is not None and finding.cause is Cause.LEARNING_RATE:
+            beyond = -(1 + round(finding.exponents.degree)) * (longer.init + longer.multiplier)
+            left = finding.response.shifted(-beyond)
+            if compare_known(left, finding.response_target, tolerance) is Answer.OK:
+                why = f"{finding.explanation}, m^{beyond:g} of it as {longer.use.name} is off"
+                finding = _without_fault(finding._replace(cause=None, response=left, explanation=why), tolerance)
+        found.append(finding)
+    return found
 
 
 def _waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
