@@ -23,10 +23,11 @@ import numpy as np
 
 from coordcheck.analysis.blocks import choose_blocks, with_one_rate
 from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
+from coordcheck.analysis.explained import waiting, without_lengths
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
-from coordcheck.analysis.measured import UNSIZED, not_decided
+from coordcheck.analysis.measured import UNSIZED, without_fault
 from coordcheck.analysis.parameterless import judge_attention, judge_function
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.targets import Targets
@@ -69,11 +70,11 @@ def diagnose(
         findings.append(_judge(alone, exponents[use.name], targets, tolerance, first))
         if not use.hidden:
             firsts.setdefault(use.parameter, findings[-1])
-    findings = _without_lengths(choose_blocks(with_one_rate(findings)), tolerance)
+    findings = without_lengths(choose_blocks(with_one_rate(findings)), tolerance)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
-    return _waiting(findings, tolerance)
+    return waiting(findings, tolerance)
 
 
 def _judge(
@@ -193,59 +194,7 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
-    return _without_fault(judged, tolerance)
-
-
-def _without_fault(judged: Finding, tolerance: float) -> Finding:
-    """Right, where gain and response were measured and decide."""
-    answers = (
-        compare_known(judged.gain, judged.gain_target, tolerance),
-        compare_known(judged.response, judged.response_target, tolerance),
-    )
-    missing = not_decided(judged, tolerance)
-    if missing or Answer.UNDECIDED in answers or not judged.response.known or judged.exponents.clipped:
-        why = "; ".join(filter(None, (judged.explanation, missing))) or "its exponents could not be measured"
-        return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
-    return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)
-
-
-def _without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
-    """Without learning rates of directions that are off only as far as the lengths beside them are, which are to blame.
-
-    Rows that are e longer than they should be move that much further when they are turned: once they are right, the
-    directions are, at the learning rate that they have.
-    """
-    lengths = {f.use.layer: f for f in findings if f.use.through is Through.MADE and f.init + f.multiplier}
-    found = []
-    for finding in findings:
-        longer = lengths.get(finding.use.layer) if finding.use.through is Through.NORMED else None
-        if longer is not None and finding.cause is Cause.LEARNING_RATE:
-            beyond = -(1 + round(finding.exponents.degree)) * (longer.init + longer.multiplier)
-            left = finding.response.shifted(-beyond)
-            if compare_known(left, finding.response_target, tolerance) is Answer.OK:
-                why = f"{finding.explanation}, m^{beyond:g} of it as {longer.use.name} is off"
-                finding = _without_fault(finding._replace(cause=None, response=left, explanation=why), tolerance)
-        found.append(finding)
-    return found
-
-
-def _waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
-    """Without gradients that are off where a parameter behind has a fault of its own: they come from there.
-
-    A learning rate that is off acts as an initialisation that is, once that parameter has moved.
-    """
-    found, behind, of_rate = [], "", ""
-    for finding in reversed(findings):
-        fault = of_rate if finding.exponents.step > 1 and of_rate else behind
-        if finding.cause is Cause.GRADIENT_FAN_IN and fault:
-            why = f"{finding.explanation}, which may come from {fault} behind it: check again once that is right"
-            finding = _without_fault(finding._replace(explanation=why), tolerance)
-        elif finding.cause is Cause.LEARNING_RATE:
-            of_rate = finding.use.name
-        elif finding.cause not in (None, Cause.FROZEN, Cause.GRADIENT_FAN_IN):
-            behind = finding.use.name
-        found.append(finding)
-    return found[::-1]
+    return without_fault(judged, tolerance)
 
 
 def _shrinks(found: Exponents, tolerance: float) -> float:

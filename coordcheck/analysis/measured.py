@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from coordcheck.analysis.deviations import compare_known
 from coordcheck.analysis.findings import Finding
-from coordcheck.analysis.verdicts import Answer
+from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.words import Role
 
 UNSIZED = frozenset({"module", "curve"})  # where a parameter's own size does not tell what it does
 
 
-def not_decided(judged: Finding, tolerance: float) -> str:
+def _not_decided(judged: Finding, tolerance: float) -> str:
     """Why a parameter is not right though nothing is to blame; empty where it is.
 
     What a vector does is its own coordinates: its size, and its own update. What starts at zero has no gain.
@@ -28,3 +28,16 @@ def not_decided(judged: Finding, tolerance: float) -> str:
         target = f"(should be {judged.gain_target:g})"
         return f"gain ~ m^{found.gain.value:.2f} {target}, of which its size may be the cause"
     return ""
+
+
+def without_fault(judged: Finding, tolerance: float) -> Finding:
+    """Right, where gain and response were measured and decide."""
+    answers = (
+        compare_known(judged.gain, judged.gain_target, tolerance),
+        compare_known(judged.response, judged.response_target, tolerance),
+    )
+    missing = _not_decided(judged, tolerance)
+    if missing or Answer.UNDECIDED in answers or not judged.response.known or judged.exponents.clipped:
+        why = "; ".join(filter(None, (judged.explanation, missing))) or "its exponents could not be measured"
+        return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
+    return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)

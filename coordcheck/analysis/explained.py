@@ -1,0 +1,50 @@
+"""Deviations of one parameter that are no fault of its own: another parameter's fault explains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coordcheck.analysis.deviations import compare_known
+from coordcheck.analysis.findings import Cause, Finding
+from coordcheck.analysis.measured import without_fault
+from coordcheck.analysis.verdicts import Answer
+from coordcheck.runs.words import Through
+
+
+def without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
+    """Without learning rates of directions that are off only as far as the lengths beside them are, which are to blame.
+
+    Rows that are e longer than they should be move that much further when they are turned: once they are right, the
+    directions are, at the learning rate that they have.
+    """
+    lengths = {f.use.layer: f for f in findings if f.use.through is Through.MADE and f.init + f.multiplier}
+    found = []
+    for finding in findings:
+        longer = lengths.get(finding.use.layer) if finding.use.through is Through.NORMED else None
+        if longer is not None and finding.cause is Cause.LEARNING_RATE:
+            beyond = -(1 + round(finding.exponents.degree)) * (longer.init + longer.multiplier)
+            left = finding.response.shifted(-beyond)
+            if compare_known(left, finding.response_target, tolerance) is Answer.OK:
+                why = f"{finding.explanation}, m^{beyond:g} of it as {longer.use.name} is off"
+                finding = without_fault(finding._replace(cause=None, response=left, explanation=why), tolerance)
+        found.append(finding)
+    return found
+
+
+def waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
+    """Without gradients that are off where a parameter behind has a fault of its own: they come from there.
+
+    A learning rate that is off acts as an initialisation that is, once that parameter has moved.
+    """
+    found, behind, of_rate = [], "", ""
+    for finding in reversed(findings):
+        fault = of_rate if finding.exponents.step > 1 and of_rate else behind
+        if finding.cause is Cause.GRADIENT_FAN_IN and fault:
+            why = f"{finding.explanation}, which may come from {fault} behind it: check again once that is right"
+            finding = without_fault(finding._replace(explanation=why), tolerance)
+        elif finding.cause is Cause.LEARNING_RATE:
+            of_rate = finding.use.name
+        elif finding.cause not in (None, Cause.FROZEN, Cause.GRADIENT_FAN_IN):
+            behind = finding.use.name
+        found.append(finding)
+    return found[::-1]
