@@ -16,9 +16,9 @@ WIDTHS = (16, 32, 64)
 class Pooling(nn.Module):
     """Sequences that read keys and values of stored rows."""
 
-    def __init__(self, n: int, kind: str) -> None:
+    def __init__(self, n: int, kind: str, written: bool) -> None:
         super().__init__()
-        self.into, self.kind = nn.Linear(IN, n), kind
+        self.into, self.kind, self.written = nn.Linear(IN, n), kind, written
         self.q, self.k, self.v, self.out = (nn.Linear(n, n, bias=False) for _ in range(4))
         self.norm, self.readout = nn.LayerNorm(n), nn.Linear(n, OUT)
         if kind == "buffer":
@@ -37,12 +37,12 @@ class Pooling(nn.Module):
         given = (stored, self.others) if self.kind == "keys" else (self.k(stored), self.v(stored))
         k, v = (t.unflatten(-1, (-1, HEAD)).transpose(-2, -3).expand(len(x), -1, -1, -1) for t in given)
         q = self.q(x).unflatten(-1, (-1, HEAD)).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = (q @ k.mT * HEAD**-0.5).softmax(-1) @ v if self.written else F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return self.readout(x.mean(1))
 
 
-def verdicts(kind: str, name: str = "", init: float = 0.0, rate: float = 0.0) -> dict[str, str]:
+def verdicts(kind: str, name: str = "", init: float = 0.0, rate: float = 0.0, written: bool = False) -> dict[str, str]:
     """Every parameter that is used -> its verdict, and what it is to be multiplied by.
 
     Args:
@@ -50,10 +50,11 @@ def verdicts(kind: str, name: str = "", init: float = 0.0, rate: float = 0.0) ->
         name: the parameter whose initial values or learning rate are scaled by a power of the width.
         init: that power for its initial values.
         rate: that of its learning rate.
+        written: whether the attention is written out.
     """
 
     def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        model, m = Pooling(width, kind), width / BASE
+        model, m = Pooling(width, kind, written), width / BASE
         groups = []
         for path, parameter in model.named_parameters():
             hidden = path in ("q.weight", "k.weight", "v.weight", "out.weight")
@@ -109,3 +110,10 @@ def test_all_of_a_healthy_one_is_ok(kind: str):
 )
 def test_a_fault_is_found(kind: str, name: str, init: float, rate: float, told: str):
     assert verdicts(kind, name, init, rate) == {**spare(kind), name: told}
+
+
+@pytest.mark.parametrize("kind", ["plain", "expanded", "normed", "buffer"])
+def test_an_attention_that_is_written_out_takes_them_as_well(kind: str):
+    assert verdicts(kind, written=True) == spare(kind)
+    told = {"k.weight": "lr -0.5"}
+    assert verdicts(kind, "k.weight", rate=0.5, written=True) == {**spare(kind), **told}

@@ -28,6 +28,14 @@ def is_product(call: Call) -> bool:
     return several and not call.activations and does(call.name, WITH_INPUT) and not does(call.name, Does.ADDED)
 
 
+def _is_of_layer(value: Value) -> bool:
+    """Whether it is the output of a layer in parts, as keys in heads are: what a product of two activations takes."""
+    call, parts = value.call, len(value.shape) > 2 and not value.modulated
+    while parts and call is not None and call.inputs and not does(call.name, Does.BIASED):
+        call = next(iter(call.inputs.values())).call if call.view or does(call.name, Does.MOVES) else None
+    return parts and call is not None and does(call.name, Does.BIASED)
+
+
 class Constants:
     """Those of one forward pass.
 
@@ -54,6 +62,8 @@ class Constants:
             given = fused_arguments(call.leaves, call.spec)
             taken = [given.get(name) for name in ("query", "key", "value")]
             self._activate(call, leaves, [position for position, value in call.inputs.items() if value in taken])
+        elif call.made and call.activations and does(call.name, Does.MULTIPLIES) and not does(call.name, Does.BIASED):
+            self._activate(call, leaves, [position for position, value in call.made.items() if _is_of_layer(value)])
 
     def _activate(self, call: Call, leaves: Sequence[Any], positions: Sequence[int]) -> None:
         """Likewise for the arguments of a call at some positions, which are data afterwards."""
