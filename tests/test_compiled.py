@@ -246,7 +246,8 @@ def test_wrapped_layers_keep_their_names(wrap):
             stepped(model, optimizer, model)
     layers = {site.layer for site in found.record.sites}
     assert layers == {site.layer for site in expected.sites if site.kind in OUTPUTS}
-    assert found.record.parameters == expected.parameters
+    unmeasured = [info._replace(gradient=None, update=None) for info in expected.parameters]
+    assert found.record.parameters == unmeasured  # without own updates
     first = {(found.record.sites[row.site].layer, *row[1:]) for row in found.record.rows}
     assert first <= {(expected.sites[row.site].layer, *row[1:]) for row in expected.rows}
 

@@ -85,14 +85,22 @@ def name_plainly(record: RunRecord) -> None:
     """
     taken: set[str] = set()
     for place, site in enumerate(record.sites):
-        layer = distinct(_plain(site.layer), taken)
+        layer = distinct(without_wrappers(site.layer), taken)
         taken.add(layer)
         record.sites[place] = site._replace(layer=layer)
-    record.uses = [use._replace(parameter=_plain(use.parameter), layer=_plain(use.layer)) for use in record.uses]
-    record.outside = {_plain(path): scalar for path, scalar in record.outside.items()}
+    record.uses = [
+        use._replace(parameter=without_wrappers(use.parameter), layer=without_wrappers(use.layer))
+        for use in record.uses
+    ]
+    record.outside = {without_wrappers(path): scalar for path, scalar in record.outside.items()}
 
 
-def _plain(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """A path or the name of a parameter, as in the plain model.
+
+    >>> without_wrappers("branch._orig_mod.weight")
+    'branch.weight'
+    """
     return ".".join(part for part in name.split(".") if part not in INSIDE) if "_" in name else name
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from coordcheck.recording import scales
 from coordcheck.recording.hooks.optimizers import trained_parameters
+from coordcheck.recording.hooks.wrappers import without_wrappers
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.runs.records import ParameterInfo
@@ -98,7 +99,8 @@ def told_in_loop(own: OwnUpdates, steps: int, infos: Sequence[ParameterInfo]) ->
     """
     found: dict[str, First] = {}
     for use in own.uses:
-        if use.block is not None or use.made is not None or use.parameter in found:
+        name = without_wrappers(use.parameter)
+        if use.block is not None or use.made is not None or name in found:
             continue
         for step in range(steps):
             gradient = own.scales.get(use.name, step, Quantity.WEIGHT_GRADIENT)
@@ -106,7 +108,7 @@ def told_in_loop(own: OwnUpdates, steps: int, infos: Sequence[ParameterInfo]) ->
                 update = own.scales.get(use.name, step + 1, Quantity.WEIGHT_UPDATE)
                 size = own.scales.get(use.name, 0, Quantity.WEIGHT)
                 held = _held(update, size, own.initial[use.parameter].dtype)
-                found[use.parameter] = First(gradient, update if held else None)
+                found[name] = First(gradient, update if held else None)
                 break
     return _with(infos, found)
 
