@@ -256,7 +256,7 @@ def test_a_learning_rate_that_is_no_power_of_the_width_is_noted():
     rates = {16: 0.1, 32: 0.01, 64: 0.08}
     found = planned(lambda width: adam(net(width), rates[width]))
     assert said(found, "note") == (
-        "the learning rate of 0.weight, 0.bias, 2.weight and 3 more is no power of the width: 0.1, 0.01, 0.08"
+        "the learning rate of {0,2,4}.weight (3), {0,2,4}.bias (3) is no power of the width: 0.1, 0.01, 0.08"
     )
     assert set(column(found, "learning_rate_text").values()) == {"0.1…0.08"}
 
@@ -268,7 +268,7 @@ def test_a_learning_rate_of_0_is_a_problem():
         return model, optimizer
 
     found = planned(build)
-    assert said(found, "problem").startswith("learning rate 0 at the start: 0.weight, 0.bias, 2.weight and 3 more.")
+    assert said(found, "problem").startswith("learning rate 0 at the start: {0,2,4}.weight (3), {0,2,4}.bias (3).")
     assert found.exit_code == 0
 
 
