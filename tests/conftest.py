@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,12 @@ def pair_batch(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(examples, inputs, generator=generator)
     return x, torch.randint(classes, (examples,), generator=generator)
+
+
+def told(verdicts: pd.DataFrame) -> dict[str, str]:
+    """Culprit -> its cause, and the power of m that mends it."""
+    culprits = verdicts[verdicts["culprit"]]
+    return {row.layer: f"{row.cause} {row.exponent:g}" for row in culprits.itertuples()}
 
 
 @pytest.fixture(scope="session")

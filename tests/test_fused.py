@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pair_batch, told
 from torch import Tensor, nn
 
 import coordcheck
@@ -121,12 +122,10 @@ def found(kind: str, init: float = 0.0) -> dict[str, str]:
             [{"params": [p], "lr": 1e-3 / m if name in slow else 1e-3} for name, p in model.named_parameters()]
         )
 
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, IN, generator=generator), torch.randint(OUT, (32,), generator=generator)
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
     verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
     assert not (verdicts["verdict"] == "not visible").any()
-    culprits = verdicts[verdicts["culprit"]]
-    return {row.layer: f"{row.cause} {row.init_exponent or row.lr_exponent:g}" for row in culprits.itertuples()}
+    return told(verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

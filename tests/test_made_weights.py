@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pair_batch, told
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -118,14 +119,9 @@ def found(mid: Callable[[int], nn.Module], *, init: float = 0.0, rate: float = 0
                 parameter.data *= m**init
         return model, torch.optim.Adam(groups)
 
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, IN, generator=generator), torch.randint(OUT, (32,), generator=generator)
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
     verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
-    culprits = verdicts[verdicts["culprit"]]
-    return {
-        row.parameter: f"{row.cause} {row.init_exponent or row.multiplier_exponent or row.lr_exponent:g}"
-        for row in culprits.itertuples()
-    }
+    return told(verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

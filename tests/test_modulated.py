@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pair_batch, told
 from torch import Tensor, nn
 
 import coordcheck
@@ -95,15 +96,10 @@ def found(kind: str, *, init: float = 0.0, rate: float = 0.0, sgd: bool = False)
             [{"params": [p], "lr": 1e-3 * m ** powers.get(name, 0.0)} for name, p in model.named_parameters()]
         )
 
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, IN, generator=generator), torch.randint(OUT, (32,), generator=generator)
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
     verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
     assert verdicts.set_index("layer").loc["2.weight", "role"] == "hidden"
-    culprits = verdicts[verdicts["culprit"]]
-    return {
-        row.layer: f"{row.cause} {row.init_exponent or row.multiplier_exponent or row.lr_exponent:g}"
-        for row in culprits.itertuples()
-    }
+    return told(verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

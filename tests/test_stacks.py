@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import pair_batch, told
 from torch import Tensor, nn
 
 import coordcheck
@@ -95,12 +96,10 @@ def built(mid: Callable[[int], nn.Module], *, init: float = 0.0, rate: float = 0
 
 
 def found(mid: Callable[[int], nn.Module], **scaled: Any) -> dict[str, str]:
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, IN, generator=generator), torch.randint(OUT, (32,), generator=generator)
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
     verdicts = coordcheck.diagnose(built(mid, **scaled), batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
     assert not (verdicts["verdict"] == "not visible").any()
-    culprits = verdicts[verdicts["culprit"]]
-    return {row.layer: f"{row.cause} {row.init_exponent or row.lr_exponent:g}" for row in culprits.itertuples()}
+    return told(verdicts)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,7 @@ from coordcheck.runs.names import same_label
 
 FOLDER = ".writers"
 SIZE_LIMIT = 2**20  # bytes of a claim
+TRIES = 100  # to lock a file that others remove: without success, the file system does not tell one file from another
 PATIENCE = 10.0  # seconds to wait for another process that compares or writes
 NO_LOCKS = (
     "the file system of {} has no locks: start no two checks with different settings at once into this folder ({})"
@@ -120,18 +121,16 @@ class Claims:
         from filelock import FileLock
 
         path = self._folder / name
-        while True:
+        for _ in range(TRIES):
             self._folder.mkdir(exist_ok=True)
-            try:
-                with path.open("ab") as before:  # held: no other file gets its number
-                    lock = FileLock(path, timeout=patience)
-                    lock.acquire()
-                    with suppress(FileNotFoundError):
-                        if os.path.samestat(os.fstat(before.fileno()), path.stat()):
-                            return lock
-                    lock.release()
-            except FileNotFoundError:  # the folder went between two lines
-                continue
+            with suppress(FileNotFoundError), path.open("ab") as before:  # held: no other file gets its number
+                lock = FileLock(path, timeout=patience)
+                lock.acquire()
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(before.fileno()), path.stat()):
+                        return lock
+                lock.release()
+        raise OSError(f"{path} is another file each time")
 
     def _others(self) -> list[tuple[dict[str, Any], Path]]:
         """The claims of sweeps at work; those of processes that crashed are removed."""

@@ -11,6 +11,12 @@ from sweep.attention import Attention, network
 from sweep.data import CLASSES, INPUTS, TOKENS, VECTORS, VOCABULARY, classify, labels, normal, own
 from sweep.mup import BASE, architecture
 
+
+def four(n: int) -> tuple[nn.Linear, ...]:
+    """Input, two hidden matrices and readout."""
+    return nn.Linear(INPUTS, n), nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, CLASSES)
+
+
 TASKS = normal(8, INPUTS), normal(8, 4, seed=3), labels(8)
 
 
@@ -93,12 +99,7 @@ class NeuralODE(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.into, self.one, self.two, self.readout = (
-            nn.Linear(INPUTS, n),
-            nn.Linear(n, n),
-            nn.Linear(n, n),
-            nn.Linear(n, CLASSES),
-        )
+        self.into, self.one, self.two, self.readout = four(n)
         self.time = nn.Linear(1, n, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,12 +203,7 @@ class Adapter(nn.Module):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        self.into, self.one, self.two, self.readout = (
-            nn.Linear(INPUTS, n),
-            nn.Linear(n, n),
-            nn.Linear(n, n),
-            nn.Linear(n, CLASSES),
-        )
+        self.into, self.one, self.two, self.readout = four(n)
         self.norm, self.down, self.up = nn.LayerNorm(n), nn.Linear(n, 8), nn.Linear(8, n)
         nn.init.zeros_(self.up.weight)
         for layer in (self.into, self.one, self.two):
