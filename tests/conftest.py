@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import coordcheck
@@ -33,6 +34,16 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(found)
+
+
+def sampled(cases: Sequence[Any], every: int) -> list[Any]:
+    """The cases, of which all but every so many-th are left to `pytest -m thorough`."""
+    thorough = pytest.mark.thorough
+    parameters = [case if isinstance(case, ParameterSet) else pytest.param(case) for case in cases]
+    return [
+        pytest.param(*one.values, marks=[*one.marks, *([thorough] if place % every else [])], id=one.id)
+        for place, one in enumerate(parameters)
+    ]
 
 
 def pair_batch(

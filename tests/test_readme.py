@@ -161,7 +161,7 @@ def test_the_readme_is_short():
 def test_the_first_line_with_the_tests_is_the_one_that_continuous_integration_runs():
     """.ci/run takes it out of the README by this very text."""
     command = next(line for line in README.splitlines() if "python -m pytest" in line)
-    assert command.startswith("python -m venv .venv && ")
+    assert command.startswith("python -m venv --upgrade-deps .venv && ")
     assert command.endswith(" && .venv/bin/python -m pytest -n 2")
     assert "grep -m 1 'python -m pytest' README.md" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,12 @@ def test_the_sources_are_clean(name):
     tool = name.split()[0]
     pytest.importorskip(tool, reason=f"{tool} comes with the dev extra")
     done = subprocess.run(
-        [sys.executable, "-m", tool, *COMMANDS[name]], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", tool, *COMMANDS[name]],
+        cwd=ROOT,
+        env={**os.environ, "MYPY_CACHE_DIR": os.devnull},  # to write a cache takes a sixth of its time
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

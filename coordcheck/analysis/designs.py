@@ -31,8 +31,8 @@ def by_design(result: Result, label: str) -> list[Design]:
     found = found[(found["label"] == label) & (found["mark"] == Mark.DESIGN.value)]
     found = found[(found["quantity"] == Quantity.ACTIVATION.value) & (found["step"] == 0)]
     told = {row.layer: (row.order, row.exponent) for row in found.itertuples()}
-    passing = result.layers["verdict"].map(lambda word: Verdict(word).passes).astype(bool)
-    right = result.layers[(result.layers["label"] == label) & passing]
+    own = result.layers[result.layers["label"] == label]
+    right = own[own["verdict"].map(lambda word: Verdict(word).passes).astype(bool)]
     slopes = result.slopes[(result.slopes["label"] == label) & (result.slopes["step"] == 0)]
     zero = slopes[(slopes["quantity"] == Quantity.ACTIVATION.value) & (slopes["status"] == Status.ZERO.value)]
     zero = zero[zero["layer"].isin(right["layer"])]

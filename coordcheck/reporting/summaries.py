@@ -190,11 +190,14 @@ def blames(parameters: pd.DataFrame) -> list[Blame]:
     """
     alike: dict[tuple[str, ...], dict[str, list[Any]]] = {}
     culprits: list[Any] = list(parameters[parameters["culprit"].astype(bool)].itertuples())
-    blocks = Counter(row.parameter for row in parameters.itertuples() if _is_block(row))
-    needs = Counter((row.parameter, row.verdict, change(row)) for row in culprits if _is_block(row))
+    blocks = Counter(
+        row[0] for row in zip(parameters["parameter"], parameters["layer"], strict=True) if _is_block(*row)
+    )
+    parts = [row for row in culprits if _is_block(row.parameter, row.layer)]
+    needs = Counter((row.parameter, row.verdict, change(row)) for row in parts)
     for row in culprits:
         what = change(row)
-        whole = _is_block(row) and needs[row.parameter, row.verdict, what] == blocks[row.parameter]
+        whole = _is_block(row.parameter, row.layer) and needs[row.parameter, row.verdict, what] == blocks[row.parameter]
         name = row.parameter if whole else row.layer
         rows = alike.setdefault((starred(name, PARTS), row.verdict, what), {})
         rows.setdefault(name, []).append(row)
@@ -205,9 +208,9 @@ def blames(parameters: pd.DataFrame) -> list[Blame]:
     ]
 
 
-def _is_block(row: Any) -> bool:
+def _is_block(parameter: Any, layer: str) -> bool:
     """Whether a row is about one block of a parameter, such as the queries of a fused matrix."""
-    return isinstance(row.parameter, str) and row.layer.startswith(f"{row.parameter}[")
+    return isinstance(parameter, str) and layer.startswith(f"{parameter}[")
 
 
 def _blame(name: str, names: Sequence[str], rows: Sequence[Any]) -> Blame:
