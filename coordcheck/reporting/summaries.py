@@ -190,14 +190,12 @@ def blames(parameters: pd.DataFrame) -> list[Blame]:
     """
     alike: dict[tuple[str, ...], dict[str, list[Any]]] = {}
     culprits: list[Any] = list(parameters[parameters["culprit"].astype(bool)].itertuples())
-    blocks = Counter(
-        row[0] for row in zip(parameters["parameter"], parameters["layer"], strict=True) if _is_block(*row)
-    )
-    parts = [row for row in culprits if _is_block(row.parameter, row.layer)]
-    needs = Counter((row.parameter, row.verdict, change(row)) for row in parts)
+    layers = zip(parameters["parameter"], parameters["layer"], strict=True)
+    blocks = Counter(name for name, layer in layers if _is_part(name, layer))
+    needs = Counter((row.parameter, row.verdict, change(row)) for row in culprits if _is_part(row.parameter, row.layer))
     for row in culprits:
         what = change(row)
-        whole = _is_block(row.parameter, row.layer) and needs[row.parameter, row.verdict, what] == blocks[row.parameter]
+        whole = _is_part(row.parameter, row.layer) and needs[row.parameter, row.verdict, what] == blocks[row.parameter]
         name = row.parameter if whole else row.layer
         rows = alike.setdefault((starred(name, PARTS), row.verdict, what), {})
         rows.setdefault(name, []).append(row)
@@ -208,7 +206,7 @@ def blames(parameters: pd.DataFrame) -> list[Blame]:
     ]
 
 
-def _is_block(parameter: Any, layer: str) -> bool:
+def _is_part(parameter: Any, layer: str) -> bool:
     """Whether a row is about one block of a parameter, such as the queries of a fused matrix."""
     return isinstance(parameter, str) and layer.startswith(f"{parameter}[")
 
