@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -23,9 +24,11 @@ import coordcheck
 import lesson
 from coordcheck.checks.demo import next_byte_loss
 from coordcheck.checks.transfer import Transfer, transfer_sweep
+from coordcheck.reporting.figures.style import minus
+from coordcheck.reporting.figures.transfer import panel
 
 BASE_WIDTH, CONTEXT, DEPTH, HEAD_SIZE, BATCH = 32, 32, 2, 16, 16
-STEPS, WARM_UP = (100, 10) if lesson.FULL else (20, 2)
+STEPS, WARM_UP = (100, 10) if lesson.FULL else (10, 1) if lesson.QUICK else (20, 2)
 WIDTHS, NARROW = ((32, 64, 128), (16, 32, 64)) if lesson.FULL else ((16, 64), (16, 64))
 PLAIN = {"gains": False, "activation": "relu", "grows": "heads", "head_size": HEAD_SIZE, "depth": DEPTH}
 
@@ -146,8 +149,11 @@ class Ablation(NamedTuple):
 
     def sweep(self, label: str, **options: Any) -> Transfer:
         """Train it at every width, learning rate and seed, and evaluate on text that was held out."""
-        held_out = [lesson.text_batch(64, CONTEXT, seed=index, validation=True) for index in range(4)]
-        rates, batches = [2.0**power for power in self.log2_lrs], partial(text_batches, size=self.batch)
+        held_out = [
+            lesson.text_batch(64, CONTEXT, seed=index, validation=True) for index in range(1 if lesson.QUICK else 4)
+        ]
+        rates = [2.0**power for power in (self.log2_lrs[1:-1] if lesson.QUICK else self.log2_lrs)]
+        batches = partial(text_batches, size=self.batch)
         data = {
             "widths": self.widths,
             "seeds": self.seeds if lesson.FULL else 1,
@@ -205,6 +211,26 @@ def compared(sweeps: dict[str, Transfer], checks: dict[str, coordcheck.Report]) 
     table = pd.DataFrame(rows)
     table.loc[len(table)] = [f"{last}, 64 × the width", reach, "", "extrapolated", "", "transfers"]
     return table
+
+
+def draw(sweeps: dict[str, Transfer], checks: dict[str, coordcheck.Report]) -> Figure:
+    """A panel per variant: its sweep, with a red name where the check fails."""
+    names, columns = list(sweeps), min(len(sweeps), 5)
+    rows = math.ceil(len(names) / columns)
+    figure, axes = lesson.subplots(rows, columns, height=0.3 + 1.25 * rows, sharex=True, sharey=True, squeeze=False)
+    for axis, (name, sweep) in zip(axes.flat, sweeps.items(), strict=False):
+        panel(axis, sweep.losses, sweep.optima, sweep.shift, sweep.losses["loss"].dropna())
+        colour = lesson.RED if checks[name].status[name].violated else "black"
+        axis.set_title(name, fontsize=6.8, color=colour, pad=10, fontweight="normal")
+        axis.texts[0].set(text=minus(moved(sweep)))
+        axis.tick_params(labelbottom=name in names[-columns:])
+    least = min(sweep.losses["loss"].min() for sweep in sweeps.values())
+    axes[0, 0].set_ylim(least - 0.05, least + 0.75)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    figure.supxlabel("log2 learning rate", fontsize=7.5)
+    figure.supylabel("held-out loss", fontsize=7.5)
+    return figure
 
 
 def folder(name: str) -> Path | None:

@@ -17,20 +17,17 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import coordcheck
 import lesson
 from coordcheck import Report
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.checks.demo import next_byte_loss
-from coordcheck.models import Transformer, parametrization, transformer
 from coordcheck.reporting.summaries import blames
 
-BASE = 64  # the width at which every power of m = width / BASE is 1
+BASE, CONTEXT = 64, 16  # the width at which every power of m = width / BASE is 1; bytes of text
 FLAT = 0.25
 INNOCENT, FLAGGED = "0.7", lesson.BLUE
 KEY = "dots: to blame in truth        heavy: flagged by the plain check        dashed: attention logits"
@@ -72,6 +69,11 @@ class Plain(NamedTuple):
         right = len(set(self.flagged) & set(self.guilty))
         of_them = f", {right} of {len(self.guilty)} guilty" if self.guilty else ""
         return f"flags {len(self.flagged)} of {len(self.slopes)} layers{of_them}"
+
+
+def zoo(*bugs: Bug) -> list[Bug]:
+    """All of them; in a quick run every third one, of which the first is healthy."""
+    return list(bugs[:: 3 if lesson.QUICK else 1])
 
 
 def check(bugs: Iterable[Bug], **options: Any) -> Report:
@@ -228,46 +230,3 @@ def summary(report: Report, bugs: Iterable[Bug], *, remedy: bool = False) -> pd.
         }
         rows.append(row | ({"remedy": blames(parameters(report, bug))[0].remedy} if remedy else {}))
     return pd.DataFrame(rows)
-
-
-class Orthogonal(torch.optim.Optimizer):
-    """p -= lr * scale(p) * U V^T of the gradient U S V^T: Muon without momentum, a convolution flattened to a matrix.
-
-    Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
-    """
-
-    def __init__(self, groups: Any, lr: float, scale: Callable[[Tensor], float]) -> None:
-        super().__init__(groups, {"lr": lr})
-        self.scale = scale
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            for parameter in (one for one in group["params"] if one.grad is not None):
-                left, values, right = torch.linalg.svd(parameter.grad.flatten(1), full_matrices=False)
-                update = (left * (values > 1e-4 * values[0])) @ right  # what is zero stays zero
-                parameter.sub_(group["lr"] * self.scale(parameter) * update.view_as(parameter))
-
-
-RATE, MUON_RATE, CONTEXT = 2e-3, 0.02, 16
-RULES = parametrization("transformer", "µP", "adam").rules
-MATRICES = [f"blocks.*.{name}.weight" for name in ("query", "key", "value", "output", "up", "down")]
-HIDDEN = [role for role, rule in RULES.items() if rule.lr == -1 and role != "unembedding"]
-
-
-def under_adamw(width: int, **exponents: float) -> tuple[Transformer, torch.optim.Optimizer]:
-    """A Transformer in µP with one AdamW group per parameter; `exponents` has other powers of m for some roles."""
-    model, _ = transformer("µP", "adamw", context=CONTEXT, depth=1)(width)
-    groups = [
-        {"params": [parameter], "lr": RATE * (width / BASE) ** exponents.get(role, RULES[role].lr), "role": role}
-        for parameter, role in model.roles()
-    ]
-    return model, torch.optim.AdamW(groups, weight_decay=0.0)
-
-
-def under_muon(width: int, **exponents: float) -> tuple[Transformer, list[torch.optim.Optimizer]]:
-    """The same, but for its hidden matrices: sqrt(fan_out / fan_in) makes one rate of Muon right at all widths."""
-    model, adamw = under_adamw(width, **exponents)
-    hidden = [parameter for parameter, role in model.roles() if role in HIDDEN]
-    adamw.param_groups[:] = [group for group in adamw.param_groups if group["role"] not in HIDDEN]
-    return model, [Orthogonal(hidden, MUON_RATE, lambda p: (p.shape[0] / p.shape[1]) ** 0.5), adamw]

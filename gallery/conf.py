@@ -16,6 +16,9 @@ sys.path.insert(0, str(HERE))  # lessons run elsewhere than where `lesson` lies
 
 from sphinx_gallery.scrapers import figure_rst  # noqa: E402
 
+if tags.has("full"):  # noqa: F821  # sphinx gives its configuration this name
+    sys.argv.append("--full")  # which lessons ask for
+
 import lesson  # noqa: E402
 import make  # noqa: E402
 
@@ -59,7 +62,6 @@ class AsOnThePage:
         return self.stems.index(Path(name).stem)
 
 
-lesson.FULL = tags.has("full")  # noqa: F821  # sphinx gives its configuration this name
 copy_chapters()
 project = "coordcheck"
 html_title = "coordcheck: the gallery"

@@ -2,6 +2,7 @@
 
     python gallery/plot_x.py                    # small size; the assertion; figures into gallery/_build/
     python gallery/plot_x.py --full             # the size of the committed figures
+    python gallery/plot_x.py --quick            # less than small, in coarse figures: what the tests run
     python gallery/plot_x.py --out=FOLDER       # figures and tables into FOLDER/images and FOLDER/tables
 
 `gallery/make.py` runs them all, and is what writes the committed files.
@@ -34,10 +35,10 @@ from coordcheck.reporting.figures.style import STYLE
 from coordcheck.reporting.figures.style import shades as shades
 from coordcheck.runs.files import replace_file
 
-FULL = "--full" in sys.argv
+FULL, QUICK = "--full" in sys.argv, "--quick" in sys.argv
 GRID: dict[str, Any] = {"widths": (64, 128, 256, 512), "seeds": 3} if FULL else {"widths": (64, 128, 256), "seeds": 2}
 WIDTH = 6.3  # inches: the text width of a paper
-DPI, COLOURS_IN_FILE = 200, 192  # of a PNG: sharp at twice the column width of a README, and below 150 KB
+DPI, COLOURS_IN_FILE = 50 if QUICK else 200, 192  # sharp at twice the column width of a README, and below 150 KB
 HERE = Path(__file__).resolve().parent
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (  # Okabe & Ito: told apart by all kinds of colour vision
     *("#000000", "#e69f00", "#56b4e9", "#009e73"),
@@ -97,6 +98,15 @@ def curves(axis: Axes, table: pd.DataFrame, looks: Mapping[str, Any], *, y: bool
     axis.set(**names)
 
 
+def panels(tables: Mapping[str, Any], looks: Sequence[Mapping[str, Any]], *, height: float = 2.3, **names: Any) -> Any:
+    """(figure, axes) of a row of panels: for each its title, its `curves` as a table or by name, and their looks."""
+    figure, axes = subplots(1, len(tables), height=height)
+    for axis, (title, table), own in zip(axes, tables.items(), looks, strict=True):
+        curves(axis, pd.DataFrame(table), own, **{"title": title, **names})
+        axis.legend()
+    return figure, axes
+
+
 def guide(axis: Axes, widths: Sequence[float], start: float, slope: float, text: str = "") -> None:
     """A grey line of known slope through (widths[0], start), named at its end."""
     ends = [widths[0], widths[-1]]
@@ -112,7 +122,7 @@ def over_input(report: Report, quantity: str, theory: pd.DataFrame) -> pd.DataFr
     return found.loc[theory.index, theory.columns]
 
 
-def beside_theory(axis: Axes, theory: pd.DataFrame, measured: pd.DataFrame) -> None:
+def beside_theory(axis: Axes, theory: pd.DataFrame, measured: pd.DataFrame, title: str) -> None:
     """Exponents, a row per index and a marker per column: theory as a grey bar, what was measured as a marker on it."""
     looks = zip("osD^", (BLUE, ORANGE, GREEN, PURPLE), strict=True)
     for number, (column, (marker, colour)) in enumerate(zip(theory.columns, looks, strict=False)):
@@ -127,6 +137,7 @@ def beside_theory(axis: Axes, theory: pd.DataFrame, measured: pd.DataFrame) -> N
     for row in range(1, len(theory)):
         axis.axhline(row - 0.5, color="0.93", linewidth=0.5, zorder=0)
     axis.axvline(0, color="black", linewidth=0.6, zorder=0)
+    axis.set(title=title, xlabel="exponent of the width")
 
 
 def save(figure: Figure, name: str) -> None:

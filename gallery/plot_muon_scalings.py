@@ -12,6 +12,8 @@ are measured. In the row of √(out/in) all three lie on 0; in the others, what 
 that matrix has to fall or rise with the width, and the diagnosis prescribes just that.
 """
 
+from functools import partial
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -21,57 +23,35 @@ import lesson
 from coordcheck.models import mlp
 
 # %%
-# `torch.optim.Muon` knows two of the scales; the others are learning rates that depend on the shape.
+# `torch.optim.Muon` has two of the scales; the others are learning rates, over the √max(1, out/in) that it has anyway.
 
-THEORY = {
-    "1": (-0.5, 0, 0.5),
-    "√max(1, out/in): original": (0, 0, 0.5),
-    "0.2 √max(out, in): match_rms_adamw": (0, 0.5, 1),
-    "√(out/in)": (0, 0, 0),
-}
+theory = {"1": (-0.5, 0, 0.5), "√max(1, out/in): original": (0, 0, 0.5)}
+theory |= {"0.2 √max(out, in): match_rms_adamw": (0, 0.5, 1), "√(out/in)": (0, 0, 0)}
+theory = pd.DataFrame(theory, index=["input", "hidden.1", "readout"]).T
 
 
-def factory(scaling):
+def muon(scaling, width):
     """µP's initialisation, and Muon for every matrix."""
+    model, _ = mlp("µP", biases=False)(width)
+    own = {"1": 0.0, "√(out/in)": 0.5}.get(scaling)  # the power of out/in
+    ratios = [(p, p.shape[0] / p.shape[1]) for p in model.parameters()]
+    groups = [{"params": [p], "lr": 0.02 if own is None else 0.02 * r**own / max(1, r) ** 0.5} for p, r in ratios]
+    return model, torch.optim.Muon(groups, weight_decay=0, adjust_lr_fn=scaling.partition(": ")[2] or None)
 
-    def build(width):
-        model, _ = mlp("µP", biases=False)(width)
-        if ":" in scaling:
-            return model, torch.optim.Muon(
-                model.parameters(), lr=0.02, weight_decay=0, adjust_lr_fn=scaling.split()[-1]
-            )
-        groups = []
-        for matrix in model.parameters():
-            ratio = matrix.shape[0] / matrix.shape[1]
-            scale = (ratio**0.5 if scaling == "√(out/in)" else 1.0) / max(1.0, ratio) ** 0.5  # over torch's own
-            groups.append({"params": [matrix], "lr": 0.02 * scale})
-        return model, torch.optim.Muon(groups, weight_decay=0)
-
-    return build
-
-
-# %%
-# One update on four examples.
 
 batch = lesson.points(4)
-widths, seeds = ((64, 128, 256, 512, 1024), 4) if lesson.FULL else ((64, 128, 256), 4)
-factories = {scaling: factory(scaling) for scaling in THEORY}
+widths, seeds = ((64, 128, 256, 512, 1024), 4) if lesson.FULL else ((64, 128, 256), 2)
+factories = {scaling: partial(muon, scaling) for scaling in theory.index}
 report = coordcheck.diagnose(factories, batch, loss=F.cross_entropy, widths=widths, seeds=seeds, probe=batch)
-theory = pd.DataFrame(THEORY.values(), index=list(THEORY), columns=["input", "hidden.1", "readout"])
-measured = lesson.over_input(report, "own_update", theory)
-
-# %%
-# Own updates beside theory, and what the diagnosis prescribes.
-
-figure, axis = lesson.subplots(height=1.9, width=4.6)
-lesson.beside_theory(axis, theory, measured)
-axis.set(xlabel="exponent of the width", title="first own update over input")
-figure.legend(loc="outside right center")
-lesson.save(figure, "muon_scalings")
-lesson.table(report.culprits[["label", "parameter", "cause", "exponent"]], "muon_scalings")
 
 # %%
 # The lesson: theory is met, and √(out/in) alone needs no change of the learning rates.
 
+measured = lesson.over_input(report, "own_update", theory)
+figure, axis = lesson.subplots(height=1.9, width=4.6)
+lesson.beside_theory(axis, theory, measured, title="first own update over input")
+figure.legend(loc="outside right center")
+lesson.save(figure, "muon_scalings")
+lesson.table(report.culprits[["label", "parameter", "cause", "exponent"]], "muon_scalings")
 assert float((measured - theory).abs().max().max()) < 0.15, "an exponent is not that of theory"
-assert set(report.culprits["label"]) == set(THEORY) - {"√(out/in)"}, "another scaling needs no change, or it does"
+assert set(report.culprits["label"]) == set(theory.index) - {"√(out/in)"}, "another scaling needs no change, or it does"

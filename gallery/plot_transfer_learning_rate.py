@@ -23,7 +23,7 @@ from coordcheck.checks.transfer import transfer_sweep
 from coordcheck.models import transformer
 
 WIDTHS, SEEDS, STEPS = ((16, 32, 64, 128), 3, 60) if lesson.FULL else ((16, 64), 1, 20)
-POWERS = range(-9, -1) if lesson.FULL else range(-8, -2)
+POWERS = range(-9, -1) if lesson.FULL else range(-8, -2, 2 if lesson.QUICK else 1)
 SHAPE = {"grows": "heads", "head_size": 16, "base_width": WIDTHS[0], "context": 32, "depth": 2}
 
 

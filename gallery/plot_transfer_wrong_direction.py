@@ -18,14 +18,9 @@ import lesson
 from coordcheck.checks.demo import next_byte_loss
 from coordcheck.models import transformer
 
-PROXY, ALPHA = 32, 2.0**-5
-WIDE, STEPS, WINDOW = (256, 120, 8) if lesson.FULL else (128, 24, 8)
-SHAPE = {"grows": "heads", "head_size": 16, "gains": False, "base_width": PROXY}
-
-
-def right(width):
-    """The reference µP Transformer: α P / M."""
-    return transformer("µP", lr=ALPHA, **SHAPE)(width)
+PROXY, ALPHA, WINDOW = 32, 2.0**-5, 8
+WIDE, STEPS = (256, 120) if lesson.FULL else (128, 24)
+right = transformer("µP", lr=ALPHA, grows="heads", head_size=16, gains=False, base_width=PROXY)  # α P / M
 
 
 def wrong(width):
@@ -36,55 +31,39 @@ def wrong(width):
     return model, optimizer
 
 
-def train(build, width):
-    """The loss of every batch before its update, as a running mean."""
-    batches = (lesson.text_batch(16, seed=step) for step in range(STEPS))
-    _, losses = lesson.train(build, width, batches, loss=next_byte_loss)
-    return pd.Series(losses).rolling(WINDOW, min_periods=1).mean()
-
-
 # %%
-# Train the proxy, and the wide model with either factor.
+# The check that finds it: one update, three small widths. The lesson: it knows who learns too fast, and by how much.
 
-kinds = {
-    f"proxy, P = {PROXY}": (right, PROXY, lesson.BLACK, (0, (3, 1.5))),
-    f"M = {WIDE}, α P / M": (right, WIDE, lesson.BLUE, "-"),
-    f"M = {WIDE}, α M / P": (wrong, WIDE, lesson.RED, "-"),
-}
-curves = {name: train(build, width) for name, (build, width, _, _) in kinds.items()}
-
-# %%
-# The check that finds it: one update, three small widths.
-
-batch, widths = lesson.text_batch(8), (32, 64, 128)
-found = coordcheck.diagnose({"α P / M": right, "α M / P": wrong}, batch, loss=next_byte_loss, widths=widths)
+factories = {"α P / M": right, "α M / P": wrong}
+found = coordcheck.diagnose(factories, lesson.text_batch(8), loss=next_byte_loss, widths=(32, 64, 128))
 print(found)
+matrices = found.parameters[found.parameters["role"].isin(["hidden", "readout"])].set_index("label")
+blamed = matrices[matrices["culprit"].astype(bool)]
+assert blamed["parameter"].tolist() == matrices.loc["α M / P", "parameter"].tolist(), "the check blames others"
+assert set(blamed.index) == {"α M / P"}, "the check blames what is right"
+assert (blamed["exponent"] == -2).all(), "the check does not give the power that mends it"
 
 # %%
-# The losses, and the exponent of what each matrix's own update does to its output.
+# Trained, the wide model is no worse than its proxy if it is scaled the right way, and upside down it fails.
 
-figure, (left, right_panel) = lesson.subplots(1, 2, height=2.6, width_ratios=(1.15, 1))
-for name, (_, _, colour, style) in kinds.items():
-    left.plot(curves[name], color=colour, linestyle=style, label=name)
+figure, (left, side) = lesson.subplots(1, 2, height=2.6, width_ratios=(1.15, 1))
+dashed, ends = (0, (3, 1.5)), {}
+kinds = [("proxy, P = 32", right, PROXY, lesson.BLACK, dashed), (f"M = {WIDE}, α P / M", right, WIDE, lesson.BLUE, "-")]
+for name, build, width, colour, style in [*kinds, (f"M = {WIDE}, α M / P", wrong, WIDE, lesson.RED, "-")]:
+    batches = (lesson.text_batch(16, seed=step) for step in range(STEPS))
+    curve = pd.Series(lesson.train(build, width, batches, loss=next_byte_loss)[1]).rolling(WINDOW, min_periods=1).mean()
+    left.plot(curve, color=colour, linestyle=style, label=name)
+    ends[name] = curve.iloc[-1]
 left.set(xlabel="update", ylabel=f"training loss (mean of {WINDOW})", title="Training", ylim=(2.4, 6.6))
 left.legend(loc="upper right")
-matrices = found.parameters[found.parameters["role"].isin(["hidden", "readout"])]
 for label, colour, marker in (("α P / M", lesson.BLUE, "o"), ("α M / P", lesson.RED, "D")):
-    rows = matrices[matrices["label"] == label].reset_index()
-    right_panel.plot(rows["response"] - rows["response_target"], rows.index, marker, color=colour, label=label)
-right_panel.set_yticks(rows.index, rows["parameter"].str.removesuffix(".weight"), fontsize=6)
-right_panel.invert_yaxis()
-right_panel.set(xlim=(-0.5, 2.6), xlabel="exponent of the width, less its target", title="Response to one update")
-right_panel.legend(loc="center")
+    rows = matrices.loc[label].reset_index()
+    side.plot(rows["response"] - rows["response_target"], rows.index, marker, color=colour, label=label)
+side.set_yticks(rows.index, rows["parameter"].str.removesuffix(".weight"), fontsize=6)
+side.invert_yaxis()
+side.set(xlim=(-0.5, 2.6), xlabel="exponent of the width, less its target", title="Response to one update")
+side.legend(loc="center")
 lesson.save(figure, "transfer_wrong_direction")
-
-# %%
-# The lesson: scaled the right way the wide model is no worse than its proxy; upside down it fails, and the check knows.
-
-proxy, good, bad = (curve.iloc[-1] for curve in curves.values())
-print(*(f"{name}: {curve.iloc[-1]:.3f}" for name, curve in curves.items()), sep="\n")
+proxy, good, bad = ends.values()
 assert good < proxy + 0.05, "the proxy's learning rate does not serve the wide model"
 assert bad > good + 0.2, "upside down does no harm at this size"
-blamed = found.culprits[found.culprits["role"].isin(["hidden", "readout"])]
-assert blamed["label"].tolist() == ["α M / P"] * len(rows), "the check blames others"
-assert (blamed["exponent"] == -2).all(), "the check does not give the power that mends it"

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import bugs
@@ -416,7 +417,30 @@ def as_told(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**{"plain check": ["not seen" if text == "+nan" else text for text in plain]})
 
 
-def draw(axis: Axes, table: pd.DataFrame) -> None:
+def draw(report: Report, table: pd.DataFrame) -> Figure:
+    """What each check sees of the first fault: outputs of modules, and a product that is no output; and the table."""
+    mamba, dt, layers = FAULTS[0], "block.dt.weight", ["embedding", "block.narrow", "block", "readout"]
+    columns = ["label", "quantity", "step", "layer"]
+    values = report.measurements.pivot_table(index="width", columns=columns, values="value")
+    gains = {
+        name: values[label, "output", 0, dt] / values[label, "input", 0, dt]
+        for name, label in {"with init × √m": "mended", "as it is": mamba.name}.items()
+    }
+    figure, (left, middle, right) = lesson.subplots(1, 3, height=2.6, width_ratios=(1, 1, 1.5))
+    looks = dict.fromkeys(("o-", "s-", "^-", "D--"), lesson.BLUE)
+    lesson.curves(left, values[mamba.name, "activation", 4][layers], looks, title="mamba.py: outputs, t = 4")
+    middle.plot(mamba.by_hand(dt), color="0.85", linewidth=6, label="by hand")
+    looks = {"s--": lesson.RED, "o-": lesson.RED}
+    lesson.curves(middle, pd.DataFrame(gains), looks, title="mamba.py: gain of dt", xticks=WIDTHS)
+    for axis in (left, middle):
+        axis.set(xlabel="width n", ylim=(1 / 9, 1.4))
+        axis.legend(loc="center left" if axis is left else "lower left", handlelength=2.5)
+    _draw_all(right, table)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    return figure
+
+
+def _draw_all(axis: Axes, table: pd.DataFrame) -> None:
     """A row per parameter: its exponent by hand as a bar, in the plain check as a bar of its own, in the diagnosis."""
     rows = range(len(table))
     axis.barh(rows, table["by hand"], height=0.8, color="0.85", label="by hand")
