@@ -55,7 +55,7 @@ python gallery/make.py --full                          # all of them, as shown h
 As a site, with the code of every lesson beside its output:
 
 ```sh
-pip install ".[docs,hf]" && sphinx-build -W gallery gallery/_build/site
+pip install ".[docs]" && sphinx-build -W gallery gallery/_build/site
 ```
 """
 
