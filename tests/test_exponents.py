@@ -133,9 +133,14 @@ def test_what_never_moves_has_no_step():
     assert math.isnan(found.response.value)
 
 
-def told(runs):
+def told(runs, weights=None, **changed):
     """What a use is, of runs {seed: ((gradient, then update), ...)}, the same at every width."""
     rows = [
+        {"layer": "w", "width": width, "seed": seed, "step": 0, "quantity": "weight", "value": size, "status": "ok"}
+        for width, size in (weights or {}).items()
+        for seed in runs
+    ]
+    rows += [
         {"layer": "w", "width": width, "seed": seed, "step": step + (quantity == "weight_update"), "quantity": quantity}
         | {"value": pair[quantity == "weight_update"], "status": "ok"}
         for seed, pairs in runs.items()
@@ -144,8 +149,8 @@ def told(runs):
         for width in WIDTHS
         if pair[quantity == "weight_update"] is not None
     ]
-    found = exponents(pd.DataFrame(rows), [use()])["w"]
-    return {word for word in ("moved", "frozen", "has_gradient") if getattr(found, word)}
+    found = exponents(pd.DataFrame(rows), [use(**changed)])["w"]
+    return {word for word in ("moved", "frozen", "has_gradient", "faint") if getattr(found, word)}
 
 
 def test_what_is_frozen_has_a_gradient_and_moves_in_no_run():
@@ -157,6 +162,37 @@ def test_what_is_frozen_has_a_gradient_and_moves_in_no_run():
     assert told({0: [(1.0, 0.5)], 1: [(1e-12, 0.0)]}) == {"has_gradient"}
     # tokens came after the last update
     assert told({0: [(0.0, 0.0), (1.0, None)], 1: [(0.0, 0.0)]}) == {"has_gradient"}
+
+
+SIZED = dict.fromkeys(WIDTHS, 0.3)
+HELD, NOT_HELD, STOPPED = dict.fromkeys(WIDTHS, 1e-3), {}, dict.fromkeys(WIDTHS, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "changed", "expected"),
+    [
+        (1e-4, {}, {"frozen", "has_gradient"}),  # 1e-7, beside half a rounding of 2e-8
+        (1e-6, {}, {"faint", "has_gradient"}),
+        (1e-22, {}, {"faint", "has_gradient"}),
+        (1e-6, {"dtype": "float64"}, {"frozen", "has_gradient"}),
+        (1e-4, {"dtype": "bfloat16"}, {"faint", "has_gradient"}),
+        (1.0, {"dtype": "bfloat16"}, {"faint", "has_gradient"}),
+        (1e-44, {}, set()),
+        (1e-22, {"rates": NOT_HELD}, {"frozen", "has_gradient"}),
+        (1e-22, {"rates": STOPPED}, {"frozen", "has_gradient"}),
+    ],
+)
+def test_what_an_optimizer_holds_is_frozen_where_its_gradients_could_move_it(gradient, changed, expected):
+    assert told({0: [(gradient, 0.0)], 1: [(0.0, 0.0)]}, SIZED, **{"rates": HELD} | changed) == expected
+    # what starts at zero holds any update
+    assert told({0: [(1e-22, 0.0)]}, dict.fromkeys(WIDTHS, 0.0), rates=HELD) == {"frozen", "has_gradient"}
+
+
+def test_what_an_optimizer_holds_is_frozen_at_every_width():
+    sizes = SIZED | {WIDTHS[0]: 1e4}  # at one width a rounding is larger than its updates
+    assert told({0: [(1e-4, 0.0)]}, sizes, rates=HELD) == {"has_gradient"}
+    assert told({0: [(1e-4, 0.0)]}, sizes, rates=NOT_HELD) == {"frozen", "has_gradient"}
+    assert told({0: [(1e-4, 0.5)]}, sizes, rates=HELD) == {"moved", "has_gradient"}
 
 
 def test_a_zero_initialisation_has_no_gain():

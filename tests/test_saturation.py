@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import coordcheck
+from coordcheck.analysis.movements import NOTHING_LEFT
 from coordcheck.analysis.saturation import LATE, learnt, notes, without_learnt
 from coordcheck.runs.records import RunKey, RunRecord
 from coordcheck.runs.words import Outcome
@@ -32,15 +33,24 @@ class Net(nn.Module):
         return self.readout(self.multiplier * self.hidden(self.first(x).tanh()).tanh())
 
 
-def checked(lr: float) -> coordcheck.Report:
+GENERATOR = torch.Generator().manual_seed(0)
+OPTIONS = {"batch": (torch.randn(32, 1024, generator=GENERATOR), torch.randint(10, (32,), generator=GENERATOR))}
+OPTIONS |= {"loss": F.cross_entropy, "widths": WIDTHS, "seeds": 2}
+
+
+def built(lr: float, decay: float = 0.0, without: str = ""):
     def build(width: int):
         model, wide = Net(width), lr * width / 64
         groups = [{"params": [model.first.weight, model.readout.weight], "lr": wide}, {"params": [model.hidden.weight]}]
-        return model, torch.optim.SGD(groups, lr=lr, momentum=0.9)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not dict(model.named_parameters()).get(without)]
+        return model, torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, weight_decay=decay)
 
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(32, 1024, generator=generator), torch.randint(10, (32,), generator=generator)
-    return coordcheck.check(build, batch, loss=F.cross_entropy, widths=WIDTHS, steps=3, seeds=2)
+    return build
+
+
+def checked(lr: float) -> coordcheck.Report:
+    return coordcheck.check(built(lr), **OPTIONS, steps=3)
 
 
 def test_a_batch_that_is_learnt_by_heart_decides_nothing():
@@ -58,6 +68,29 @@ def test_with_a_smaller_learning_rate_the_same_model_is_ok():
     report = checked(0.001)
     assert report.status == {"build": "ok"}
     assert not any("learnt by heart" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("lr", [0.1, 0.03, 0.02])  # what is left of the gradient: nothing, 1e-35, 1e-24
+def test_what_had_no_gradient_before_the_probe_was_learnt_is_not_frozen(lr, decay):
+    report = coordcheck.diagnose(built(lr, decay), **OPTIONS)
+    found = report.parameters.set_index("layer")
+    assert report.culprits.empty
+    assert report.exit_code == 3
+    assert found["verdict"].to_dict() == {
+        "first.weight": "not visible",
+        "hidden.weight": "not visible",
+        "readout.weight": "ok",
+    }
+    assert found["explanation"]["hidden.weight"] == NOTHING_LEFT
+
+
+def test_with_a_smaller_learning_rate_it_is_measured():
+    report = coordcheck.diagnose(built(0.001), **OPTIONS)
+    assert set(report.parameters["verdict"]) == {"ok"}
+    report = coordcheck.diagnose(built(0.001, without="hidden.weight"), **OPTIONS)
+    assert report.culprits["layer"].tolist() == ["hidden.weight"]
+    assert report.culprits["cause"].tolist() == ["frozen"]
 
 
 # The rule itself

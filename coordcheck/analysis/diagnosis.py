@@ -92,8 +92,8 @@ def _judge(
         gain, target = _gain(use, found, targets, first)
         fixed = Finding(use, found, Verdict.FROZEN, gain=gain, gain_target=target, explanation="it is not trained")
         return _decide(fixed, tolerance) if deviation(gain, target, tolerance) else fixed
-    if not found.has_gradient:
-        why = "the loss on the probe does not depend on it: its gradient is zero or rounding error"
+    if not found.has_gradient or found.faint:
+        why = found.faint or "the loss on the probe does not depend on it: its gradient is zero or rounding error"
         return Finding(use, found, Verdict.NOT_VISIBLE, explanation=why)
     if not found.moved and not found.frozen:
         why = "no update moved it in every run that gave it a gradient: such runs are too few, or too short"

@@ -32,13 +32,12 @@ from numpy.typing import NDArray
 
 from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
+from coordcheck.analysis.movements import Stillness, first_movement
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
 from coordcheck.analysis.spectra import Spectra, Update, nearest
 from coordcheck.runs.words import Quantity, Role, Through
 
-BEGINS = 1e-3  # an update this small beside the next one is none yet: clipped against a second moment of zero
-NONE = 2.0**-126  # a gradient below this is what underflow left of one: the smallest normal number of single precision
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
 
 
@@ -62,6 +61,8 @@ class Exponents(NamedTuple):
     """Whether updates followed its gradients, and moved it in no run."""
     has_gradient: bool
     not_finite: bool
+    faint: str = ""
+    """Why no gradient of it could move it, where it has one at most that its precision loses."""
     shrinking: Exponent = UNKNOWN
     """Of the update beside learning rate times gradient, under an optimizer of degree 1."""
     clipped: tuple[int, ...] = ()
@@ -87,7 +88,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     logs = Logs(table, uses)
     terms = _Terms.of(logs, uses)
     fits = {name: logs.fit(values) for name, values in _formulas(terms).items()}
-    rounding = _rounding(logs, uses)
+    still = Stillness.of(logs, uses)
     frobenius, rates = logs.at(Quantity.WEIGHT_UPDATE, terms.first), logs.of([use.rates for use in uses])
     spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates, terms.degree))
     result = {}
@@ -106,8 +107,9 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
             step=int(terms.first[number]),
             zero_init=not (logs.values(Quantity.WEIGHT)[number] > 0).any(),
             moved=bool(terms.first[number]),
-            frozen=_frozen(logs, number),
-            has_gradient=_has_gradient(logs, number) and not rounding[number],
+            frozen=still.frozen[number],
+            has_gradient=still.has_gradient[number],
+            faint=still.faint[number],
             not_finite=use.name in logs.not_finite,
             clipped=terms.clips[number].widths,
         )
@@ -144,7 +146,7 @@ class _Terms(NamedTuple):
     @classmethod
     def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Terms:
         degree = _degrees(uses)
-        first = np.array([_first_movement(logs, number) for number in range(len(uses))])
+        first = np.array([first_movement(logs, number) for number in range(len(uses))])
         start, before = np.zeros(len(uses), dtype=int), np.maximum(first - 1, 0)
         dp, g = logs.at(Quantity.WEIGHT_UPDATE, first), logs.at(Quantity.WEIGHT_GRADIENT, before)
         itself = np.array([use.through is Through.ITSELF for use in uses])
@@ -214,55 +216,6 @@ def _sampled(fitted: Exponent, use: UseAcrossWidths, logs: Logs) -> Exponent:
     known = math.sqrt(float((share**2 / (2 * sizes)).sum()) / len(logs.seeds)) / math.log(2)
     stderr = max(known, 0.0 if math.isnan(fitted.stderr) else fitted.stderr)
     return Exponent(fitted.value, stderr, fitted.value - 2 * stderr, fitted.value + 2 * stderr)
-
-
-def _first_movement(logs: Logs, number: int) -> int:
-    """The first step at which the parameter had moved in every run, by more than a decay that needs no gradient.
-
-    Where there is none, in every run that has a gradient of it: the probe may give an expert nothing in some.
-    """
-    somewhere = 0
-    for step in logs.steps:
-        change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
-        later = logs.values(Quantity.WEIGHT_UPDATE, step + 1)[number] if step + 1 in logs.steps else change
-        gradient = logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number]
-        seen = np.isfinite(change)
-        if not step or not seen.any() or (gradient[seen] == 0).all() or (change < BEGINS * later)[seen].all():
-            continue
-        if (change[seen] > 0).all():
-            return int(step)
-        if (change[seen & (gradient > 0)] > 0).all() and (gradient[seen] > 0).any():
-            somewhere = somewhere or int(step)
-    return somewhere
-
-
-def _frozen(logs: Logs, number: int) -> bool:
-    """Whether a parameter had a gradient in some run, before an update that is known, and moved by one in none."""
-    known = False
-    for step in logs.steps:
-        change = logs.values(Quantity.WEIGHT_UPDATE, step)[number]
-        followed = (logs.values(Quantity.WEIGHT_GRADIENT, max(step - 1, 0))[number] > NONE) & np.isfinite(change)
-        if step and (change[followed] > 0).any():
-            return False
-        known = known or bool(step and followed.any())
-    return known
-
-
-def _has_gradient(logs: Logs, number: int) -> bool:
-    return any(bool((logs.values(Quantity.WEIGHT_GRADIENT, step)[number] > NONE).any()) for step in logs.steps)
-
-
-def _rounding(logs: Logs, uses: Sequence[UseAcrossWidths]) -> list[bool]:
-    """Vectors on which the loss does not depend: a key's bias, whose gradient sums to zero but for rounding."""
-    bounds, largest = 2 ** logs.of([use.roundings for use in uses]), np.zeros(len(uses))
-    for step in logs.steps:
-        gradient = logs.values(Quantity.WEIGHT_GRADIENT, step)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = gradient / logs.values(Quantity.GRADIENT, step) / bounds
-        known = np.where(np.isfinite(share), share, -1.0)
-        largest = np.maximum(largest, known.max(axis=(1, 2)))
-    vectors = [use.role in (Role.VECTOR, Role.CONSTANT) for use in uses]
-    return [bool(vector and 0 < share < 1) for vector, share in zip(vectors, largest, strict=True)]
 
 
 def _degrees(uses: Sequence[UseAcrossWidths]) -> Array:

@@ -56,11 +56,17 @@ class UseAcrossWidths(NamedTuple):
     """The scalars between its output and the product of queries and keys; of an attention, those before it."""
     roundings: Mapping[int, float]
     """RMS of dL/dp beside that of dL/dh below which it is rounding error, where p is a vector."""
+    dtype: str = "float32"
 
     @property
     def of_rate_zero(self) -> bool:
         """Whether an optimizer holds it with a learning rate of 0, at every width."""
         return bool(self.rates) and not any(self.rates.values())
+
+    @property
+    def of_rate_above_zero(self) -> bool:
+        """Whether an optimizer holds it with another one, at some width."""
+        return any(self.rates.values())
 
 
 def uses_across_widths(
@@ -114,6 +120,7 @@ def uses_across_widths(
                 *(tied, not use.parameter or use.parameter in infos[id(record)]),
                 hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
                 through=use.through,
+                dtype=record.sites[use.site].dtype,
                 **_by_width(uses[name], infos),
             )
         )

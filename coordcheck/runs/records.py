@@ -88,6 +88,7 @@ def is_between(degree: float) -> bool:
     return BETWEEN[0] < degree < BETWEEN[1]
 
 
+BEGINS = 1e-3  # an update this small beside the next one is none yet: clipped against a second moment of zero
 ROUNDING = 1e-5  # of the gradient of an output, where it is not known how many of its coordinates were summed
 
 
