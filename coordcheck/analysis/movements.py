@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coordcheck.analysis.logs import Array, Logs
 from coordcheck.analysis.roles import UseAcrossWidths
-from coordcheck.runs.records import BEGINS, BETWEEN
+from coordcheck.runs.records import BEGINS, BETWEEN, ROUNDED_AWAY
 from coordcheck.runs.words import Quantity, Role
 
 NONE = 2.0**-126  # a gradient below this is what underflow left of one: the smallest normal number of single precision
@@ -20,7 +20,6 @@ NOTHING_LEFT = (
     "no gradient is left after the first updates, as where the probe is learnt: lower the learning rate, or "
     "give a probe of more examples"
 )
-ROUNDED_AWAY = "its gradient times its learning rate is so small beside it that its own precision loses it"
 
 
 def first_movement(logs: Logs, number: int) -> int:

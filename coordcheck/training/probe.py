@@ -139,7 +139,7 @@ class _Session:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.own.note_updates(step)
-            more = step < MAX_UPDATES and self.own.waiting(step)
+            more = step < MAX_UPDATES and self.own.waiting(step, surely=all(map(is_torchs, self.optimizers)))
             later = Tracer(self.model, gradients=more)
             loss = self._forward(later)  # with gradients, even if they are not asked for: some losses take them
             self.own.note_trace(step, later)

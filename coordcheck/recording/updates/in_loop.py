@@ -18,7 +18,7 @@ from coordcheck.recording.hooks.wrappers import loss_scale
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.windows import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
-from coordcheck.recording.updates.degrees import degrees, notes_on
+from coordcheck.recording.updates.degrees import degrees, is_torchs, notes_on
 from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
@@ -76,7 +76,8 @@ class OwnUpdatesInLoop:
         if self._own is not None and step > self._step:
             self._own.note_updates(step)
             self._own.mend_rounded(step, self._unrounded)
-            self._more = step < MAX_UPDATES and self._own.waiting(step)
+            surely = all(map(is_torchs, self._optimizers))
+            self._more = step < MAX_UPDATES and self._own.waiting(step, surely=surely)
         self._step, self._noted, self._arrived = step, set(), {}
         if self._own is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Tracer(self._model, sampled=True, gradients=False)

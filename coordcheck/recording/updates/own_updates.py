@@ -25,6 +25,7 @@ from coordcheck.recording.updates.parameter_uses import Later, ParameterUse, Sna
 from coordcheck.recording.updates.replays import FunctionReplay
 from coordcheck.recording.updates.scale_table import ScaleTable
 from coordcheck.recording.updates.values import Scratch, laid_out
+from coordcheck.runs.records import BEGINS
 from coordcheck.runs.words import Quantity, Status
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
@@ -78,13 +79,21 @@ class OwnUpdates:
         weight = self.scales.get(use.name, 0, Quantity.WEIGHT)
         return precision > EXACT and update < roundings * precision * weight
 
-    def waiting(self, steps: int) -> bool:
-        """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one."""
-        return any(use.trained and not use.hidden and not self._moved(use, steps) for use in self.uses)
+    def waiting(self, steps: int, *, surely: bool) -> bool:
+        """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one.
+
+        Args:
+            steps: how many updates were made.
+            surely: the last one counts though no next one tells whether it is none yet beside that.
+        """
+        last = steps if surely else steps - 1
+        return any(use.trained and not use.hidden and not self._moved(use, last) for use in self.uses)
 
     def _moved(self, use: ParameterUse, steps: int) -> bool:
         return any(
-            self._update(use, step) > 0 and self.scales.get(use.name, step - 1, Quantity.WEIGHT_GRADIENT) > 0
+            self._update(use, step) > 0
+            and self.scales.get(use.name, step - 1, Quantity.WEIGHT_GRADIENT) > 0
+            and not self._update(use, step) < BEGINS * self._update(use, step + 1)
             for step in range(1, steps + 1)
         )
 

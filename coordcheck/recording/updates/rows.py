@@ -15,10 +15,9 @@ from coordcheck.recording.updates.forward_functions import ForwardModule
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block
-from coordcheck.runs.records import ROUNDING, RunRecord, Site, Use, measured_row
+from coordcheck.runs.records import ROUNDED_AWAY, ROUNDING, RunRecord, Site, Use, measured_row
 from coordcheck.runs.words import FORWARD, Kind, Quantity, Through
 
-ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
 NO_SOFTMAX = "it multiplies two activations over a growing axis, and no softmax follows: its scale is not judged"
 
 OF_A_SUM, OF_A_MEAN = 84, 32  # times eps: of a sum of a few numbers, and of a mean beside each of the numbers
