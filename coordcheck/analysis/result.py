@@ -10,6 +10,7 @@ import pandas as pd
 
 from coordcheck.analysis import notes, saturation
 from coordcheck.analysis.audits import audit
+from coordcheck.analysis.biases import with_biases
 from coordcheck.analysis.criteria import Criteria
 from coordcheck.analysis.culprits import combined
 from coordcheck.analysis.diagnosis import diagnose
@@ -63,6 +64,11 @@ class Result:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
+        return combined(self._sites, self.findings, self.criteria.tolerance)
+
+    @cached_property
+    def _sites(self) -> pd.DataFrame:
+        """The verdicts on layers, before their causes are known."""
         sites = judge(
             self.slopes,
             self.growing,
@@ -73,8 +79,7 @@ class Result:
             outside=outside(self.records),
             rerouted=rerouted_layers(self.measurements),
         )
-        sites = saturation.without_learnt(sites, saturation.learnt(self.records))
-        return combined(sites, self.findings, self.criteria.tolerance)
+        return saturation.without_learnt(sites, saturation.learnt(self.records))
 
     @cached_property
     def findings(self) -> dict[str, list[Finding]]:
@@ -89,7 +94,9 @@ class Result:
             uses = uses_across_widths(own, self.criteria.roles)
             targets = PARAMETRIZATIONS[self.criteria.parametrization]
             judged = diagnose(uses, exponents(rows, uses), targets, self.criteria.tolerance)
-            found[label] = with_eps(judged, trained, self.criteria.tolerance)
+            judged = with_eps(judged, trained, self.criteria.tolerance)
+            sites = self._sites[self._sites["label"] == label]
+            found[label] = with_biases(judged, sites, rows, self.criteria.tolerance)
         return found
 
     @cached_property

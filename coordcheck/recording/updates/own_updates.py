@@ -87,15 +87,7 @@ class OwnUpdates:
             surely: the last one counts though no next one tells whether it is none yet beside that.
         """
         last = steps if surely else steps - 1
-        return any(use.trained and not use.hidden and not self._moved(use, last) for use in self.uses)
-
-    def _moved(self, use: ParameterUse, steps: int) -> bool:
-        return any(
-            self._update(use, step) > 0
-            and self.scales.get(use.name, step - 1, Quantity.WEIGHT_GRADIENT) > 0
-            and not self._update(use, step) < BEGINS * self._update(use, step + 1)
-            for step in range(1, steps + 1)
-        )
+        return any(use.trained and not use.hidden and not _moved(self.scales, use.name, last) for use in self.uses)
 
     def _update(self, use: ParameterUse, step: int) -> float:
         return self.scales.get(use.name, step, Quantity.WEIGHT_UPDATE)
@@ -239,6 +231,15 @@ class OwnUpdates:
             self.scales.put(use.name, step, quantity, scale())
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {use.name} ({type(error).__name__})"] += 1
+
+
+def _moved(noted: ScaleTable, name: str, steps: int) -> bool:
+    """Whether one of the first updates that had a gradient moved a use, by more than what is none yet."""
+    moves = [noted.get(name, step, Quantity.WEIGHT_UPDATE) for step in range(1, steps + 2)]
+    return any(
+        move > 0 and noted.get(name, step, Quantity.WEIGHT_GRADIENT) > 0 and not move < BEGINS * later
+        for step, (move, later) in enumerate(zip(moves, moves[1:], strict=False))
+    )
 
 
 def _comparable(use: ParameterUse, later: UseCall) -> bool:
