@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +239,7 @@ def _moved(noted: ScaleTable, name: str, steps: int) -> bool:
     moves = [noted.get(name, step, Quantity.WEIGHT_UPDATE) for step in range(1, steps + 2)]
     return any(
         move > 0 and noted.get(name, step, Quantity.WEIGHT_GRADIENT) > 0 and not move < BEGINS * later
-        for step, (move, later) in enumerate(zip(moves, moves[1:], strict=False))
+        for step, (move, later) in enumerate(pairwise(moves))
     )
 
 
