@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coordcheck import Report, check
+from coordcheck import Report, check, diagnose
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.recording import scales
 from coordcheck.recording.layers.activations import ActivationRecorder
@@ -137,3 +137,98 @@ def test_nan_of_zeros_is_nan() -> None:
             model(torch.zeros(2, 4))
         assert [row.status.value for row in recorder.rows] == ["nan", "nan"]
     assert math.isnan(float(model(torch.zeros(1))))
+
+
+# A parameter whose input is zero at t=0 is judged on the first input that is not
+
+
+class Attention(nn.Module):
+    """Queries start at zero, as µP advises, so that a key of the model's own meets zeros at first."""
+
+    def __init__(self, width: int, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.inp, self.q, self.k, self.v = nn.Linear(8, width), *(nn.Linear(width, width, bias=False) for _ in "qkv")
+        self.key, self.value = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.randn(width))
+        self.out, self.join = nn.Linear(width, 5), join
+        nn.init.zeros_(self.q.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.layer_norm(self.inp(x), (self.key.numel(),))
+        keys, values = self.join(self.k(h), self.key), self.join(self.v(h), self.value)
+        weights = (torch.bmm(self.q(h), keys.mT) * BASE**0.5 / self.key.numel()).softmax(-1)
+        return self.out(F.layer_norm(torch.bmm(weights, values), (self.key.numel(),))).mean(1)
+
+
+def beside(rows: Tensor, own: Tensor) -> Tensor:
+    return torch.cat([rows, own.expand(len(rows), 1, -1)], 1)
+
+
+def before(rows: Tensor, own: Tensor) -> Tensor:
+    return torch.cat([own.view(1, 1, -1).repeat(len(rows), 2, 1), rows], 1)
+
+
+def plus(rows: Tensor, own: Tensor) -> Tensor:
+    return rows + own
+
+
+class Adapter(nn.Module):
+    """The second matrix of a branch whose first one starts at zero."""
+
+    def __init__(self, width: int, _: object) -> None:
+        super().__init__()
+        self.inp, self.down = nn.Linear(8, width), nn.Linear(width, width, bias=False)
+        self.up, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, 5)
+        nn.init.normal_(self.up.weight, std=width**-0.5)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.layer_norm(self.inp(x), (self.out.in_features,))
+        return self.out(F.layer_norm(h + self.up(self.down(h)), (self.out.in_features,)))
+
+
+def adam(make: Callable[..., nn.Module], join: object, faults: dict[str, float]) -> Callable[[int], object]:
+    """In µP, but for learning rates that are off by a power of the width."""
+
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model, m = make(width, join), width / BASE
+        nn.init.normal_(model.out.weight, std=BASE**0.5 / width)
+        own = {n: -1.0 if p.dim() > 1 and p.shape[1] == width else 0.0 for n, p in model.named_parameters()}
+        rates = {name: 1e-3 * m ** (power + faults.get(name, 0.0)) for name, power in own.items()}
+        return model, torch.optim.Adam([{"params": [p], "lr": rates[n]} for n, p in model.named_parameters()])
+
+    return build
+
+
+def diagnosed(make: Callable[..., nn.Module], join: object, **faults: float) -> Report:
+    x = SEQUENCES if make is Attention else ROWS
+    targets = torch.randint(5, (len(x),), generator=torch.Generator().manual_seed(0))
+    build = adam(make, join, {name.replace("_", "."): power for name, power in faults.items()})
+    return diagnose(build, (x, targets), loss=F.cross_entropy, widths=WIDTHS, seeds=2)
+
+
+@pytest.mark.parametrize("join", [beside, before, plus])
+def test_a_key_that_zero_queries_meet_at_first_is_measured(join: Callable[[Tensor, Tensor], Tensor]) -> None:
+    report = diagnosed(Attention, join)
+    key = report.parameters.set_index("layer").loc["key"]
+    assert report.culprits.empty
+    assert report.exit_code == 0, report
+    assert key["verdict"] == ("not visible" if join is plus else "ok")  # added to all keys it changes nothing
+    assert join is plus or abs(key["response_measured"]) < 0.25
+
+
+@pytest.mark.parametrize("join", [beside, before])
+def test_and_its_learning_rate_is_judged(join: Callable[[Tensor, Tensor], Tensor]) -> None:
+    report = diagnosed(Attention, join, key=1.0)
+    assert report.culprits["layer"].tolist() == ["key"]
+    assert report.culprits[["cause", "exponent"]].to_numpy().tolist() == [["lr", -1.0]]
+
+
+def test_a_matrix_behind_zeros_is_measured_but_for_its_gain() -> None:
+    report = diagnosed(Adapter, None)
+    up = report.parameters.set_index("layer").loc["up.weight"]
+    assert report.culprits.empty
+    assert up["response_measured"] == pytest.approx(0, abs=0.25)
+    assert up["verdict"] == "undecided"
+    assert "its gain could not be measured" in up["explanation"]
+    report = diagnosed(Adapter, None, up_weight=1.0)
+    assert report.culprits["layer"].tolist() == ["up.weight"]

@@ -25,7 +25,7 @@ class Quantity(str, Enum):
     INHERITED = "inherited"
     """RMS of f(p_0; x_t) - f(p_0; x_0): what arrived from upstream through the initial weights."""
     INPUT = "input"
-    """RMS of x_0 (1 for the ids of an embedding)."""
+    """RMS of x_0 (1 for the ids of an embedding). Where x_0 is zero, the first x_t that is not stands for it."""
     OUTPUT = "output"
     """RMS of p's own part of h_0: f(p_0; x_0) - f(0; x_0), a linear layer's output without its bias."""
     GRADIENT = "gradient"

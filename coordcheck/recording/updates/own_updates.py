@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +21,18 @@ from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.masks import rms_without_mask
 from coordcheck.recording.updates.forward_functions import forward_modules, named_products
 from coordcheck.recording.updates.norms import larger, nonzero, norm, root, spectral_norm
-from coordcheck.recording.updates.parameter_uses import Later, ParameterUse, Snapshot, Trace, again, parameter_uses
+from coordcheck.recording.updates.parameter_uses import (
+    Later,
+    ParameterUse,
+    Snapshot,
+    Trace,
+    again,
+    comparable,
+    parameter_uses,
+)
 from coordcheck.recording.updates.replays import FunctionReplay
 from coordcheck.recording.updates.scale_table import ScaleTable
 from coordcheck.recording.updates.values import Scratch, laid_out
-from coordcheck.runs.records import BEGINS
 from coordcheck.runs.words import Quantity, Status
 
 MAX_UPDATES = 4  # until every parameter has moved: zero initialisations and warm-ups need more than one
@@ -88,7 +94,7 @@ class OwnUpdates:
             surely: the last one counts though no next one tells whether it is none yet beside that.
         """
         last = steps if surely else steps - 1
-        return any(use.trained and not use.hidden and not _moved(self.scales, use.name, last) for use in self.uses)
+        return any(use.trained and not use.hidden and not self.scales.moved(use.name, last) for use in self.uses)
 
     def _update(self, use: ParameterUse, step: int) -> float:
         return self.scales.get(use.name, step, Quantity.WEIGHT_UPDATE)
@@ -213,9 +219,17 @@ class OwnUpdates:
         with _plainly(self.initial):
             for use in self.uses:
                 call = again(use, seen)
-                if call is not None and isinstance(use.replay, FunctionReplay) and _comparable(use, call):
+                if call is not None and isinstance(use.replay, FunctionReplay) and comparable(use, call):
                     self._measure(use, step, Quantity.INHERITED, partial(use.replay.inherited, call))
+                    self._wake(use, call)
         self._note_products(step, later)
+
+    def _wake(self, use: ParameterUse, later: UseCall) -> None:
+        """Take a later input where that of t=0 is zero, as of this an update makes nothing."""
+        zero = later.matrix and self.scales.get(use.name, 0, Quantity.INPUT, math.nan) == 0
+        if zero and isinstance(use.replay, FunctionReplay):
+            use.replay.act_on(later)
+            self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
 
     def _note_products(self, step: int, tracer: Trace) -> None:
         for name, product in named_products(tracer, self._names).items():
@@ -232,29 +246,6 @@ class OwnUpdates:
             self.scales.put(use.name, step, quantity, scale())
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {use.name} ({type(error).__name__})"] += 1
-
-
-def _moved(noted: ScaleTable, name: str, steps: int) -> bool:
-    """Whether one of the first updates that had a gradient moved a use, by more than what is none yet."""
-    moves = [noted.get(name, step, Quantity.WEIGHT_UPDATE) for step in range(1, steps + 2)]
-    return any(
-        move > 0 and noted.get(name, step, Quantity.WEIGHT_GRADIENT) > 0 and not move < BEGINS * later
-        for step, (move, later) in enumerate(pairwise(moves))
-    )
-
-
-def _comparable(use: ParameterUse, later: UseCall) -> bool:
-    """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
-    first = use.call
-    position = None if first is None else first.input_position
-    if use.hidden or not use.trained or first is None or position is None:
-        return use.trained and not use.hidden
-    same_groups = not does(first.operation, Does.GROUPED) or all(
-        torch.equal(before, after)
-        for before, after in zip(first.leaves, later.leaves, strict=True)
-        if isinstance(before, Tensor) and not before.is_floating_point()
-    )
-    return same_groups and bool(first.leaves[position].shape == later.leaves[position].shape)
 
 
 def _as_matrix(use: ParameterUse, change: Tensor) -> Tensor | None:

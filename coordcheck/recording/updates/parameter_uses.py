@@ -6,11 +6,12 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
 from coordcheck.recording.graph.flow import AttentionCall
-from coordcheck.recording.graph.functions import is_known
+from coordcheck.recording.graph.functions import Does, does, is_known
 from coordcheck.recording.graph.last_uses import Part
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import submodule
@@ -220,3 +221,17 @@ def again(use: ParameterUse, later: Later) -> UseCall | None:
     if isinstance(use.block, Slice):
         return later.slices.get(key, {}).get((use.call.operand.offset, use.call.operand.size))
     return later.uses.get(key)
+
+
+def comparable(use: ParameterUse, later: UseCall) -> bool:
+    """Whether a later call saw the same examples: experts see other tokens once the routing changes."""
+    first = use.call
+    position = None if first is None else first.input_position
+    if use.hidden or not use.trained or first is None or position is None:
+        return use.trained and not use.hidden
+    same_groups = not does(first.operation, Does.GROUPED) or all(
+        torch.equal(before, after)
+        for before, after in zip(first.leaves, later.leaves, strict=True)
+        if isinstance(before, Tensor) and not before.is_floating_point()
+    )
+    return same_groups and bool(first.leaves[position].shape == later.leaves[position].shape)

@@ -60,15 +60,10 @@ class FunctionReplay:
         self._in_proportion = self._linear or self._gain or self._bias
         self._position = position = use.input_position
         self._input = None if position is None else use.leaves[position]
-        self._rows: dict[int, Any] = {}
-        if (
-            self._linear
-            and does(use.operation, Does.BY_ROW)
-            and isinstance(self._input, Tensor)
-            and position is not None
-        ):
-            self._rows = {position: scales.sample_rows(self._input)}
-            self._input = self._rows[position]
+        self._rows: dict[int, Any] = {}  # inputs in place of those of the call
+        self._sampled = self._linear and does(use.operation, Does.BY_ROW) and isinstance(self._input, Tensor)
+        if self._sampled:
+            self.act_on(use)
         self._direct = self._linear and use.operation == "linear" and (position, use.position) == (0, 1)
 
     @property
@@ -82,6 +77,13 @@ class FunctionReplay:
         upstream = abs(self._use.upstream)
         beside = [scales.rms_of(self._use.leaves[position]) for position in self._use.multiplied]
         return scales.rms_of(self._input) * math.prod(beside) / upstream if upstream else math.nan
+
+    def act_on(self, call: UseCall) -> None:
+        """Take the input of this call for x_0, or some rows of it, where they say as much as all."""
+        if self._position is not None:
+            given = call.leaves[self._position]
+            self._input = scales.sample_rows(given) if self._sampled else given
+            self._rows = {self._position: self._input}
 
     def output(self) -> Tensor:
         """The parameter's own part of h_0: f(p_0; x_0) - f(0; x_0)."""
@@ -101,8 +103,9 @@ class FunctionReplay:
             return self._proportional(change)
         if self.made is not None:
             whole = self.made.own().whole
-            return (self._with(whole + change) - self._with(whole)) * self._scale
-        return (self._in_double(now) - self._in_double(self._initial[self._use.parameter])) * self._scale
+            return (self._with(whole + change, self._rows) - self._with(whole, self._rows)) * self._scale
+        before = self._in_double(self._initial[self._use.parameter], self._rows)
+        return (self._in_double(now, self._rows) - before) * self._scale
 
     def inherited(self, later: UseCall) -> Tensor:
         """f(p_0; x_t) - f(p_0; x_0), with x_t from a later trace."""
@@ -115,7 +118,7 @@ class FunctionReplay:
             weights = {p: other.of(self._initial[other.parameter], self._initial) for p, other in use.others.items()}
             return use.call({**weights, position: (xt - x0).to(before.dtype), use.position: None}) * self._scale
         if self._linear:
-            moved = scales.sample_rows(xt - x0) if position in self._rows else xt - x0
+            moved = scales.sample_rows(xt - x0) if self._sampled else xt - x0
             return self._scaled(self._alone(before, {position: moved}))
         if self._gain and by_rows(use.operation, (o.size for o in (use.operand, *use.others.values()))):
             normed = self._alone(before.double(), {position: torch.stack([x0, xt])})

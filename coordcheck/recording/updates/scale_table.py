@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
+from coordcheck.runs.records import BEGINS
 from coordcheck.runs.words import Quantity
 
 
@@ -35,6 +37,14 @@ class ScaleTable:
 
     def get(self, name: str, step: int, quantity: Quantity, default: float = 0.0) -> float:
         return self.all().get((name, step, quantity), default)
+
+    def moved(self, name: str, steps: int) -> bool:
+        """Whether one of the first updates moved a use by its gradient, and by more than what is none yet."""
+        moves = [self.get(name, step, Quantity.WEIGHT_UPDATE) for step in range(1, steps + 2)]
+        return any(
+            move > 0 and self.get(name, step, Quantity.WEIGHT_GRADIENT) > 0 and not move < BEGINS * later
+            for step, (move, later) in enumerate(pairwise(moves))
+        )
 
     def all(self) -> Mapping[tuple[str, int, Quantity], float]:
         """Every scale, in the order of `put`; waits for the device, once."""
