@@ -115,5 +115,5 @@ def test_so_it_is_in_a_loop(healthy: bool, tmp_path: Path) -> None:
 
 def test_it_would_be_the_very_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests can fail."""
-    monkeypatch.setattr(own_updates.OwnUpdates, "waiting", lambda self, steps, surely: False)
+    monkeypatch.setattr(own_updates.OwnUpdates, "waiting", lambda self, steps: False)
     assert blamed(diagnosed(built(clipped, True)))

@@ -14,7 +14,7 @@ from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
 from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
 from coordcheck.recording.updates.gradients import gradients_of
-from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
+from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
 from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.values import initial_values
@@ -139,7 +139,7 @@ class _Session:
             for optimizer in self.optimizers:
                 optimizer.step()
             self.own.note_updates(step)
-            more = step < MAX_UPDATES and self.own.waiting(step, surely=all(map(is_torchs, self.optimizers)))
+            more = step < MAX_UPDATES and self.own.waiting(certain(step, self.optimizers))
             later = Tracer(self.model, gradients=more)
             loss = self._forward(later)  # with gradients, even if they are not asked for: some losses take them
             self.own.note_trace(step, later)

@@ -18,10 +18,10 @@ from coordcheck.recording.hooks.wrappers import loss_scale
 from coordcheck.recording.layers.calls import leaves
 from coordcheck.recording.layers.windows import InitialInputs, any_of
 from coordcheck.recording.updates import gradients
-from coordcheck.recording.updates.degrees import degrees, is_torchs, notes_on
+from coordcheck.recording.updates.degrees import degrees, notes_on
 from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
-from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates
+from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import Row, RunRecord
@@ -76,8 +76,7 @@ class OwnUpdatesInLoop:
         if self._own is not None and step > self._step:
             self._own.note_updates(step)
             self._own.mend_rounded(step, self._unrounded)
-            surely = all(map(is_torchs, self._optimizers))
-            self._more = step < MAX_UPDATES and self._own.waiting(step, surely=surely)
+            self._more = step < MAX_UPDATES and self._own.waiting(certain(step, self._optimizers))
         self._step, self._noted, self._arrived = step, set(), {}
         if self._own is not None and not self._more:  # this pass will not be asked for its gradients
             self._tracer = Tracer(self._model, sampled=True, gradients=False)

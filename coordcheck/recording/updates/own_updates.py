@@ -7,9 +7,10 @@ that its operation saw at t=0. Faults upstream or downstream do not change these
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from coordcheck.recording.graph.calls import UseCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.masks import rms_without_mask
+from coordcheck.recording.updates.degrees import is_torchs
 from coordcheck.recording.updates.forward_functions import forward_modules, named_products
 from coordcheck.recording.updates.norms import larger, nonzero, norm, root, spectral_norm
 from coordcheck.recording.updates.parameter_uses import (
@@ -86,15 +88,9 @@ class OwnUpdates:
         weight = self.scales.get(use.name, 0, Quantity.WEIGHT)
         return precision > EXACT and update < roundings * precision * weight
 
-    def waiting(self, steps: int, *, surely: bool) -> bool:
-        """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one.
-
-        Args:
-            steps: how many updates were made.
-            surely: the last one counts though no next one tells whether it is none yet beside that.
-        """
-        last = steps if surely else steps - 1
-        return any(use.trained and not use.hidden and not self.scales.moved(use.name, last) for use in self.uses)
+    def waiting(self, steps: int) -> bool:
+        """Whether some parameter did not move by its gradient in the first updates; a decay moves it without one."""
+        return any(use.trained and not use.hidden and not self.scales.moved(use.name, steps) for use in self.uses)
 
     def _update(self, use: ParameterUse, step: int) -> float:
         return self.scales.get(use.name, step, Quantity.WEIGHT_UPDATE)
@@ -246,6 +242,11 @@ class OwnUpdates:
             self.scales.put(use.name, step, quantity, scale())
         except Exception as error:  # of the user's module or an operation that cannot be called again
             self.tracer.skipped[f"{quantity.value} of {use.name} ({type(error).__name__})"] += 1
+
+
+def certain(steps: int, optimizers: Iterable[Any]) -> int:
+    """How many of the first updates count: the last one by other optimizers than torch's may be none yet."""
+    return steps if all(map(is_torchs, optimizers)) else steps - 1
 
 
 def _as_matrix(use: ParameterUse, change: Tensor) -> Tensor | None:
