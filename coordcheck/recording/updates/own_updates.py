@@ -212,20 +212,16 @@ class OwnUpdates:
     def note_trace(self, step: int, later: Trace) -> None:
         """Note a later forward pass."""
         seen = Later.of(later)
+        zero = {use.name for use in self.uses if self.scales.get(use.name, 0, Quantity.INPUT, math.nan) == 0}
         with _plainly(self.initial):
             for use in self.uses:
                 call = again(use, seen)
                 if call is not None and isinstance(use.replay, FunctionReplay) and comparable(use, call):
                     self._measure(use, step, Quantity.INHERITED, partial(use.replay.inherited, call))
-                    self._wake(use, call)
+                    if use.name in zero and call.matrix:  # of zeros, an update makes nothing
+                        use.replay.act_on(call)
+                        self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
         self._note_products(step, later)
-
-    def _wake(self, use: ParameterUse, later: UseCall) -> None:
-        """Take a later input where that of t=0 is zero, as of this an update makes nothing."""
-        zero = later.matrix and self.scales.get(use.name, 0, Quantity.INPUT, math.nan) == 0
-        if zero and isinstance(use.replay, FunctionReplay):
-            use.replay.act_on(later)
-            self._try(use, 0, Quantity.INPUT, partial(getattr, use.replay, "input_scale"))
 
     def _note_products(self, step: int, tracer: Trace) -> None:
         for name, product in named_products(tracer, self._names).items():
