@@ -1,4 +1,4 @@
-"""Deviations of one parameter that are no fault of its own: another parameter's fault explains them."""
+"""Deviations of one parameter that another one's fault explains, and those that are near no multiple of 1/2."""
 
 from __future__ import annotations
 
@@ -48,3 +48,15 @@ def waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
             behind = finding.use.name
         found.append(finding)
     return found[::-1]
+
+
+def as_measured(findings: Sequence[Finding]) -> list[Finding]:
+    """With the reason told where an exponent is no multiple of 1/2."""
+    found = []
+    for finding in findings:
+        between = any(2 * each % 1 for each in (finding.init, finding.learning_rate, finding.multiplier))
+        if between and finding.cause is not Cause.ATTENTION_SCALE:
+            why = "as measured, between two multiples of 1/2: check again once the rest is right"
+            finding = finding._replace(explanation=f"{finding.explanation}; {why}")
+        found.append(finding)
+    return found
