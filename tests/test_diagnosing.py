@@ -1128,8 +1128,9 @@ def test_experts_of_a_grouped_product_are_hidden_matrices(slower: Sequence[str],
     assert {name.partition("[")[0]: cause for name, cause in culprits(report).items()} == blamed
 
 
-def test_gradients_as_small_as_eps_make_no_culprits():
-    """A layer scale of 1e-6, as in ConvNeXt: the degree of the update is neither 0 nor 1, and it is still Adam's."""
+@pytest.mark.parametrize(("falls", "blamed"), [(True, {}), (False, {"hidden.weight": "eps", "hidden.bias": "eps"})])
+def test_gradients_as_small_as_eps_make_no_other_culprits(falls: bool, blamed: dict[str, str]):
+    """A layer scale of 1e-6, as in ConvNeXt: updates fall with the width beside a fixed eps, and are still Adam's."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
         h = F.relu(s.first(x))
@@ -1138,11 +1139,14 @@ def test_gradients_as_small_as_eps_make_no_culprits():
     def build(width: int) -> Made:
         model = Net(width, forward)
         nn.init.normal_(model.readout.weight, std=1 / width)
-        return model, scaled(model, width)
+        optimizer = scaled(model, width)
+        for group in optimizer.param_groups if falls else ():
+            group["eps"] *= 32 / width
+        return model, optimizer
 
     report = diagnosed(build)
-    assert culprits(report) == {}
-    assert any("is eps as large as the gradient?" in note for note in report.notes)
+    assert culprits(report) == blamed
+    assert blamed or any("is eps as large as the gradient?" in note for note in report.notes)
 
 
 def test_a_probe_on_which_the_loss_says_nothing_gives_way_to_a_larger_one():

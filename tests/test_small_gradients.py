@@ -121,6 +121,64 @@ def test_sgd_and_orthonormal_updates_have_no_eps_to_blame():
         assert "eps" not in {cause for cause, _ in blamed(checked(with_muon)).values()}
 
 
+# A diagnosis alone, which trains for one update where eps is near the probe's gradients
+
+
+def diagnosed(at) -> coordcheck.Report:
+    return coordcheck.diagnose(at, BATCH, loss=F.cross_entropy, widths=WIDTHS[:3], seeds=1)
+
+
+@pytest.mark.parametrize(("eps", "make"), [(4e-3, torch.optim.Adam), (1.0, torch.optim.AdamW), (4e-4, RMSprop)])
+def test_a_diagnosis_alone_names_it(eps, make):
+    found = blamed(diagnosed(build(eps, make=make)))
+    assert found["0.weight"] == found["2.weight"] == ("eps", -1.0)
+    assert {cause for cause, _ in found.values()} == {"eps"}
+
+
+@pytest.mark.parametrize(("eps", "falls"), [(4e-3, True), (1.0, True), (1e-8, False), (1e-5, False)])
+def test_a_diagnosis_alone_of_an_eps_that_is_none_of_its_business(eps, falls):
+    report = diagnosed(build(eps, falls))
+    assert (report.status, blamed(report)) == ({"at": "ok"}, {})
+
+
+def test_a_diagnosis_alone_waits_for_the_gradients_behind_a_zero_readout():
+    at = build(4e-3)
+
+    def from_zero(width):
+        model, optimizer = at(width)
+        nn.init.zeros_(model[4].weight)
+        return model, optimizer
+
+    assert blamed(diagnosed(from_zero))["2.weight"] == ("eps", -1.0)
+
+
+@pytest.mark.parametrize(("eps", "seen"), [(1e-8, {4}), (4e-3, {4, 64})])
+def test_a_diagnosis_alone_takes_the_whole_batch_only_then(eps, seen):
+    sizes = set()
+
+    def at(width):
+        model, optimizer = build(eps)(width)
+        model.register_forward_pre_hook(lambda model, given: sizes.add(len(given[0])))
+        return model, optimizer
+
+    diagnosed(at)
+    assert sizes == seen
+
+
+def test_a_batch_that_a_model_refuses_costs_a_diagnosis_alone_nothing_else():
+    class Few(nn.Sequential):
+        def forward(self, x):
+            assert len(x) < 64
+            return super().forward(x)
+
+    def at(width):
+        model, optimizer = build(4e-3)(width)
+        model.__class__ = Few
+        return model, optimizer
+
+    assert blamed(diagnosed(at)) == {}
+
+
 # A loop of the user's own
 
 

@@ -21,6 +21,7 @@ from coordcheck.analysis.verdicts import Verdict
 from coordcheck.runs.records import RunRecord
 
 SOON = 8  # times the largest width up to which it is told where eps would take over
+FALLS = 0.25  # from which power of the width on |g| / eps falls
 SLOWED = 0.1  # difference of two exponents up to which they are one
 FACTORS = 0.3, 30  # between which j lies: an Adam without a history has 1, with one of zeros more, clipping adds to it
 CAUSES_BEFORE = frozenset({Cause.INIT, Cause.MULTIPLIER, Cause.ATTENTION_SCALE, Cause.FORWARD_SCALE})  # of gradients
@@ -58,6 +59,13 @@ class Updates(NamedTuple):
     def apart(self) -> float:
         """The exponent of |g| / eps."""
         return -exponent_of(self._ratios)
+
+    @property
+    def noise(self) -> float:
+        """The standard error of that exponent, as far as the ratios' distances to a power of the width tell it."""
+        x, y = np.log2(list(self._ratios)), np.log2(list(self._ratios.values()))
+        left = y - np.polyval(np.polyfit(x, y, 1), x)
+        return float(np.sqrt((left**2).sum() / max(len(x) - 2, 1) / ((x - x.mean()) ** 2).sum()))
 
     @property
     def takes_over(self) -> float:
@@ -112,10 +120,10 @@ def with_eps(findings: Sequence[Finding], records: Sequence[RunRecord], toleranc
 
 
 def _own(finding: Finding, updates: Mapping[str, Updates]) -> Updates | None:
-    """What is known of a parameter whose gradients come nearer to eps the wider the model is."""
+    """What is known of a parameter whose gradients come nearer to eps the wider the model is, beyond chance."""
     use = finding.use
     own = updates.get(use.parameter) if use.trained and not use.tied and finding.exponents.moved else None
-    return own if own is not None and nearest_half(own.apart) < 0 else None
+    return own if own is not None and own.apart + 2 * own.noise < -FALLS else None
 
 
 def _by_eps(finding: Finding, own: Updates, tolerance: float) -> Finding:

@@ -118,8 +118,9 @@ def diagnose(
 ) -> Report:
     """Say which parameter is to blame and by which power of the width to multiply what, after one or two updates.
 
-    This is the diagnosis of `check` alone: no training on the batch, no figure of scales; three small widths and two
-    seeds are enough, because its exponents are local to one parameter.
+    This is the diagnosis of `check` alone: no training on the batch, but for the first update where an optimizer's eps
+    is not far below the gradients, and no figure of scales; three small widths and two seeds are enough, because its
+    exponents are local to one parameter.
 
     Args:
         build: as for `check`.

@@ -13,12 +13,14 @@ from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
 from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
+from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
 from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
+from coordcheck.training.first_update import with_first_update
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
 from coordcheck.training.whole_degrees import lessen_eps, whole_degrees
 
@@ -32,7 +34,7 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
     """
     session = _precise(run, _first_that_runs(run))
     if not record.parameters:
-        record.parameters = session.infos
+        record.parameters = with_first_update(run, told_in_loop(session.own, MAX_UPDATES, session.infos))
     found, told = session.degrees, not session.first_gradients
     if not told and run.probe is not None and run.probe.degrees:
         found, told = whole_degrees(run, session.first_gradients), True

@@ -61,6 +61,11 @@ class FirstUpdates:
             self._found[name] = First(gradient, update if _held(update, _rms(before), before.dtype) else None)
         self._open = {}
 
+    @property
+    def waiting(self) -> bool:
+        """Whether some parameter had no gradient yet."""
+        return self._waiting is None or bool(self._waiting)
+
     def told(self, infos: Sequence[ParameterInfo]) -> list[ParameterInfo]:
         """The parameters with what was noted of them."""
         return _with(infos, self._found)
