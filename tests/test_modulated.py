@@ -122,47 +122,108 @@ def test_where_its_size_makes_no_difference_none_is_blamed():
 
 
 class Hyper(nn.Module):
-    """A square matrix that is made of a style alone, or added to what is made of it."""
+    """An MLP with a square matrix in the middle that is made of the input's features, of an example or of all."""
 
-    def __init__(self, width: int, through: Through) -> None:
+    def __init__(self, width: int, through: Through, std: float) -> None:
         super().__init__()
+        self.first, self.last = nn.Linear(IN, width), nn.Linear(width, OUT)
+        nn.init.normal_(self.last.weight, std=BASE**0.5 / width)
+        self.make = nn.Linear(IN, width * width)
+        nn.init.normal_(self.make.weight, std=std)
+        nn.init.zeros_(self.make.bias)
         self.weight = nn.Parameter(torch.randn(width, width) * width**-0.5)
-        self.make = nn.Linear(4, width * width)
-        nn.init.normal_(self.make.weight, std=0.5 * width**-0.5)
+        self.table = nn.Parameter(torch.randn(width, width, IN) * std)
+        self.experts = nn.Parameter(torch.randn(IN, width, width) * std)
+        self.classes = nn.Parameter(torch.randn(3, width * width) * std)
         self.through = through
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.through(self, x, x[:, :4])
+        return self.last(F.relu(self.through(self, F.relu(self.first(x)), torch.tanh(x))))
 
 
 def square(h: Tensor) -> Tensor:
     return h.view(*h.shape[:-1], round(h.shape[-1] ** 0.5), -1)
 
 
+def classed(s: Any, x: Tensor, z: Tensor) -> Tensor:
+    return torch.bmm(square(F.embedding(torch.arange(len(x)) % 3, s.classes)), x[..., None])[..., 0]
+
+
+def kernels(s: Any, x: Tensor, z: Tensor) -> Tensor:
+    made = square(s.make(z)).flatten(0, 1).unsqueeze(-1)
+    return F.conv1d(x.reshape(1, -1, 1), made, groups=len(x)).view(len(x), -1)
+
+
+def renormed(s: Any, x: Tensor, z: Tensor) -> Tensor:
+    made = square(s.make(z))
+    return torch.bmm(made * torch.rsqrt(made.square().sum(-1, keepdim=True)), x[..., None])[..., 0]
+
+
 MAKERS: dict[str, tuple[Through, str]] = {
-    "for all": (lambda s, x, z: F.linear(x, square(s.make(z.mean(0)))), "what it makes is a weight"),
-    "through a curve": (
-        lambda s, x, z: F.linear(x, square(torch.tanh(s.make(z.mean(0))))),
-        "what it makes is a weight",
+    "for all": (lambda s, x, z: F.linear(x, square(s.make(z.mean(0)))), "make.weight"),
+    "through a curve": (lambda s, x, z: F.linear(x, square(torch.tanh(s.make(z.mean(0))))), "make.weight"),
+    "for each": (lambda s, x, z: torch.bmm(square(s.make(z)), x[..., None])[..., 0], "make.weight"),
+    "halved": (lambda s, x, z: torch.einsum("bi,bio->bo", x, square(s.make(z)) / 2), "make.weight"),
+    "kernels": (kernels, "make.weight"),
+    "added": (lambda s, x, z: torch.bmm(s.weight + square(s.make(z)), x[..., None])[..., 0], "make.weight"),
+    "one table": (
+        lambda s, x, z: torch.einsum("boi,bi->bo", (s.table @ z[:, None, :, None])[..., 0], x),
+        "table",
     ),
-    "for each": (lambda s, x, z: torch.bmm(square(s.make(z)), x[..., None])[..., 0], "what it makes is a weight"),
-    "added": (lambda s, x, z: torch.bmm(s.weight + square(s.make(z)), x[..., None])[..., 0], "whether as a weight"),
+    "mixed": (
+        lambda s, x, z: torch.bmm(torch.einsum("be,eoi->boi", z, s.experts), x[..., None])[..., 0],
+        "experts",
+    ),
+    "of a class": (classed, "classes"),
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_what_makes_a_weight_is_not_judged_by_its_output(kind: str):
-    through, reason = MAKERS[kind]
+def parts(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters())
+
+
+def made(through: Through, name: str, *, init: float = 0.0, rate: float = 0.0) -> Any:
+    """The verdicts on one in µP whose maker is scaled by powers of the width."""
 
     def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = nn.Sequential(nn.Linear(IN, width), nn.ReLU(), Hyper(width, through), nn.ReLU(), nn.Linear(width, OUT))
-        return model, torch.optim.Adam(model.parameters(), lr=1e-3)
+        m = width / BASE
+        model = Hyper(width, through, 0.25 * width**-0.5 * m**init)
+        powers = {part: 0.0 if part.startswith("first") or part == "last.bias" else -1.0 for part in parts(model)}
+        powers[name] += rate
+        return model, torch.optim.Adam(
+            [{"params": [p], "lr": 1e-3 * m ** powers[part]} for part, p in parts(model).items()]
+        )
 
-    batch = torch.randn(32, IN), torch.randint(OUT, (32,))
-    verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=1).verdicts
-    row = verdicts.set_index("layer").loc["2.weight" if kind == "added" else "2.make.weight"]
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
+    return coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_what_makes_a_weight_is_judged_as_the_weight(kind: str):
+    through, name = MAKERS[kind]
+    verdicts = made(through, name)
+    assert told(verdicts) == {}
+    row = verdicts.set_index("layer").loc[name]
+    assert (row["verdict"], row["role"]) == ("ok", "hidden")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_init_of_what_makes_a_weight_is_found(kind: str):
+    through, name = MAKERS[kind]
+    power = -0.5 if kind == "through a curve" else 0.5  # it flattens what is too large
+    assert told(made(through, name, init=power)) == {name: f"init {-power:g}"}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_learning_rate_of_what_makes_a_weight_is_found(kind: str):
+    through, name = MAKERS[kind]
+    assert told(made(through, name, rate=1.0)) == {name: "lr -1"}
+
+
+def test_what_makes_a_weight_that_cannot_be_made_again_is_not_judged_by_its_output():
+    row = made(renormed, "make.weight").set_index("layer").loc["make.weight"]
     assert (row["verdict"], row["culprit"]) == ("not visible", False)
-    assert reason in row["explanation"]
+    assert "what it makes is a weight" in row["explanation"]
 
 
 ACTIVATIONS: list[Any] = [
@@ -171,7 +232,15 @@ ACTIVATIONS: list[Any] = [
     pytest.param(lambda w, x: F.linear(x + w, x[0]), "add", id="an input"),
     pytest.param(lambda w, x: F.linear(x[0] @ w.T, x[1] @ w.T), "matmul", id="two embeddings"),
     pytest.param(lambda w, x: (x + (x + w)) @ x.mT, "add", id="a stream"),
+    pytest.param(
+        lambda w, x: torch.einsum("bqhd,bkhd->bhqk", heads(x, w), F.rms_norm(heads(x, w), (2,))), "einsum", id="heads"
+    ),
 ]
+
+
+def heads(x: Tensor, w: Tensor) -> Tensor:
+    """Queries or keys, whose channels lie in two axes."""
+    return torch.einsum("bti,hdi->bthd", x, w[:4].view(2, 2, 8))
 
 
 @pytest.mark.parametrize(("function", "operation"), ACTIVATIONS)

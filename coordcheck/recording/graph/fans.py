@@ -173,6 +173,18 @@ def in_einsum(given: Given) -> int:
     return math.prod(size for axis, size in sizes.items() if axis in output and axis in others)
 
 
+def einsum_matrix(given: Given) -> list[int]:
+    """The axes of a weight that it sums over, and those that the other terms have not, counted from the end.
+
+    >>> einsum_matrix(Given((2, 8, 4), 1, (1, 2), ("boi,bi->bo",), (), {}))
+    [-2, -1]
+    """
+    terms, output = _equation(given)
+    own = terms[list(given.tensors).index(given.position)].rpartition("...")[2]
+    _, others = _axes(given)
+    return [place - len(own) for place, axis in enumerate(own) if axis not in output or axis not in others]
+
+
 def _equation(given: Given) -> tuple[list[str], str]:
     return equation(next(leaf for leaf in given.leaves if isinstance(leaf, str)))
 

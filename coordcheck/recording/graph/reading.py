@@ -138,7 +138,9 @@ class Reading:
             return summed(list(known.values()))._replace(flow=flow)
         _take_up(known.values(), cancelled=does(call.name, Does.CANCELS))
         held = tuple((use, 1.0) for use in matrices[:1] if use.linear)
-        return Mark(held=held, flow=frozenset(matrices) or flow)
+        made = frozenset(matrices)
+        # what makes a weight is no layer: what it takes is taken up where that is used
+        return Mark(held=held, flow=(made | flow if call.outputs[0].modulated else made) or flow)
 
     def attend(self, mark: Mark) -> None:
         """Logits that a softmax makes probabilities of."""

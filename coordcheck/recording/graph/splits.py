@@ -30,13 +30,17 @@ class Laid(dict[Value, dict[UseCall, Tensor]]):
             self[value] = self._of(value, steps)
         return self[value]
 
+    def channels(self, use: UseCall) -> Channels | None:
+        """Which axes of its output a matrix makes."""
+        return use.channels
+
     def _of(self, value: Value, steps: int) -> dict[UseCall, Tensor]:
         call = value.call
         if call is None or not steps:
             return {}
         matrices = [use for use in call.uses if use.matrix]
         if matrices:
-            known = [(use, made) for use in matrices if (made := use.channels) is not None]
+            known = [(use, made) for use in matrices if (made := self.channels(use)) is not None]
             return {use: _numbered(value.shape, made) for use, made in known if len(matrices) == 1}
         befores = [before for before in call.activations.values() if before.size == value.size]
         found = {use: layout for before in befores for use, layout in self.of(before, steps - 1).items()}

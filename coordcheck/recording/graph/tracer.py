@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from coordcheck.recording import scales
-from coordcheck.recording.graph import constants, functions, modulation
+from coordcheck.recording.graph import constants, functions, generated, modulation
 from coordcheck.recording.graph.arguments import flattened, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
@@ -125,7 +125,7 @@ class Tracer(Watch):
                 values = [self._value(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 call = Call(name, values, spec, function=func, layer=self.layer)
                 self._constants.see(call, leaves)
-                call.made |= (changed := modulation.weights(call))
+                call.made |= (changed := {**modulation.weights(call), **generated.weights(call)})
                 weights = {*call.operands, *call.made}
                 sampled = self.sampled and not changed
                 kept = kept_leaves(name, leaves, weights, sampled=sampled) if weights else leaves

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph.calls import UseCall
+from coordcheck.recording.graph.modulation import makers
 from coordcheck.runs.words import Through
 
 UNSIZED = 0.05  # of a weight, by which it may differ under twice the parameter, whose size then makes no difference
@@ -29,12 +30,14 @@ class MadeWeight:
         unknown: why it cannot be computed again; empty when it can.
         through: whether the parameter's own size makes a difference to it, as it does not under a weight normalisation.
         sized: whether its initial size tells its gain: not where it makes no difference, and another parameter's does.
+        met: RMS of the data that it makes the weight of, as the features of a hypernetwork; 1 where it needs none.
     """
 
     def __init__(self, use: UseCall, initial: Mapping[str, Tensor]) -> None:
         self._operand, self._others, self._initial = use.operand, initial, initial[use.parameter]
         beside = {other.operand.parameter for other in use.made_by.uses if other.position == use.position}
         self.unknown, self.through, self._starts_at_zero = "", Through.MADE, False
+        self.met = _met(use)
         try:
             with torch.no_grad():
                 self._look()
@@ -71,6 +74,15 @@ class MadeWeight:
         if self._starts_at_zero:
             self._others = {**self._others, **{name: values.detach() for name, values in current.items()}}
         return self._of(now) - self._of(self._initial)
+
+
+def _met(use: UseCall) -> float:
+    for maker in makers(use.made_by.inputs[use.position]):
+        for own in maker.uses:
+            place = own.input_position if own.matrix and own.parameter == use.parameter else None
+            if place is not None and maker.whole is not None and maker.whole[place].is_floating_point():
+                return _size(maker.whole[place]) or 1.0
+    return 1.0
 
 
 def _size(tensor: Tensor) -> float:

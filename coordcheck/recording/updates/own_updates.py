@@ -269,7 +269,7 @@ def _update_made(
     if use.made is None or use.replay is None:
         return math.nan
     change = use.made.change(now, current)
-    noted.put(use.name, step, Quantity.WEIGHT_UPDATE, _rms(change))
+    noted.put(use.name, step, Quantity.WEIGHT_UPDATE, _rms(change) / use.made.met)
     return _rms(use.replay.own_update(now, change))
 
 

@@ -67,8 +67,8 @@ class ParameterUse(NamedTuple):
         return self.replay.made if isinstance(self.replay, FunctionReplay) else None
 
     def weight(self, initial: Mapping[str, Tensor]) -> Tensor:
-        """What acts of it at t=0: its rows, or its share of the weight."""
-        return self.rows(initial[self.parameter]) if self.made is None else self.made.own().share
+        """What acts of it at t=0: its rows, or its share of the weight, for data of scale 1."""
+        return self.rows(initial[self.parameter]) if self.made is None else self.made.own().share / self.made.met
 
     def rows(self, values: Tensor) -> Tensor:
         return values if self.block is None else self.block.rows(values)

@@ -76,6 +76,7 @@ class FunctionReplay:
             return 1.0
         upstream = abs(self._use.upstream)
         beside = [scales.rms_of(self._use.leaves[position]) for position in self._use.multiplied]
+        beside += [] if self.made is None else [self.made.met]
         return scales.rms_of(self._input) * math.prod(beside) / upstream if upstream else math.nan
 
     def act_on(self, call: UseCall) -> None:
