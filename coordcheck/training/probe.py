@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import probes, to_device
+from coordcheck.recording.graph.arguments import double_of
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
 from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
@@ -161,14 +162,14 @@ class _Session:
 
 
 def _doubled(ready: Prepared) -> Prepared:
-    ready.model.double()
+    ready.model._apply(lambda tensor: tensor.to(double_of(tensor)))
     return ready
 
 
 def _widened(batch: Any) -> Any:
-    """A batch with its floating tensors in double precision."""
+    """A batch with its tensors in double precision."""
 
     def wide(leaf: Any) -> Any:
-        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        return leaf.to(double_of(leaf)) if isinstance(leaf, Tensor) else leaf
 
     return tree_map(wide, batch)

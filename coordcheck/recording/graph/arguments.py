@@ -18,15 +18,20 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first floating tensor in a function's or module's output.
+    """The first floating or complex tensor in a function's or module's output.
 
     Raises:
         ValueError: there is none.
     """
     for tensor in tensors_in(value):
-        if tensor.is_floating_point():
+        if is_measured(tensor):
             return tensor
     raise ValueError("no floating tensor in the output")
+
+
+def is_measured(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers that have a scale: real ones with a point, or complex ones."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class Flat(NamedTuple):
@@ -79,5 +84,11 @@ def doubled(leaf: Any) -> Any:
         return leaf.clone_state()
     if not isinstance(leaf, Tensor):
         return leaf
-    dtype = torch.float64 if leaf.is_floating_point() else leaf.dtype
-    return leaf.detach().to(dtype, copy=True)
+    return leaf.detach().to(double_of(leaf), copy=True)
+
+
+def double_of(tensor: Tensor) -> torch.dtype:
+    """The double precision of a tensor's numbers; integers stay what they are."""
+    if tensor.is_complex():
+        return torch.complex128
+    return torch.float64 if tensor.is_floating_point() else tensor.dtype

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from coordcheck.recording.graph.arguments import first_tensor, unflattened
+from coordcheck.recording.graph.arguments import first_tensor, is_measured, unflattened
 from coordcheck.recording.graph.fans import Channels, Fans, Given
 from coordcheck.recording.graph.flow import MOST, AttentionCall, Node
 from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, made_by, name_of, stack_of
@@ -29,7 +29,7 @@ class Value:
         operand: how it is made from a parameter, if it is made from one alone.
         data: whether it depends on more than parameters and the model's tables.
         learns: whether it asks for a gradient.
-        floating: whether it holds floating numbers.
+        floating: whether it holds floating or complex numbers.
         parameters: what it was computed from, where that is parameters and tables alone.
         modulated: the parameters that it is made of, and that data changed, where it may be a weight still.
     """
@@ -231,7 +231,7 @@ class UseCall(Node):
         given = {p: leaf for p, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)}
         others = [self.leaves[position] for position in self.others]
         inputs = [leaf for p, leaf in given.items() if p != self.position and p not in self.others]
-        inputs = [leaf for leaf in inputs if leaf.is_floating_point()] or inputs  # beside them, ids are places
+        inputs = [leaf for leaf in inputs if is_measured(leaf)] or inputs  # beside them, ids are places
         only_biases = does(self.operation, Does.BIASED) and all(other.dim() == 1 for other in others)
         itself = self.matrix and not self.operand.curve
         plain = itself and does(self.operation, Does.ALONE) and (not others or only_biases)

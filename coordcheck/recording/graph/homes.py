@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from coordcheck.recording.graph.arguments import is_measured
 from coordcheck.recording.graph.operands import Operand
 
 
@@ -31,7 +32,7 @@ class Homes:
 
     def operand(self, tensor: Tensor) -> Operand | None:
         """The view of a parameter that a tensor is, if it is one."""
-        if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        if tensor.layout is not torch.strided or not is_measured(tensor):
             return None
         for name, parameter in self._parameters.get(tensor.untyped_storage().data_ptr(), ()):
             offset = tensor.storage_offset() - parameter.storage_offset()
@@ -41,6 +42,6 @@ class Homes:
 
     def is_table(self, tensor: Tensor) -> bool:
         """Whether it is one of the model's tables; ids pick, wherever they are kept."""
-        if not tensor.is_floating_point() and tensor.dtype is not torch.bool:
+        if not is_measured(tensor) and tensor.dtype is not torch.bool:
             return False
         return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() in self._tables

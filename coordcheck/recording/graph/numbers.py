@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coordcheck.recording.graph.arguments import is_measured
 from coordcheck.recording.graph.calls import Call, Value
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.operands import Operand
@@ -104,6 +105,6 @@ def derived(call: Call, leaves: Sequence[Any], made: Tensor) -> Operand | None:
 
 
 def _values_beside(leaves: Sequence[Any], position: int) -> bool:
-    """Whether a call takes another floating tensor; places to pick from are none."""
+    """Whether a call takes another tensor of numbers with a scale; places to pick from are none."""
     others = (leaf for p, leaf in enumerate(leaves) if p != position)
-    return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in others)
+    return any(isinstance(leaf, Tensor) and is_measured(leaf) for leaf in others)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coordcheck.recording import scales
 from coordcheck.recording.graph import constants, functions, generated, modulation
-from coordcheck.recording.graph.arguments import flattened, tensors_in
+from coordcheck.recording.graph.arguments import flattened, is_measured, tensors_in
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.copies import by_rows, copied, fused_attention, kept_leaves, rows
@@ -151,7 +151,7 @@ class Tracer(Watch):
                 operand=self._homes.operand(tensor),
                 data=not self._homes.is_table(tensor),
                 learns=tensor.requires_grad,
-                floating=tensor.is_floating_point(),
+                floating=is_measured(tensor),
             )
         return found
 
@@ -185,7 +185,7 @@ class Tracer(Watch):
                     operand=self._homes.operand(tensor) if role is CallRole.DERIVES and operand is None else operand,
                     data=role in (CallRole.USES, CallRole.FOLLOWS),
                     learns=tensor.requires_grad,
-                    floating=tensor.is_floating_point(),
+                    floating=is_measured(tensor),
                     parameters=parameters,
                     modulated=names,
                 )

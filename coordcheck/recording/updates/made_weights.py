@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from coordcheck.recording import scales
+from coordcheck.recording.graph.arguments import is_measured
 from coordcheck.recording.graph.calls import UseCall
 from coordcheck.recording.graph.modulation import makers
 from coordcheck.runs.words import Through
@@ -80,7 +81,7 @@ def _met(use: UseCall) -> float:
     for maker in makers(use.made_by.inputs[use.position]):
         for own in maker.uses:
             place = own.input_position if own.matrix and own.parameter == use.parameter else None
-            if place is not None and maker.whole is not None and maker.whole[place].is_floating_point():
+            if place is not None and maker.whole is not None and is_measured(maker.whole[place]):
                 return _size(maker.whole[place]) or 1.0
     return 1.0
 

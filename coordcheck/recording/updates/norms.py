@@ -46,6 +46,9 @@ def spectral_norm(matrix: Tensor) -> Tensor:
     >>> round(float(spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))), 3)
     3.0
     """
+    if matrix.is_complex():  # as a real matrix that acts on real and imaginary parts
+        real, imaginary = matrix.real, matrix.imag
+        matrix = torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
     matrix = matrix.float()
     vector = _start(matrix.shape[1], matrix.device)
     for _ in range(POWER_STEPS):
