@@ -18,8 +18,7 @@ import coordcheck
 from coordcheck.analysis import culprits as blame
 from coordcheck.analysis import diagnosis, roles
 from coordcheck.analysis.targets import PARAMETRIZATIONS
-from coordcheck.recording.graph import calls as calls_module
-from coordcheck.recording.graph import flow
+from coordcheck.recording.graph import flow, marks
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import name_plainly
 from coordcheck.recording.layers.activations import ActivationRecorder
@@ -87,7 +86,7 @@ def deep(layers: int) -> Deep:
 def two() -> tuple[Deep, Deep]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (flow, calls_module):
+        for module in (flow, marks):
             patch.setattr(module, "MOST", 8)  # both are deeper than that
         return deep(FEW), deep(2 * FEW)
 

@@ -57,6 +57,8 @@ class UseAcrossWidths(NamedTuple):
     roundings: Mapping[int, float]
     """RMS of dL/dp beside that of dL/dh below which it is rounding error, where p is a vector."""
     dtype: str = "float32"
+    feeds: tuple[str, ...] = ()
+    """The uses and attentions that take up its output next."""
 
     @property
     def of_rate_zero(self) -> bool:
@@ -121,6 +123,7 @@ def uses_across_widths(
                 hidden=next((u.hidden for u, _ in uses[name].values() if u.hidden), ""),
                 through=use.through,
                 dtype=record.sites[use.site].dtype,
+                feeds=tuple(known[fed] for fed in use.feeds if fed in known),
                 **_by_width(uses[name], infos),
             )
         )

@@ -4,6 +4,8 @@ A scalar that depends on the width may be the multiplier of the matrix behind it
 sqrt(n) behind a vector that was normalised to length 1, the 1/sqrt(n) behind a matrix of entries of size 1 whose
 outputs are queries. The structure does not tell; what was measured before and behind it does. A scalar behind a matrix
 acts as one in front of it: the sqrt(n) behind the product of a unit vector and a matrix undoes that vector's length.
+One behind a relu is of the matrices in front of it, or of the one that takes it: where it leaves alike what that one
+takes, it is of all of those, whatever a single one of them gives.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def scalars_of(logs: Logs, uses: Sequence[UseAcrossWidths]) -> Scalars:
     before = np.where((~attention & _flattens(logs, x, upstream))[:, None, None], upstream, 0.0)
     rest = np.nan_to_num(logs.of([use.multipliers for use in uses])) - before
     before = before + np.where(attention[:, None, None], 0.0, _undone_behind(logs, x + before, rest))
-    owned = ~attention & _flattens(logs, h - x - before, outward)
+    owned = _flattens(logs, h - x - before, outward) | _flattens_next(logs, uses, (x + before, x + upstream, outward))
+    owned &= ~attention
     taken = {name for use, own in zip(uses, owned, strict=True) if own for name in use.attends}
     lost = np.array([use.name in taken for use in uses])
     return Scalars(
@@ -63,6 +66,26 @@ def _flattens(logs: Logs, scales: Array, scalar: Array) -> NDArray[np.bool_]:
     )
     with np.errstate(invalid="ignore"):
         return (np.abs(own) > DEPENDS) & (np.abs(with_it) + NEARER < np.abs(without))
+
+
+def _flattens_next(
+    logs: Logs, uses: Sequence[UseAcrossWidths], scales: tuple[Array, Array, Array]
+) -> NDArray[np.bool_]:
+    """Whether what the next matrix takes depends less on the width with the scalar behind a use than without: (use,).
+
+    Args:
+        logs: what was measured.
+        uses: of what.
+        scales: of what each use takes, with its own scalars left out, and with them; and the scalar behind it.
+    """
+    given, taken, behind = ([fitted.value for fitted in logs.fit(values)] for values in scales)
+    matrices = {use.name: taken[number] for number, use in enumerate(uses) if use.role is not Role.ATTENTION}
+    found = np.zeros(len(uses), dtype=bool)
+    for number, use in enumerate(uses):
+        nexts = [matrices[name] - given[number] for name in use.feeds if name in matrices and not use.attends]
+        own = behind[number]
+        found[number] = abs(own) > DEPENDS and any(abs(with_it) + NEARER < abs(with_it - own) for with_it in nexts)
+    return found
 
 
 def _undone_behind(logs: Logs, scales: Array, scalar: Array) -> Array:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from coordcheck.recording.graph.arguments import first_tensor, is_measured, unflattened
 from coordcheck.recording.graph.fans import Channels, Fans, Given
-from coordcheck.recording.graph.flow import MOST, AttentionCall, Node
+from coordcheck.recording.graph.flow import Node
 from coordcheck.recording.graph.functions import Does, does, fans_of, is_linear, made_by, name_of, stack_of
 from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.graph.pieces import Piece
@@ -145,6 +145,8 @@ class UseCall(Node):
         """Of the functions that took up the output: the scalar before it, and whether it contracts two activations."""
         self.terms_of: list[tuple[Terms, float]] = []
         """The sums that it is a term of and that are followed as one, with its scalar there."""
+        self.behind: set[float] = set()
+        """The scalars between a relu, which hands them on, and the functions that take its output up."""
         self.chained = 1.0
         """The scalar that its output is multiplied by before anything else becomes of it."""
         self.owns_scalars = False
@@ -155,8 +157,10 @@ class UseCall(Node):
         """Those into which it was taken apart: all channels, each once."""
         self.unjudged = ""
         """Why how large its output should be is not known; empty when it is."""
-        self.source: Mark | None = None
-        """What is known of its input."""
+        self.given: tuple[tuple[UseCall | Terms, float], ...] = ()
+        """The uses whose outputs its input is, or sums, each times a scalar."""
+        self.before = 1.0
+        """The scalar that its input was multiplied by last."""
 
     @property
     def leaves(self) -> list[Any]:
@@ -245,45 +249,27 @@ class UseCall(Node):
 
     @property
     def outward(self) -> float:
-        """The scalar between the output and a product of two activations, where it is one."""
-        factors = {factor for factor, contracted in taken_up(self) if contracted} if self.matrix else set()
-        return factors.pop() if len(factors) == 1 else 1.0
+        """The scalar between the output and a product of two activations, or behind a relu, where it is one."""
+        if not self.matrix or self.downstream != 1.0:
+            return 1.0
+        factors = {factor for factor, contracted in taken_up(self) if contracted} or self.behind
+        return next(iter(factors)) if len(factors) == 1 else 1.0
+
+    @property
+    def outside(self) -> float:
+        """The scalar that its output is larger by than what it is for; 0 where that is an attention's matter."""
+        if not self.owns_scalars:
+            return self.downstream
+        return 0.0 if any(contracted for _, contracted in taken_up(self)) else self.outward
 
     @property
     def upstream(self) -> float:
         """The scalar that multiplies the input and does not belong to the output of the matrix before."""
-        if not self.matrix or self.source is None:
-            return 1.0
-        taken = any(use.matrix and use.downstream != 1.0 for use, _ in self.source.held)
-        return 1.0 if taken else self.source.factor
+        taken = any(use.matrix and use.downstream != 1.0 for use, _ in self.given)
+        return 1.0 if taken or not self.matrix else self.before
 
     def call(self, values: Mapping[int, Any]) -> Tensor:
         """Call the function again with other arguments at some positions; the first tensor it returns."""
         leaves = [values.get(index, leaf) for index, leaf in enumerate(self.leaves)]
         args, kwargs = unflattened(leaves, self.spec)
         return first_tensor(self.made_by.function(*args, **kwargs))
-
-
-class Mark(NamedTuple):
-    """What is known of a tensor."""
-
-    held: tuple[tuple[UseCall | Terms, float], ...] = ()
-    """The uses whose outputs it is, or sums, each times a scalar."""
-    product: AttentionCall | None = None
-    """The product whose values it is, times `factor`."""
-    factor: float = 1.0
-    """The scalar that it was multiplied by last."""
-    flow: frozenset[Node] = frozenset()
-    """The nodes it depends on through no other node."""
-
-    def times(self, factor: float) -> Mark:
-        held = tuple((use, before * factor) for use, before in self.held)
-        return self._replace(held=held, factor=self.factor * factor)
-
-
-def summed(marks: Sequence[Mark]) -> Mark:
-    """What is known of a sum, or a concatenation: whatever its terms are, and the scalar that they share."""
-    held = {(use, abs(factor)): (use, factor) for mark in marks for use, factor in reversed(mark.held)}
-    factors = {abs(mark.factor) for mark in marks}
-    terms = tuple(held.values()) if len(held) <= MOST else ((Terms(held.values()), 1.0),)
-    return Mark(held=terms, factor=factors.pop() if len(factors) == 1 else 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -57,7 +58,16 @@ class AttentionCall(Node):
         """The scalar between the product and the softmax."""
         self.before = 1.0
         """The part of `scale` between the projections and the product."""
+        self.projections: list[tuple[Any, float]] = []
+        """The uses whose outputs queries and keys are, each with the scalar behind it."""
         self.met: float | Tensor = 1.0
         """RMS of queries times that of keys, of those of them that no projection's output is, but what became of it."""
         self.logits: Tensor | float | None = None
         """Values, or their RMS."""
+
+    def settle(self) -> None:
+        """Leave out the scalars that are a projection's own, once all that takes its output up is known."""
+        for use, factor in self.projections:
+            if factor not in (0.0, 1.0) and use.downstream == factor:
+                self.scale, self.before = self.scale / factor, self.before / factor
+        self.projections = []

@@ -73,6 +73,8 @@ class Does(Flag):
     SEQUENTIAL = auto()
     """It runs over a sequence, with a state."""
     RECURRENT = auto()
+    HOMOGENEOUS = auto()
+    """A positive number that its input is multiplied by multiplies its output."""
 
 
 class Function(NamedTuple):
@@ -147,8 +149,11 @@ FUNCTIONS: Mapping[str, Function] = {
     "clamp": Function(Does.SCORES | Does.CURVES),
     **dict.fromkeys(("sigmoid", "exp"), Function(Does.SOFTMAXES | Does.CURVES)),
     "tanh": Function(Does.SCORES | Does.CURVES),
-    **dict.fromkeys(("expm1", "log", "log1p", "logsigmoid", "softplus", "relu", "silu"), Function(Does.CURVES)),
-    **dict.fromkeys(("abs", "square", "sqrt", "rsqrt", "reciprocal"), Function(Does.CURVES)),
+    **dict.fromkeys(("expm1", "log", "log1p", "logsigmoid", "softplus", "silu"), Function(Does.CURVES)),
+    **dict.fromkeys(("relu", "abs"), Function(Does.CURVES | Does.HOMOGENEOUS)),
+    **dict.fromkeys(("square", "sqrt", "rsqrt", "reciprocal"), Function(Does.CURVES)),
+    "leaky_relu": Function(Does.HOMOGENEOUS),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), Function(Does.HOMOGENEOUS)),
     "pow": Function(Does.JOINS | Does.CURVES),
     "rpow": Function(Does.JOINS),
     # of several tensors

@@ -19,6 +19,8 @@ from coordcheck.recording.graph.modulation import makers
 from coordcheck.recording.graph.roles import contracts
 from coordcheck.recording.graph.splits import KEEPS, Laid
 
+MAKES_WEIGHTS = "what it makes is a weight of another function, and how large that should be is not judged"
+MAY_BE_A_WEIGHT = "it is added to data that are multiplied with other data: whether as a weight is not known"
 STEPS = 16  # calls between a matrix and the function that its output is a weight of
 
 

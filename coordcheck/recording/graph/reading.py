@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from coordcheck.recording.graph.arguments import unflattened
 from coordcheck.recording.graph.attention import fused_arguments
-from coordcheck.recording.graph.calls import Call, Mark, UseCall, Value, summed
-from coordcheck.recording.graph.flow import AttentionCall, Node, joined
+from coordcheck.recording.graph.calls import Call, UseCall, Value
+from coordcheck.recording.graph.flow import AttentionCall, Node
 from coordcheck.recording.graph.functions import Does, does, plain
-from coordcheck.recording.graph.generated import added_to, generators
+from coordcheck.recording.graph.generated import MAKES_WEIGHTS, MAY_BE_A_WEIGHT, added_to, generators
+from coordcheck.recording.graph.marks import NOTHING, Known, Mark, flow_of, summed, take_up
 from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
 from coordcheck.recording.graph.splits import take_apart
-
-NOTHING = Mark()
-MAKES_WEIGHTS = "what it makes is a weight of another function, and how large that should be is not judged"
-MAY_BE_A_WEIGHT = "it is added to data that are multiplied with other data: whether as a weight is not known"
 
 
 class Reading:
@@ -54,15 +51,16 @@ class Reading:
                 self._marks[call] = self._use(call) if call.uses else self._follow(call)
             except Exception as error:  # of a call that is unlike all others; the rest is read
                 self.skipped[f"{call.name} ({type(error).__name__})"] += 1
-
         for call in calls:
             self._note_weights(call)
+        for product in {*self.attentions, *self.products}:
+            product.settle()
 
     def _note_weights(self, call: Call) -> None:
         """Note the uses whose outputs are weights of a call, or may be."""
         for use in generators(call):
             use.unjudged = MAKES_WEIGHTS
-        product = self._marks[call].product if call in self._marks else None
+        product = self._marks.get(call, NOTHING).product
         if product is not None and product not in self._attended:
             for use in added_to(call):
                 use.unjudged = MAY_BE_A_WEIGHT
@@ -80,7 +78,7 @@ class Reading:
         held = {path: mark.held for path, value in exits if (mark := self.of(value)).held}
         found = {}
         for path, uses in held.items():
-            factors = {use.downstream / factor for use, factor in uses if factor and not use.owns_scalars}
+            factors = {use.outside / factor for use, factor in uses if factor and use.outside}
             if len(factors) == 1:
                 found[path] = factors.pop()
         return {path: factor for path, factor in found.items() if factor not in (0.0, 1.0)}
@@ -93,8 +91,8 @@ class Reading:
             mark = rule(self, call, known)
             if mark is not None:
                 return mark
-        _take_up(known.values())
-        return Mark(flow=_flow(known))
+        take_up(known.values())
+        return Mark(flow=flow_of(known))
 
     def chained(self, value: Value) -> float:
         """The scalar that a tensor is multiplied by before anything else becomes of it."""
@@ -114,7 +112,8 @@ class Reading:
         """A function of activations and parameters."""
         known = {position: self.of(value) for position, value in call.activations.items()}
         for use in call.uses:
-            use.source = None if use.input_position is None else known.get(use.input_position)
+            mark = known.get(-1 if use.input_position is None else use.input_position, NOTHING)
+            use.given, use.before = mark.held, mark.factor
             use.chained = self.chained(call.outputs[0])
             key = use.parameter, use.operation
             if key in self._last:  # what an earlier use feeds, its parameter feeds
@@ -125,7 +124,7 @@ class Reading:
     def _after_use(self, call: Call, known: Mapping[int, Mark]) -> Mark:
         """What is known of the output of a function that uses parameters."""
         product = next((mark for mark in known.values() if mark.product), None)
-        flow = _flow(known)
+        flow = flow_of(known)
         matrices = [use for use in call.uses if use.matrix]
         for node in flow:
             node.feeds.update(matrices)
@@ -136,11 +135,11 @@ class Reading:
             return product._replace(flow=flow)
         if does(call.name, Does.ADDS | Does.JOINS):  # a bias: the sum is still what it was
             return summed(list(known.values()))._replace(flow=flow)
-        _take_up(known.values(), cancelled=does(call.name, Does.CANCELS))
+        take_up(known.values(), cancelled=does(call.name, Does.CANCELS))
         held = tuple((use, 1.0) for use in matrices[:1] if use.linear)
-        made = frozenset(matrices)
         # what makes a weight is no layer: what it takes is taken up where that is used
-        return Mark(held=held, flow=(made | flow if call.outputs[0].modulated else made) or flow)
+        through = flow if call.outputs[0].modulated else frozenset[Node]()
+        return Mark(held=held, flow=frozenset(matrices) | through or flow)
 
     def attend(self, mark: Mark) -> None:
         """Logits that a softmax makes probabilities of."""
@@ -153,8 +152,6 @@ class Reading:
             self.attentions.append(attention)
 
 
-Known = Mapping[int, Mark]
-"""What is known of a call's activations, by position."""
 Rule = Callable[[Reading, Call, Known], "Mark | None"]
 """What is known of the output of a call, or None where the rule is about others."""
 
@@ -177,7 +174,7 @@ def _attended(reading: Reading, call: Call, known: Known) -> Mark | None:
     if product is None or not does(call.name, Does.SOFTMAXES):
         return None
     reading.attend(product)
-    return Mark(flow=_flow(known))
+    return Mark(flow=flow_of(known))
 
 
 def _fused(reading: Reading, call: Call, known: Known) -> Mark | None:
@@ -186,8 +183,8 @@ def _fused(reading: Reading, call: Call, known: Known) -> Mark | None:
         return None
     given = fused_arguments(call.leaves, call.spec)
     scored, taken = [reading.of(given["query"]), reading.of(given["key"])], reading.of(given["value"])
-    _take_up(scored, contracted=True)
-    _take_up([taken])
+    take_up(scored, contracted=True)
+    take_up([taken])
     attention = AttentionCall(call.layer, plain(call.name))
     attention.head_size = int(given["query"].shape[-1])
     _measure_sides(attention, call, dict(zip(_positions(call), scored, strict=True)))
@@ -203,7 +200,7 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
     """A product of two activations: attention logits, if a softmax follows."""
     if not contracts(call):
         return None
-    _take_up(known.values(), contracted=True)
+    take_up(known.values(), contracted=True)
     left, right = list(known)[-2:]
     _, kwargs = unflattened(call.leaves, call.spec)
     fans = call.fans(right)
@@ -213,7 +210,7 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
     _measure_sides(attention, call, {left: known[left], right: known[right]})
     attention.scale = attention.before * float(alpha)
     attention.logits = call.logits
-    flow = _flow(known)
+    flow = flow_of(known)
     for node in flow:
         node.feeds.add(attention)
     reading.products.append(attention)
@@ -221,10 +218,11 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
 
 
 def _measure_sides(attention: AttentionCall, call: Call, sides: Known) -> None:
-    """A scalar behind a projection stands before the product; what else became of queries and keys was measured."""
+    """A scalar behind a projection stands before the product; what else became of either side was measured."""
     for position, mark in sides.items():
         if mark.held or position not in call.sides or not is_normed(call.inputs[position]):
             attention.before *= mark.factor
+            attention.projections += mark.held if len(mark.held) == 1 else ()
         else:
             attention.met = attention.met * call.sides[position]
 
@@ -238,13 +236,13 @@ def _positions(call: Call) -> tuple[int, int]:
 
 def _scored(reading: Reading, call: Call, known: Known) -> Mark | None:
     product = next((mark for mark in known.values() if mark.product), None)
-    return product._replace(flow=_flow(known)) if product is not None and does(call.name, Does.SCORES) else None
+    return product._replace(flow=flow_of(known)) if product is not None and does(call.name, Does.SCORES) else None
 
 
 def _summed(reading: Reading, call: Call, known: Known) -> Mark | None:
     if not does(call.name, Does.ADDS | Does.JOINS) and not averages(call):
         return None
-    return summed(list(known.values()))._replace(flow=_flow(known))
+    return summed(list(known.values()))._replace(flow=flow_of(known))
 
 
 def _normalized(reading: Reading, call: Call, known: Known) -> Mark | None:
@@ -252,8 +250,19 @@ def _normalized(reading: Reading, call: Call, known: Known) -> Mark | None:
     at = by_own_norm(call)
     if at is None and not does(call.name, Does.CANCELS):
         return None
-    _take_up([known[at]] if at is not None else known.values(), cancelled=True)
-    return Mark(flow=_flow(known))
+    take_up([known[at]] if at is not None else known.values(), cancelled=True)
+    return Mark(flow=flow_of(known))
+
+
+def _handed_on(reading: Reading, call: Call, known: Known) -> Mark | None:
+    """A relu: a scalar behind it is one in front of it, of the matrices whose outputs it takes."""
+    if not does(call.name, Does.HOMOGENEOUS) or len(known) != 1:
+        return None
+    (mark,) = known.values()
+    take_up([mark])
+    return Mark(
+        flow=mark.flow, behind=(*((use, 1.0) for use, _ in mark.held if isinstance(use, UseCall)), *mark.behind)
+    )
 
 
 def _summarized(reading: Reading, call: Call, known: Known) -> Mark | None:
@@ -270,21 +279,21 @@ def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
     tables = [call.activations[position] for position, mark in known.items() if not mark.held]
     if not does(call.name, Does.SCALES) or len(held) != 1 or any(table.learns for table in tables):
         return None
-    return held[0]._replace(flow=_flow(known))
+    return held[0]._replace(flow=flow_of(known))
 
 
 _RULES: Sequence[Rule] = (
-    *(_multiplied, _moved, _attended, _fused, _normalized, _product, _scored, _summarized, _summed, _tabled),
+    *(
+        _multiplied,
+        _moved,
+        _attended,
+        _fused,
+        _normalized,
+        _product,
+        _scored,
+        _handed_on,
+        _summarized,
+        _summed,
+        _tabled,
+    ),
 )
-
-
-def _flow(known: Known) -> frozenset[Node]:
-    return joined(mark.flow for mark in known.values())
-
-
-def _take_up(marks: Iterable[Mark], contracted: bool = False, cancelled: bool = False) -> None:
-    """Note the scalars before a function; those that all terms share are cancelled by a normalisation."""
-    for mark in marks:
-        shared = mark.factor if cancelled and mark.factor else 1.0
-        for use, factor in mark.held:
-            use.taken_up.add((factor / shared, contracted))

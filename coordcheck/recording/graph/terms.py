@@ -21,7 +21,6 @@ class Terms:
     """
 
     matrix = True
-    owns_scalars = False
     fans = None
 
     def __init__(self, held: Iterable[tuple[Term, float]]) -> None:
@@ -37,6 +36,8 @@ class Terms:
         """As of a use."""
         return only_factor(taken_up(self))
 
+    outside = downstream
+
 
 def taken_up(term: Term) -> set[tuple[float, bool]]:
     """All functions that took up an output, by itself or in a sum: the scalar before each, and whether it contracts."""
@@ -49,8 +50,14 @@ def taken_up(term: Term) -> set[tuple[float, bool]]:
 
 
 def only_factor(taken: set[tuple[float, bool]], chained: float = 1.0) -> float:
-    """The scalar before all of those functions, and no attention's; where they differ, what comes before all else."""
-    factors = {factor for factor, _ in taken}
-    if any(contracted for _, contracted in taken):
-        return 1.0
-    return factors.pop() if len(factors) == 1 else chained
+    """The scalar before all of those functions, and no attention's; where they differ, what comes before all else.
+
+    One that stands before values as well, as of a fused projection, is no scale of an attention's logits.
+
+    >>> only_factor({(0.5, True)}), only_factor({(0.5, True), (0.5, False)}), only_factor({(0.5, True), (1.0, False)})
+    (1.0, 0.5, 1.0)
+    """
+    factors, contracted = {factor for factor, _ in taken}, {contracted for _, contracted in taken}
+    if len(factors) == 1 and contracted != {True}:
+        return factors.pop()
+    return 1.0 if True in contracted else chained
