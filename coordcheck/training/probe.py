@@ -19,6 +19,7 @@ from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
 from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
+from coordcheck.recording.updates.settling import LATER, settle, settled_degrees
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
 from coordcheck.training.first_update import with_first_update
@@ -132,12 +133,18 @@ class _Session:
         """Update until every parameter that has a gradient has moved, noting each step's facts."""
         self.own.note_initial()
         self._note_gradients(0, self.own.tracer)
+        settled: dict[str, float] = {}
         if all(map(is_plain, self.optimizers)):
             self.degrees = degrees(self.model, self.optimizers)
+            settled = settled_degrees(self.model, self.optimizers, self.degrees)
         else:
             self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
         precise = all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
         lessen_eps(self.optimizers, None if all(map(is_torchs, self.optimizers)) or not precise else self._gradients)
+        if settled:
+            self.degrees |= settled
+            settle(self.optimizers)
+            self.notes.append(f"updates of {min(settled)} become others within {LATER} steps: judged after these")
         for step in range(1, MAX_UPDATES + 1):
             for optimizer in self.optimizers:
                 optimizer.step()

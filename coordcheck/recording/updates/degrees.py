@@ -94,13 +94,18 @@ def notes_on(unknown: Set[str], turned: Set[str]) -> Iterator[str]:
             yield f"how the update of {min(names)}{more} depends on the gradient's size was not measured{why}"
 
 
-def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
+def degrees(model: nn.Module, optimizers: list[Optimizer], after: int = 0) -> dict[str, float]:
     """log(d' / d) / log 10, with d the update of a parameter and d' that under ten times the gradient: SGD 1, Adam 0.
 
     Measured by class, group and number of axes on blocks of random numbers, by the optimizer's own `step` on a copy
     without a history. Parameters of an optimizer that does not run on them (a closure is needed) are left out. Blocks
     for an optimizer that is not torch's have the scales that the parameters and gradients have now: fewer coordinates
     of one size have a smaller norm, so that a step that clips by it does so less, or not at all.
+
+    Args:
+        model: the model.
+        optimizers: that hold its parameters.
+        after: how many steps on the same gradients come before; they are small then, so that no sum of them tells.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, float] = {}
@@ -110,19 +115,19 @@ def degrees(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, float]:
             for parameter in group["params"]:
                 if id(parameter) in names:
                     by_rank.setdefault(parameter.dim(), []).append(names[id(parameter)])
-            for rank, degree in _by_rank(optimizer, group, list(by_rank)).items():
+            for rank, degree in _by_rank(optimizer, group, list(by_rank), after).items():
                 found.update(dict.fromkeys(by_rank[rank], degree))
     return found
 
 
-def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
+def _by_rank(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], after: int) -> dict[int, float]:
     """The degree of a group's updates by the number of axes, where it can be measured."""
     key = settings_key(optimizer, group, ranks)
     if key is None:
-        return _measured(optimizer, group, ranks)
-    if key not in _KNOWN:
-        _KNOWN[key] = _measured(optimizer, group, ranks)
-    return _KNOWN[key]
+        return _measured(optimizer, group, ranks, after)
+    if (key, after) not in _KNOWN:
+        _KNOWN[key, after] = _measured(optimizer, group, ranks, after)
+    return _KNOWN[key, after]
 
 
 _KNOWN: dict[tuple[Any, ...], dict[int, float]] = {}
@@ -146,25 +151,28 @@ def _is_plain(option: Any) -> bool:
 _REPLACED = {"params", "lr", "initial_lr", "weight_decay"}
 
 
-def _measured(optimizer: Optimizer, group: dict[str, Any], ranks: list[int]) -> dict[int, float]:
+def _measured(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], after: int) -> dict[int, float]:
     if not ranks:
         return {}
     try:
-        once = _moved(optimizer, group, ranks, 1.0)
+        size = SMALL if after else 1.0
+        once = _moved(optimizer, group, ranks, size, after)
 
         def degrees_at(factor: float) -> dict[int, float]:
-            other = _moved(optimizer, group, ranks, factor)
+            other = _moved(optimizer, group, ranks, size * factor, after)
             degrees = {rank: degree_between(once[rank], other[rank], factor) for rank in ranks}
             return {rank: degree for rank, degree in degrees.items() if degree is not None}
 
         return but_for_clipping(degrees_at(LOSS_FACTOR), once, lambda: degrees_at(SMALL))
     except Exception:  # of the user's optimizer, which may refuse vectors, or need more than a gradient
         alone = [] if len(ranks) < 2 else ranks
-        return {rank: degree for one in alone for rank, degree in _measured(optimizer, group, [one]).items()}
+        return {rank: degree for one in alone for rank, degree in _measured(optimizer, group, [one], after).items()}
 
 
-def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor: float) -> dict[int, Movement]:
-    """How far the first step of a copy of the optimizer that moves blocks of so many axes moves them."""
+def _moved(
+    optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor: float, after: int
+) -> dict[int, Movement]:
+    """How far the first step of a copy of the optimizer, after some, that moves blocks of so many axes moves them."""
     device = group["params"][0].device
     generator = torch.Generator().manual_seed(0)
     blocks, starts, gradients = {}, {}, {}
@@ -178,11 +186,12 @@ def _moved(optimizer: Optimizer, group: dict[str, Any], ranks: list[int], factor
     step = class_step(made)
     moved: dict[int, Movement] = {}
     with torch.enable_grad(), randomness_kept(device):  # so that both steps draw the same noise
-        for _ in range(STEPS):
+        for number in range(after + STEPS):
             for rank, block in blocks.items():
                 block.grad = gradients[rank].clone()  # which the step may write into
+                starts[rank] = block.detach().clone() if number == after else starts[rank]
             step(made)
-            for rank in ranks:
+            for rank in ranks if number >= after else ():
                 if rank not in moved and not torch.equal(blocks[rank], starts[rank]):
                     moved[rank] = movement(blocks[rank].detach() - starts[rank], gradients[rank])
             if len(moved) == len(ranks):

@@ -23,6 +23,7 @@ from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
 from coordcheck.recording.updates.rows import write_own_updates
+from coordcheck.recording.updates.settling import settled_degrees
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import Row, RunRecord
 from coordcheck.runs.words import Quantity
@@ -49,6 +50,7 @@ class OwnUpdatesInLoop:
         self._step = -1
         self._noted: set[str] = set()  # parameters whose gradients of this step were
         self._arrived: dict[str, gradients.Arrived] = {}  # the last gradients, as backward left them
+        self._changing = frozenset[str]()  # those whose updates become others after some steps: not judged by these
         self._turned: set[str] = set()  # parameters whose gradients became others than these times a factor
         self._listening: AfterBackward | None = None
         self._inputs = InitialInputs(fixed=False)
@@ -125,6 +127,8 @@ class OwnUpdatesInLoop:
             return
         if self._own is None:
             self._degrees = degrees(self._model, self._optimizers)
+            others = settled_degrees(self._model, self._optimizers, self._degrees)
+            self._changing = frozenset(others)
             trained = frozenset(name for name, p in tracer.parameters.items() if p.requires_grad)
             self._own = OwnUpdates(self._model, tracer, self._initial, trained)
             self._own.note_initial()
@@ -195,7 +199,7 @@ class OwnUpdatesInLoop:
             return
         moved = {step for step, flags in self._moved.items() if any_of(flags)}
         before = len(record.rows)
-        write_own_updates(own, record, {**self._degrees, **dict.fromkeys(self._turned, TURNED)})
+        write_own_updates(own, record, {**self._degrees, **dict.fromkeys(self._turned | self._changing, TURNED)})
         record.parameters = told_in_loop(own, self._step, record.parameters)
         unknown = {use.parameter for use in record.uses if use.parameter} - self._degrees.keys()
         record.notes.extend(notes_on(unknown, self._turned))
