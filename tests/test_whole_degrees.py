@@ -177,7 +177,7 @@ def test_an_eps_is_made_small_whatever_it_is_called_and_held_in():
     beside = None, 1e-3  # the second of Adafactor's stands beside the parameter
     groups = [{"eps": 1e-8}, {"eps": torch.tensor(1e-8)}, {"epsilon": 1e-6}, {"eps": beside}, {"eps_root": 0.5}]
     optimizers = [SGD([{"params": [weight], **group}], lr=0.1) for group in groups]
-    lessen_eps(optimizers)
+    lessen_eps(nn.ParameterList([weight]), optimizers)
     values = [float(o.param_groups[0][name]) for o, g in zip(optimizers[:3], groups, strict=False) for name in g]
     assert values == pytest.approx([1e-14, 1e-14, 1e-12])
     assert optimizers[3].param_groups[0]["eps"] == beside
@@ -203,8 +203,12 @@ def test_a_wrapper_without_a_state_is_measured_on_blocks_as_well():
     assert found == {"weight": pytest.approx(1), "bias": pytest.approx(1)}
 
 
-@pytest.mark.parametrize(("size", "expected"), [(1e-2, 1e-9), (1e-6, 1e-13), (1e3, 1e-8), (1e-9, 1e-14)])
-def test_an_eps_is_far_below_the_smallest_gradient_and_far_above_its_roundings(size, expected):
-    optimizer = Adam([nn.Parameter(torch.ones(2))], eps=1e-8)
-    lessen_eps([optimizer], {str(by): torch.full((4,), by * size).double() for by in (1, 10, 1e-16)})
-    assert optimizer.param_groups[0]["eps"] == pytest.approx(expected)
+@pytest.mark.parametrize(("size", "expected"), [(1e-6, 1e-9), (1e-8, 1e-11), (1e3, 1e-8), (1e-13, 1e-14)])
+def test_an_eps_is_far_below_the_smallest_gradient_of_its_group_and_far_above_its_roundings(size, expected):
+    model = nn.ParameterDict({str(by): nn.Parameter(torch.ones(4)) for by in (1, 10, 1e-16, 100)})
+    groups = [{"params": [model[str(by)] for by in (1, 10, 1e-16)]}, {"params": [model["100"]]}]
+    optimizer = Adam(groups, eps=1e-8)
+    lessen_eps(model, [optimizer], {name: torch.full((4,), float(name) * size).double() for name in model})
+    assert [group["eps"] for group in optimizer.param_groups] == pytest.approx(
+        [expected, min(max(0.1 * size, 1e-14), 1e-8)]
+    )

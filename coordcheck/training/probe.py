@@ -140,7 +140,8 @@ class _Session:
         else:
             self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
         precise = all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
-        lessen_eps(self.optimizers, None if all(map(is_torchs, self.optimizers)) or not precise else self._gradients)
+        precise = precise and not all(map(is_torchs, self.optimizers))
+        lessen_eps(self.model, self.optimizers, self._gradients if precise else None)
         if settled:
             self.degrees |= settled
             settle(self.optimizers)

@@ -29,7 +29,10 @@ from coordcheck.recording.updates.degrees import (
 from coordcheck.training.trials import Run, prepared
 
 EPS_FACTOR = 1e-6  # on the optimizer's eps, beside which the gradients of a tiny batch are small
-BESIDE = 1e-7  # and beside the smallest gradient, in double precision, whose roundings are far below that
+BESIDE = (
+    1e-3  # and beside the smallest gradient of its group, as far above the roundings of an eigenbasis as may be: an
+)
+# optimizer that finds it in single precision makes of these, beside a smaller eps, updates as large as the others
 ROUNDING = 1e-9  # gradients that are smaller than this beside the largest one are rounding errors
 NAMES = "eps", "epsilon"  # of what stands beside a gradient
 
@@ -68,19 +71,23 @@ def _between(
     return once, _degrees(once, other, factor)
 
 
-def lessen_eps(optimizers: Iterable[Optimizer], gradients: Mapping[str, Tensor] | None = None) -> None:
+def lessen_eps(
+    model: nn.Module, optimizers: Iterable[Optimizer], gradients: Mapping[str, Tensor] | None = None
+) -> None:
     """Make every eps so small that the gradients of a tiny batch are not taken for it.
 
     Several in one, as Adafactor's are, are left alone: some of them stand beside the parameter.
 
     Args:
+        model: whose parameters they hold.
         optimizers: whose.
         gradients: those that it must be far below, and their roundings far below it; otherwise these do not matter.
     """
-    sizes = [float(scales.rms_of(gradient)) for gradient in (gradients or {}).values() if gradient.numel()]
-    told = [size for size in sizes if ROUNDING * max(sizes) < size < math.inf]
-    enough = BESIDE * min(told, default=0.0)
+    known, named = gradients or {}, dict(model.named_parameters())
+    sizes = {id(named[n]): float(scales.rms_of(g)) for n, g in known.items() if n in named and g.numel()}
+    told = {p: size for p, size in sizes.items() if ROUNDING * max(sizes.values()) < size < math.inf}
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        enough = BESIDE * min((told[id(p)] for p in group["params"] if id(p) in told), default=0.0)
         for name in NAMES:
             value = group.get(name)
             if isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1):
@@ -100,7 +107,7 @@ def _moved(run: Run, gradients: Mapping[str, Tensor], factor: float, double: boo
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         known = {"lr": RATE, "weight_decay": 0.0}
         group.update({name: value for name, value in known.items() if isinstance(group.get(name), (int, float))})
-    lessen_eps(optimizers, gradients if double else None)
+    lessen_eps(model, optimizers, gradients if double else None)
     parameters = {name: p for name, p in model.named_parameters() if name in gradients}
     for name, p in parameters.items():
         if isinstance(p, nn.parameter.UninitializedParameter):  # of a lazy module, which is not called here
