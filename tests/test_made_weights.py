@@ -188,3 +188,24 @@ def test_what_makes_a_weight_is_no_layer(norm: Any):
     batch = torch.randn(8, IN), torch.randint(OUT, (8,))
     report = coordcheck.check(build, batch, loss=F.cross_entropy, widths=(8, 16, 32), seeds=1, probe=None)
     assert {layer.partition("/")[0] for layer in report.verdicts["layer"]} == {"0", "1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "culprit"), [("up", -1.0, "lr 1"), ("up", 1.0, "lr -1"), ("down", 1.0, "lr -1")]
+)
+def test_a_factor_that_starts_at_zero_is_alone_to_blame_for_what_it_multiplies(name: str, rate: float, culprit: str):
+    assert found(Merged, rate=rate, name=name) == {f"2.{name}": culprit}
+
+
+def test_of_two_factors_that_are_off_both_are_told_by_their_own():
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = nn.Sequential(nn.Linear(IN, width), nn.ReLU(), Merged(width), nn.ReLU(), nn.Linear(width, OUT))
+        m = width / BASE
+        nn.init.normal_(model[4].weight, std=BASE**0.5 / width)
+        powers = {"2.weight": -1.0, "4.weight": -1.0, "2.up": -1.0, "2.down": -2.0}
+        groups = [{"params": [p], "lr": 1e-3 * m ** powers.get(name, 0.0)} for name, p in model.named_parameters()]
+        return model, torch.optim.Adam(groups)
+
+    batch = pair_batch(examples=32, inputs=IN, classes=OUT)
+    verdicts = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).verdicts
+    assert told(verdicts) == {"2.up": "lr 1", "2.down": "lr 1"}

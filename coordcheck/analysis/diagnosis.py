@@ -23,7 +23,7 @@ import numpy as np
 
 from coordcheck.analysis.blocks import choose_blocks, with_one_rate
 from coordcheck.analysis.deviations import compare_known, deviation, half_or_measured, size_verdict
-from coordcheck.analysis.explained import as_measured, waiting, without_lengths
+from coordcheck.analysis.explained import as_measured, waiting, without_factors, without_lengths
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
@@ -71,6 +71,7 @@ def diagnose(
         if not use.hidden:
             firsts.setdefault(use.parameter, findings[-1])
     findings = without_lengths(choose_blocks(with_one_rate(findings)), tolerance)
+    findings = without_factors(findings, tolerance)
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]

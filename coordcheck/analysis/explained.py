@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.deviations import compare_known
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.measured import without_fault
 from coordcheck.analysis.verdicts import Answer
@@ -27,6 +27,35 @@ def without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Findi
             if compare_known(left, finding.response_target, tolerance) is Answer.OK:
                 why = f"{finding.explanation}, m^{beyond:g} of it as {longer.use.name} is off"
                 finding = without_fault(finding._replace(cause=None, response=left, explanation=why), tolerance)
+        found.append(finding)
+    return found
+
+
+def without_factors(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
+    """Without what the learning rate of a factor that starts at zero does to the one that it multiplies.
+
+    Until the first has moved, the second makes nothing, as in a merged LoRA; then it makes as much as that has moved.
+    """
+    firsts = {
+        finding.use.layer: finding
+        for finding in findings
+        if finding.cause is Cause.LEARNING_RATE
+        and finding.use.through is Through.MADE
+        and finding.exponents.zero_init
+        and finding.exponents.step == 1
+    }
+    found = []
+    for finding in findings:
+        first = firsts.get(finding.use.layer) if finding.cause is Cause.LEARNING_RATE else None
+        later = finding.use.through is Through.MADE and finding.exponents.zero_init and finding.exponents.step > 1
+        if first is not None and later:
+            beyond = -(1 + round(finding.exponents.degree)) * first.learning_rate
+            left = finding.response.shifted(-beyond)
+            why = f"{finding.explanation}, m^{beyond:g} of it as {first.use.name} is off"
+            rate = -nearest_half(left.value - finding.response_target)
+            finding = finding._replace(response=left, learning_rate=rate, explanation=why)
+            if deviation(left, finding.response_target, tolerance) is None:
+                finding = without_fault(finding._replace(cause=None), tolerance)
         found.append(finding)
     return found
 
