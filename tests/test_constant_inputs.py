@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import coordcheck
+from coordcheck.recording.graph.tracer import Tracer
 
 IN, OUT, BASE, HEAD, STORED = 8, 5, 16, 8, 6
 WIDTHS = (16, 32, 64)
@@ -117,3 +118,72 @@ def test_an_attention_that_is_written_out_takes_them_as_well(kind: str):
     assert verdicts(kind, written=True) == spare(kind)
     told = {"k.weight": "lr -0.5"}
     assert verdicts(kind, "k.weight", rate=0.5, written=True) == {**spare(kind), **told}
+
+
+class OneHead(nn.Module):
+    """Few trained queries on the sequence without heads, through a softmax or gates."""
+
+    def __init__(self, n: int, gates: str, scale: float) -> None:
+        super().__init__()
+        self.into, self.readout, self.gates, self.scale = nn.Linear(IN, n), nn.Linear(n, OUT), gates, scale
+        self.stored = nn.Parameter(torch.randn(STORED, n))
+        self.q, self.k, self.v = (nn.Linear(n, n, bias=False) for _ in range(3))
+        for layer in (self.q, self.k, self.v, self.readout):
+            nn.init.normal_(layer.weight, std=n**-0.5)
+        with torch.no_grad():
+            self.readout.weight.mul_((BASE / n) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(self.into(x).relu(), (self.v.in_features,))
+        logits = self.q(self.stored) @ self.k(x).mT * self.scale
+        if self.gates == "softmax":
+            mixed = logits.softmax(-1)
+        elif self.gates == "sigmoid":
+            mixed = logits.sigmoid()
+        else:
+            mixed = (5 * torch.tanh(logits / 5)).sigmoid()
+        return self.readout((mixed @ self.v(x)).mean(1))
+
+
+@pytest.mark.parametrize("gates", ["softmax", "sigmoid", "capped"])
+@pytest.mark.parametrize(
+    ("power", "name", "rate", "told"),
+    [
+        (-1.0, "", 0.0, {}),
+        (-0.5, "", 0.0, {"attention scale": -0.5}),
+        (-1.0, "stored", -1.0, {"lr": 1.0}),
+        (-1.0, "q.weight", 1.0, {"lr": -1.0}),
+    ],
+)
+def test_queries_of_trained_rows_without_heads(
+    gates: str, power: float, name: str, rate: float, told: dict[str, float]
+):
+    def build(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        m = width / BASE
+        model = OneHead(width, gates, 4 / BASE * m**power)
+        slow = ("q.weight", "k.weight", "v.weight", "readout.weight")
+        rates = {p: m ** (rate * (p == name) - (p in slow)) for p, _ in model.named_parameters()}
+        return model, torch.optim.Adam([{"params": [p], "lr": 1e-3 * rates[n]} for n, p in model.named_parameters()])
+
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(16, 4, IN, generator=generator), torch.randint(OUT, (16,), generator=generator)
+    found = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=WIDTHS, seeds=2).culprits
+    assert dict(zip(found["cause"], found["exponent"], strict=True)) == told
+    assert not name or list(found["parameter"]) == [name]
+
+
+def test_rows_of_a_weight_that_a_layer_makes_of_trained_rows_are_no_tokens():
+    class Made(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.make = nn.Parameter(torch.randn(12, 3)), nn.Linear(3, 12, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.make(self.rows) @ x
+
+    with Tracer(model := Made()) as tracer:
+        model(torch.randn(12, 4))
+    assert {(use.parameter, use.fans) for use in tracer.uses.values()} == {
+        ("rows", (12, 12)),
+        ("make.weight", (12, 12)),
+    }

@@ -36,6 +36,19 @@ def _is_of_layer(value: Value) -> bool:
     return parts and call is not None and does(call.name, Does.BIASED)
 
 
+def _are_tokens(value: Value, position: int) -> bool:
+    """Whether it is what a module's own layer gives for a few trained rows, as queries are, times other rows' channels.
+
+    A weight that is made in this way has as many rows as channels, or more.
+    """
+    call = value.call
+    if position or call is None or not does(call.name, Does.BIASED) or len(value.shape) != 2:
+        return False
+    weight = list(call.operands.values())[-1:] if len(call.operands) > 1 else []
+    own = [operand.parameter.rpartition(".")[0] for operand in weight]
+    return own == [call.layer] and value.shape[0] < value.shape[1]
+
+
 class Constants:
     """Those of one forward pass.
 
@@ -63,7 +76,8 @@ class Constants:
             taken = [given.get(name) for name in ("query", "key", "value")]
             self._activate(call, leaves, [position for position, value in call.inputs.items() if value in taken])
         elif call.made and call.activations and does(call.name, Does.MULTIPLIES) and not does(call.name, Does.BIASED):
-            self._activate(call, leaves, [position for position, value in call.made.items() if _is_of_layer(value)])
+            parts = [place for place, value in call.made.items() if _is_of_layer(value) or _are_tokens(value, place)]
+            self._activate(call, leaves, parts)
 
     def _activate(self, call: Call, leaves: Sequence[Any], positions: Sequence[int]) -> None:
         """Likewise for the arguments of a call at some positions, which are data afterwards."""
