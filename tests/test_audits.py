@@ -105,7 +105,14 @@ def test_a_warm_up_from_zero_is_told_and_judged_later():
 
 def test_an_eps_as_large_as_the_gradient_is_told():
     large = with_optimizer(lambda model, groups: torch.optim.Adam(groups, eps=1e-2))
-    assert any("neither 0 (Adam) nor 1 (SGD): is eps" in note for note in diagnosed({"model": large}).notes)
+    assert set(diagnosed({"model": large}).culprits["cause"]) == {"eps"}
+
+    def as_large(model, groups):  # at every width, as gradients fall with it
+        return torch.optim.Adam(groups, eps=0.3 / sum(p.numel() for p in model.parameters()) ** 0.5)
+
+    found = diagnosed({"model": with_optimizer(as_large)})
+    assert found.culprits.empty
+    assert any("neither 0 (Adam) nor 1 (SGD): is eps" in note for note in found.notes)
     assert not any("eps" in note for note in diagnosed({"model": mlp("µP")}).notes)
 
 
