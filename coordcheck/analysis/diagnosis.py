@@ -27,9 +27,9 @@ from coordcheck.analysis.explained import as_measured, waiting, without_factors,
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
-from coordcheck.analysis.measured import UNSIZED, without_fault
+from coordcheck.analysis.measured import UNSIZED, on_whole_batch, without_fault
 from coordcheck.analysis.parameterless import judge_attention, judge_function
-from coordcheck.analysis.roles import UseAcrossWidths
+from coordcheck.analysis.roles import GROWS, UseAcrossWidths
 from coordcheck.analysis.targets import Targets
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.records import is_between
@@ -105,7 +105,8 @@ def _judge(
         return Finding(use, found, Verdict.FROZEN, Cause.FROZEN, explanation=why)
     gain, gain_target = _gain(use, found, targets, first)
     response, response_target = _response(use, found, targets, first)
-    judged = Finding(use, found, Verdict.OK, None, 0.0, 0.0, 0.0, "", gain, gain_target, response, response_target)
+    response, why = on_whole_batch(response, found, response_target, tolerance, summed=use.fan_in > GROWS)
+    judged = Finding(use, found, Verdict.OK, None, 0.0, 0.0, 0.0, why, gain, gain_target, response, response_target)
     return _decide(judged, tolerance)
 
 
@@ -170,7 +171,7 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         notes.append("its own update does not show it: the loss sees its output directly")
         response_off = False
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
-    judged = judged._replace(explanation="; ".join([_seen(judged), *notes]))
+    judged = judged._replace(explanation="; ".join(filter(None, [_seen(judged), judged.explanation, *notes])))
     if gain_off and use.tied:  # its init and learning rate belong to the first use
         return judged._replace(
             verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-half_or_measured(excess)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.deviations import compare_known, deviation, nearest_half
+from coordcheck.analysis.deviations import compare_known, deviation, half_or_measured
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.measured import without_fault
 from coordcheck.analysis.verdicts import Answer
@@ -52,7 +52,7 @@ def without_factors(findings: Sequence[Finding], tolerance: float) -> list[Findi
             beyond = -(1 + round(finding.exponents.degree)) * first.learning_rate
             left = finding.response.shifted(-beyond)
             why = f"{finding.explanation}, m^{beyond:g} of it as {first.use.name} is off"
-            rate = -nearest_half(left.value - finding.response_target)
+            rate = -half_or_measured(left.value - finding.response_target)
             finding = finding._replace(response=left, learning_rate=rate, explanation=why)
             if deviation(left, finding.response_target, tolerance) is None:
                 finding = without_fault(finding._replace(cause=None), tolerance)

@@ -35,7 +35,7 @@ from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.movements import Stillness, first_movement
 from coordcheck.analysis.roles import UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
-from coordcheck.analysis.spectra import Spectra, Update, nearest
+from coordcheck.analysis.spectra import Spectra, Update, agreeing
 from coordcheck.runs.words import Quantity, Role, Through
 
 EXACT = 1e-6  # error of a fitted exponent below which it has no noise
@@ -67,6 +67,8 @@ class Exponents(NamedTuple):
     """Of the update beside learning rate times gradient, under an optimizer of degree 1."""
     clipped: tuple[int, ...] = ()
     """The widths at which it is shrunk, where it is not at others; the exponents are without that."""
+    on_batch: Exponent = UNKNOWN
+    """Growth on the whole batch, after several updates of an optimizer that looks at whole matrices."""
 
     @property
     def alignment(self) -> float:
@@ -90,7 +92,8 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
     fits = {name: logs.fit(values) for name, values in _formulas(terms).items()}
     still = Stillness.of(logs, uses)
     frobenius, rates = logs.at(Quantity.WEIGHT_UPDATE, terms.first), logs.of([use.rates for use in uses])
-    spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates, terms.degree))
+    absolute = logs.at(Quantity.WEIGHT_UPDATE_ABS, terms.first)
+    spectra = Spectra.of(Update(frobenius, terms.dp_norm, terms.fan_in, terms.fan_out, rates, terms.degree, absolute))
     result = {}
     for number, use in enumerate(uses):
         own = {name: fitted[number] for name, fitted in fits.items()}
@@ -100,7 +103,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
         if use.through is Through.ITSELF:
             own["response_weight"] = spectra.response(aligned, spectral, own["response"], number)
         else:  # one row's size alone, or a product of two factors, is not aligned with the input as a matrix is
-            own["response_weight"] = nearest((aligned, independent), own["response"])
+            own["response_weight"] = agreeing((aligned, independent), own["response"])
         result[use.name] = Exponents(
             **own,
             degree=float(terms.degree[number]),
@@ -142,6 +145,8 @@ class _Terms(NamedTuple):
     fan_out: Array
     shrinking: Array
     """The update beside learning rate times gradient."""
+    on_batch: Array
+    """Own update on the whole batch, beside its input."""
 
     @classmethod
     def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Terms:
@@ -173,6 +178,7 @@ class _Terms(NamedTuple):
             fan_in=logs.of([use.fan_ins for use in uses]),
             fan_out=logs.of([use.fan_outs for use in uses]),
             shrinking=shrinking,
+            on_batch=logs.last(Quantity.BATCH_UPDATE) + whose.behind - whose.before,
         )
 
 
@@ -192,6 +198,7 @@ def _formulas(terms: _Terms) -> dict[str, Array]:
         "inherited": terms.inherited - x,
         "output": h,
         "shrinking": terms.shrinking,
+        "on_batch": terms.on_batch,
     }
 
 

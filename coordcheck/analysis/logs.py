@@ -75,6 +75,11 @@ class Logs:
             logs = np.log2(result)
         return np.where(np.isfinite(logs), logs, np.nan)
 
+    def last(self, quantity: Quantity) -> Array:
+        """log2 of the scales at the last step that has some."""
+        known = [step for step in self.steps if (quantity.value, step) in self._values]
+        return self.at(quantity, np.full(self._shape[0], known[-1] if known else 0))
+
     def of(self, sizes: Sequence[Mapping[int, float]]) -> Array:
         """log2 of something known per use and width: (use, 1, width)."""
         rows = [[abs(by_width.get(int(width), math.nan)) for width in self.widths] for by_width in sizes]

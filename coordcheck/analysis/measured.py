@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from coordcheck.analysis.deviations import compare_known
+from coordcheck.analysis.deviations import compare_known, deviation
+from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Finding
+from coordcheck.analysis.logs import Exponent
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.words import Role
 
@@ -41,3 +43,36 @@ def without_fault(judged: Finding, tolerance: float) -> Finding:
         why = "; ".join(filter(None, (judged.explanation, missing))) or "its exponents could not be measured"
         return judged._replace(verdict=Verdict.UNDECIDED, explanation=why)
     return judged._replace(verdict=Verdict.OK, cause=None, learning_rate=0.0)
+
+
+def on_whole_batch(
+    response: Exponent, found: Exponents, target: float, tolerance: float, *, summed: bool
+) -> tuple[Exponent, str]:
+    """The response to judge, where that on a few examples and that on the whole batch are known.
+
+    The update of an optimizer that looks at a whole matrix, as one that makes it orthonormal or of a given rank does,
+    depends on the number of examples, and may begin with others than those of training.
+
+    Args:
+        response: on the probe, at the first update.
+        found: the use's exponents.
+        target: what the response should be.
+        tolerance: how far from it still counts as being it.
+        summed: whether the operation sums over a growing axis: there an update of many examples is less aligned with
+            its input than training makes it, and where only one of the two is off, nothing is decided.
+
+    Returns:
+        The response to judge, and why; nothing where it is the one that was given.
+    """
+    whole = found.on_batch
+    if round(found.degree) or not whole.known or not response.known:
+        return response, ""
+    why = f"response ~ m^{response.value:.2f} at its first update on the few examples of the probe, "
+    why += f"and m^{whole.value:.2f} after more on the whole batch"
+    alike = deviation(response, target, tolerance) is deviation(whole, target, tolerance)
+    if not summed:
+        return whole, "" if alike else why
+    if alike:
+        return response, ""
+    both = Exponent(whole.value, whole.stderr, min(response.low, whole.low), max(response.high, whole.high))
+    return both, f"{why}: such an optimizer needs examples as many as the rank of its update, give them as probe="

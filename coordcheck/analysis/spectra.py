@@ -7,7 +7,8 @@ norm. The two are one answer while the stable rank
     (Frobenius norm / spectral norm) ** 2            between 1 and the smaller of the sizes
 
 does not depend on the width. That of orthonormal updates does; and so does that of signs of gradients of many
-examples, in which chance hides the part that is aligned.
+examples, in which chance hides the part that is aligned. Where neither of the norms is known to tell, that which
+agrees with the update's measured effect on its own input does, or else that effect itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from coordcheck.runs.records import BETWEEN
 FLAT_RANK = 32  # a stable rank from which on singular values may count as alike, which no gradient of a tiny probe has
 BEYOND_CHANCE = 1.2  # and times that of independent coordinates
 ONE_SIZE = 0.01  # relative spread of update / learning rate up to which it is one number at all widths, as of signs
+SIGNS = 0.98  # mean absolute coordinate / RMS from which on an update is one of signs
 APART = 0.25  # distance of the two responses from which on they are two answers
+ERRORS = 2  # of what was measured, within which a response agrees with it, and by which it is nearer than another
+CLOSE = 0.15  # distance up to which a response agrees with what was measured, however exact that is
 
 
 class Update(NamedTuple):
@@ -40,6 +44,8 @@ class Update(NamedTuple):
     """The learning rate."""
     degree: Array
     """(use,) the power of the gradient that it is; not a log."""
+    mean_abs: Array
+    """Mean absolute coordinate."""
 
 
 class Spectra(NamedTuple):
@@ -48,8 +54,9 @@ class Spectra(NamedTuple):
     flat: NDArray[np.bool_]
     """(use, width) whether the singular values are alike: the stable rank is beyond that of chance."""
     plain: NDArray[np.bool_]
-    """(use,) whether it is what no orthonormal update is: a multiple of the gradient, as that of SGD, or one number
-    times the learning rate at all widths, as those of Adam and of signs are."""
+    """(use,) whether it is what no orthonormal update is: a multiple of the gradient, as that of SGD, or of signs, as
+    Adam's first one. Where the coordinates' mean size is not known, signs are told by one RMS / learning rate at all
+    widths."""
 
     @classmethod
     def of(cls, update: Update) -> Spectra:
@@ -58,6 +65,9 @@ class Spectra(NamedTuple):
         sizes = np.broadcast_to(update.rms - update.rate, update.rms.shape)
         known = [found[np.isfinite(found)] for found in sizes]
         signs = np.array([bool(found.size and np.ptp(found) < math.log2(1 + ONE_SIZE)) for found in known])
+        even = update.mean_abs - update.rms
+        told = np.isfinite(even)
+        signs = np.where(told.any(axis=(1, 2)), (even > math.log2(SIGNS)).sum((1, 2)) == told.sum((1, 2)), signs)
         plain = signs | (update.degree > BETWEEN[1])
         rank = 2 * (update.rms + (fan_in + fan_out) / 2 - update.norm)
         # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
@@ -74,8 +84,9 @@ class Spectra(NamedTuple):
         Args:
             aligned: the response by the RMS of its update.
             spectral: the one by the largest singular value.
-            own: that of the update's effect on its own input, which decides where neither is known to be right: where
-                the update is neither plain nor flat at every width (a probe limits the rank at some).
+            own: that of the update's effect on its own input, with which one of them must agree where neither is known
+                to be right: where the update is neither plain nor flat at every width (a probe limits the rank at
+                some).
             number: of the use.
 
         Returns:
@@ -86,11 +97,27 @@ class Spectra(NamedTuple):
             return aligned
         if flat.all() or not own.known:
             return spectral if flat[-1] else aligned
-        if not flat.any() and abs(aligned.value - spectral.value) < APART:
-            return aligned
-        return nearest((aligned, spectral), own)
+        return agreeing((aligned, spectral), own)
 
 
-def nearest(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
-    """The one that what was measured agrees with best."""
-    return min(ways, key=lambda fitted: abs(fitted.value - measured.value)) if measured.known else UNKNOWN
+def agreeing(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
+    """The way that agrees with what was measured, but for noise, and better than the others; else what was measured.
+
+    Of ways that are one answer, the most exact. Where what was measured lies between the ways, but for noise, it ends
+    where they do.
+    """
+    known = [way for way in ways if way.known]
+    if not measured.known or not known:
+        return UNKNOWN
+    noise = ERRORS * measured.stderr if measured.stderr > 0 else 0.0
+    nearest = min(known, key=lambda way: abs(way.value - measured.value))
+    away = abs(nearest.value - measured.value)
+    alike = [way for way in known if abs(way.value - nearest.value) < APART]
+    others = [abs(way.value - measured.value) for way in known if way not in alike]
+    if away < max(noise, CLOSE) and min(others, default=math.inf) - away > noise:
+        return min(alike, key=lambda way: way.stderr)
+    least, most = min(way.low for way in known), max(way.high for way in known)
+    if measured.value + noise < least or measured.value - noise > most:
+        return measured
+    value = min(max(measured.value, least), most)
+    return Exponent(value, measured.stderr, max(measured.low, least), min(measured.high, most))

@@ -36,6 +36,11 @@ class Quantity(str, Enum):
     """RMS of p_t - p_0, over coordinates that had a gradient."""
     WEIGHT_UPDATE_NORM = "weight_update_norm"
     """Largest singular value of p_t - p_0 as a (fan-out, fan-in) matrix."""
+    WEIGHT_UPDATE_ABS = "weight_update_abs"
+    """Mean absolute coordinate of p_t - p_0 as such a matrix, over those that had a gradient: its RMS where it is a
+    matrix of signs."""
+    BATCH_UPDATE = "batch_update"
+    """RMS of f(p_t; x_0) - f(p_0; x_0) / RMS of x_0 on the whole batch, of optimizers that look at a whole matrix."""
     WEIGHT_GRADIENT = "weight_gradient"
     """RMS of dL/dp, over coordinates where it is not zero, before the update that follows step t."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.arguments import double_of
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
-from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
+from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on, reshaped
 from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
@@ -22,9 +23,12 @@ from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.settling import LATER, settle, settled_degrees
 from coordcheck.recording.updates.values import initial_values
 from coordcheck.runs.records import RunRecord
+from coordcheck.runs.words import Quantity
 from coordcheck.training.first_update import with_first_update
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
 from coordcheck.training.whole_degrees import lessen_eps, whole_degrees
+
+RATE = 0.01  # times the learning rate, of the updates on the whole batch
 
 
 def diagnose_run(run: Run, record: RunRecord) -> None:
@@ -35,6 +39,8 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
         Exception: whatever the model raises on the probe, and on the whole batch.
     """
     session = _precise(run, _first_that_runs(run))
+    if session.reshaped and not session.own.rounded:
+        _note_whole_batch(run, session)
     if not record.parameters:
         record.parameters = with_first_update(run, told_in_loop(session.own, MAX_UPDATES, session.infos))
     found, told = session.degrees, not session.first_gradients
@@ -91,6 +97,22 @@ def _precise(run: Run, session: _Session) -> _Session:
     return precise
 
 
+def _note_whole_batch(run: Run, session: _Session) -> None:
+    """Note what some updates on the whole batch do, beside those on the probe."""
+    try:
+        with user_code("the diagnosis on the whole batch"):
+            ready = prepared(run)
+            batch = ready.batches.at(0, ready.device)
+            whole = _Session(_doubled(ready), _widened(batch)) if session.doubled else _Session(ready, batch)
+            whole.begin()
+            found = whole.after_several()
+    except Exception:  # of what a tiny batch alone can be given
+        return
+    for use in session.own.uses:
+        if use.parameter in session.reshaped and 0 < found.get(use.name, 0.0) < math.inf:
+            session.own.scales.put(use.name, MAX_UPDATES, Quantity.BATCH_UPDATE, found[use.name])
+
+
 class _Session:
     """One fresh model on one probe, from its initial state."""
 
@@ -102,6 +124,8 @@ class _Session:
         self.degrees: dict[str, float] = {}
         self.first_gradients: dict[str, Tensor] = {}
         """Those at t=0, where they are needed to measure the degrees of the optimizers."""
+        self.reshaped: set[str] = set()
+        """The parameters whose first update is neither their gradient times a factor nor of signs."""
 
     def begin(self) -> None:
         """The forward and backward pass of the initial state."""
@@ -139,9 +163,7 @@ class _Session:
             settled = settled_degrees(self.model, self.optimizers, self.degrees)
         else:
             self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
-        precise = all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
-        precise = precise and not all(map(is_torchs, self.optimizers))
-        lessen_eps(self.model, self.optimizers, self._gradients if precise else None)
+        self._lessen_eps()
         if settled:
             self.degrees |= settled
             settle(self.optimizers)
@@ -149,6 +171,8 @@ class _Session:
         for step in range(1, MAX_UPDATES + 1):
             for optimizer in self.optimizers:
                 optimizer.step()
+            if step == 1:
+                self.reshaped = self._reshaped()
             self.own.note_updates(step)
             more = step < MAX_UPDATES and self.own.waiting(certain(step, self.optimizers))
             later = Tracer(self.model, gradients=more)
@@ -158,6 +182,42 @@ class _Session:
                 break
             self._backward(loss)
             self._note_gradients(step, later)
+
+    @property
+    def doubled(self) -> bool:
+        """Whether it is in double precision."""
+        return all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
+
+    def _lessen_eps(self) -> None:
+        beside = self.doubled and not all(map(is_torchs, self.optimizers))
+        lessen_eps(self.model, self.optimizers, self._gradients if beside else None)
+
+    def _reshaped(self) -> set[str]:
+        gradients, initial = self.first_gradients or self._gradients, self.own.initial
+        return {
+            name
+            for name, p in self.model.named_parameters()
+            if name in gradients and p.dim() > 1 and reshaped(p.detach() - initial[name], gradients[name])
+        }
+
+    def after_several(self) -> dict[str, float]:
+        """By use: RMS of its own update after `MAX_UPDATES` of them, beside that of its input."""
+        self.own.note_initial()
+        self._lessen_eps()
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if "lr" in group:
+                group["lr"] = group["lr"] * RATE  # else updates that are too large take one another back
+        for step in range(1, MAX_UPDATES + 1):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if step < MAX_UPDATES:
+                backward(self._loss(self.model, to_device(self.probe, self.device)), self.optimizers)
+        self.own.note_updates(MAX_UPDATES)
+        found = {}
+        for use in self.own.uses:
+            taken = self.own.scales.get(use.name, 0, Quantity.INPUT)
+            found[use.name] = self.own.scales.get(use.name, MAX_UPDATES, Quantity.OWN_UPDATE) / (taken or math.nan)
+        return found
 
     def _note_gradients(self, step: int, tracer: Trace) -> None:
         self.own.note_gradients(step, tracer, self._gradients)

@@ -68,6 +68,14 @@ def _start(size: int, device: torch.device) -> Tensor:
     return (1 + torch.arange(size) % 7).float().to(device)
 
 
+def total(tensor: Tensor) -> float | Tensor:
+    """sum(|x|), NaN of what has none."""
+    try:
+        return scales.mean_abs(scales.measurable(tensor)) * tensor.numel()
+    except scales.NotMeasurable:
+        return math.nan
+
+
 def norm(tensor: Tensor) -> float | Tensor:
     """sqrt(sum(x ** 2)), NaN of what has none."""
     try:

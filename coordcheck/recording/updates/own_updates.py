@@ -22,7 +22,7 @@ from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.masks import rms_without_mask
 from coordcheck.recording.updates.degrees import is_torchs
 from coordcheck.recording.updates.forward_functions import forward_modules, named_products
-from coordcheck.recording.updates.norms import larger, nonzero, norm, root, spectral_norm
+from coordcheck.recording.updates.norms import larger, nonzero, norm, root, spectral_norm, total
 from coordcheck.recording.updates.parameter_uses import (
     Later,
     ParameterUse,
@@ -181,11 +181,12 @@ class OwnUpdates:
                     )
 
     def _note_update(self, use: ParameterUse, step: int, change: Tensor) -> None:
-        scale = norm(change) / root(self._counts.get(use.name, 0.0), change.numel())
-        self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE, scale)
+        count = root(self._counts.get(use.name, 0.0), change.numel())
+        self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE, norm(change) / count)
         matrix = _as_matrix(use, change)
         if matrix is not None:
             self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE_NORM, spectral_norm(matrix))
+            self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE_ABS, total(matrix) / count**2)
 
     def mend_rounded(self, step: int, size: Callable[[str], float | None]) -> None:
         """Put right what was noted of updates that are gradients times a factor, where rounding hides the factor.
@@ -206,7 +207,7 @@ class OwnUpdates:
             exact = (factor or 0.0) * self.scales.get(use.name, step - 1, Quantity.WEIGHT_GRADIENT)
             if exact > 0 and abs(update / exact - 1) > BLURRED:
                 self.scales.put(use.name, step, Quantity.WEIGHT_UPDATE, exact)
-                for lost in (Quantity.WEIGHT_UPDATE_NORM, Quantity.OWN_UPDATE):
+                for lost in (Quantity.WEIGHT_UPDATE_NORM, Quantity.WEIGHT_UPDATE_ABS, Quantity.OWN_UPDATE):
                     self.scales.drop(use.name, step, lost)
 
     def note_trace(self, step: int, later: Trace) -> None:

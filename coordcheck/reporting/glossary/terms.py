@@ -218,6 +218,11 @@ TERMS: tuple[Term, ...] = (
         ("weight", "RMS of p_0, the initial values."),
         ("weight_update", "RMS of p_t - p_0, over the coordinates that had a gradient."),
         ("weight_update_norm", "Largest singular value of p_t - p_0 as a (fan-out, fan-in) matrix."),
+        ("weight_update_abs",
+         "Mean absolute coordinate of p_t - p_0 as such a matrix: its RMS where it is a matrix of signs."),
+        ("batch_update",
+         "own_update / input on the whole batch, after several updates: of optimizers that look at a whole matrix, "
+         "whose updates depend on the number of examples.", "own_update"),
         ("weight_gradient", "RMS of dL/dp, where it is not zero."),
         ("logits", "RMS of the attention logits before the softmax, without masked ones."),
         ("query", "RMS of the queries; in files of earlier versions."),
