@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from coordcheck.analysis.clipping import Clipping, clipping
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent, Logs
 from coordcheck.analysis.movements import Stillness, first_movement
-from coordcheck.analysis.roles import UseAcrossWidths
+from coordcheck.analysis.roles import GROWS, UseAcrossWidths
 from coordcheck.analysis.scalars import scalars_of
 from coordcheck.analysis.spectra import Spectra, Update, agreeing
 from coordcheck.runs.words import Quantity, Role, Through
@@ -68,7 +68,8 @@ class Exponents(NamedTuple):
     clipped: tuple[int, ...] = ()
     """The widths at which it is shrunk, where it is not at others; the exponents are without that."""
     on_batch: Exponent = UNKNOWN
-    """Growth on the whole batch, after several updates of an optimizer that looks at whole matrices."""
+    """Growth on the whole batch under an optimizer that looks at whole matrices: by its first update, or by several of
+    a sum over a growing axis."""
 
     @property
     def alignment(self) -> float:
@@ -160,6 +161,7 @@ class _Terms(NamedTuple):
         clips = [clipping(factors, logs.widths) for factors in 2**shrinking]
         clipped = np.log2([clip.factors for clip in clips])
         whose = scalars_of(logs, uses)
+        summed = np.array([use.fan_in > GROWS for use in uses])
         attention = np.array([use.role is Role.ATTENTION for use in uses])[:, None, None]
         return cls(
             degree=degree,
@@ -178,7 +180,7 @@ class _Terms(NamedTuple):
             fan_in=logs.of([use.fan_ins for use in uses]),
             fan_out=logs.of([use.fan_outs for use in uses]),
             shrinking=shrinking,
-            on_batch=logs.last(Quantity.BATCH_UPDATE) + whose.behind - whose.before,
+            on_batch=logs.first_or_last(Quantity.BATCH_UPDATE, summed) + whose.behind - whose.before,
         )
 
 

@@ -75,10 +75,10 @@ class Logs:
             logs = np.log2(result)
         return np.where(np.isfinite(logs), logs, np.nan)
 
-    def last(self, quantity: Quantity) -> Array:
-        """log2 of the scales at the last step that has some."""
-        known = [step for step in self.steps if (quantity.value, step) in self._values]
-        return self.at(quantity, np.full(self._shape[0], known[-1] if known else 0))
+    def first_or_last(self, quantity: Quantity, last: NDArray[np.bool_]) -> Array:
+        """log2 of the scales at the first step that has some, or at the last one of these uses."""
+        known = [step for step in self.steps if (quantity.value, step) in self._values] or [0]
+        return self.at(quantity, np.where(last, known[-1], known[0]))
 
     def of(self, sizes: Sequence[Mapping[int, float]]) -> Array:
         """log2 of something known per use and width: (use, 1, width)."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from coordcheck.analysis.deviations import compare_known, deviation
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Finding
 from coordcheck.analysis.logs import Exponent
+from coordcheck.analysis.spectra import CLOSE, ERRORS
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.words import Role
 
@@ -59,7 +62,8 @@ def on_whole_batch(
         target: what the response should be.
         tolerance: how far from it still counts as being it.
         summed: whether the operation sums over a growing axis: there an update of many examples is less aligned with
-            its input than training makes it, and where only one of the two is off, nothing is decided.
+            its input than training makes it. Where only one of the two is off, nothing is decided then, nor where it
+            is that on the whole batch.
 
     Returns:
         The response to judge, and why; nothing where it is the one that was given.
@@ -67,12 +71,14 @@ def on_whole_batch(
     whole = found.on_batch
     if round(found.degree) or not whole.known or not response.known:
         return response, ""
-    why = f"response ~ m^{response.value:.2f} at its first update on the few examples of the probe, "
-    why += f"and m^{whole.value:.2f} after more on the whole batch"
-    alike = deviation(response, target, tolerance) is deviation(whole, target, tolerance)
-    if not summed:
-        return whole, "" if alike else why
-    if alike:
+    if abs(response.value - whole.value) < max(CLOSE, ERRORS * math.hypot(response.stderr, whole.stderr)):
         return response, ""
+    off, also = (deviation(one, target, tolerance) for one in (response, whole))
+    if off is also:
+        return (response if summed else whole), ""
+    why = f"response ~ m^{response.value:.2f} at its first update on the few examples of the probe, "
+    why += f"and m^{whole.value:.2f} {'after more ' if summed else ''}on the whole batch"
+    if not summed and also is None:
+        return whole, why
     both = Exponent(whole.value, whole.stderr, min(response.low, whole.low), max(response.high, whole.high))
     return both, f"{why}: such an optimizer needs examples as many as the rank of its update, give them as probe="

@@ -105,12 +105,13 @@ def _note_whole_batch(run: Run, session: _Session) -> None:
             batch = ready.batches.at(0, ready.device)
             whole = _Session(_doubled(ready), _widened(batch)) if session.doubled else _Session(ready, batch)
             whole.begin()
-            found = whole.after_several()
+            found = whole.own_updates()
     except Exception:  # of what a tiny batch alone can be given
         return
-    for use in session.own.uses:
-        if use.parameter in session.reshaped and 0 < found.get(use.name, 0.0) < math.inf:
-            session.own.scales.put(use.name, MAX_UPDATES, Quantity.BATCH_UPDATE, found[use.name])
+    reshaped = {use.name for use in session.own.uses if use.parameter in session.reshaped}
+    for (name, step), scale in found.items():
+        if name in reshaped and 0 < scale < math.inf:
+            session.own.scales.put(name, step, Quantity.BATCH_UPDATE, scale)
 
 
 class _Session:
@@ -200,8 +201,8 @@ class _Session:
             if name in gradients and p.dim() > 1 and reshaped(p.detach() - initial[name], gradients[name])
         }
 
-    def after_several(self) -> dict[str, float]:
-        """By use: RMS of its own update after `MAX_UPDATES` of them, beside that of its input."""
+    def own_updates(self) -> dict[tuple[str, int], float]:
+        """By use and step, the first and `MAX_UPDATES`: RMS of its own update beside that of its input."""
         self.own.note_initial()
         self._lessen_eps()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -210,14 +211,15 @@ class _Session:
         for step in range(1, MAX_UPDATES + 1):
             for optimizer in self.optimizers:
                 optimizer.step()
+            if step in (1, MAX_UPDATES):
+                self.own.note_updates(step)
             if step < MAX_UPDATES:
                 backward(self._loss(self.model, to_device(self.probe, self.device)), self.optimizers)
-        self.own.note_updates(MAX_UPDATES)
-        found = {}
-        for use in self.own.uses:
-            taken = self.own.scales.get(use.name, 0, Quantity.INPUT)
-            found[use.name] = self.own.scales.get(use.name, MAX_UPDATES, Quantity.OWN_UPDATE) / (taken or math.nan)
-        return found
+        return {
+            (name, step): scale / (self.own.scales.get(name, 0, Quantity.INPUT) or math.nan)
+            for (name, step, quantity), scale in self.own.scales.all().items()
+            if quantity is Quantity.OWN_UPDATE
+        }
 
     def _note_gradients(self, step: int, tracer: Trace) -> None:
         self.own.note_gradients(step, tracer, self._gradients)
