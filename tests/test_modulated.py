@@ -162,6 +162,9 @@ def renormed(s: Any, x: Tensor, z: Tensor) -> Tensor:
 MAKERS: dict[str, tuple[Through, str]] = {
     "for all": (lambda s, x, z: F.linear(x, square(s.make(z.mean(0)))), "make.weight"),
     "through a curve": (lambda s, x, z: F.linear(x, square(torch.tanh(s.make(z.mean(0))))), "make.weight"),
+    "of one": (lambda s, x, z: F.linear(x, square(s.make(z[:1]))[0]), "make.weight"),
+    "a sum": (lambda s, x, z: F.linear(x, torch.einsum("k,kij->ij", z.mean(0), s.experts)), "experts"),
+    "a sum, on rows": (lambda s, x, z: x @ torch.einsum("k,kij->ij", z.mean(0), s.experts).T, "experts"),
     "for each": (lambda s, x, z: torch.bmm(square(s.make(z)), x[..., None])[..., 0], "make.weight"),
     "halved": (lambda s, x, z: torch.einsum("bi,bio->bo", x, square(s.make(z)) / 2), "make.weight"),
     "kernels": (kernels, "make.weight"),

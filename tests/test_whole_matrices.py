@@ -155,7 +155,7 @@ def exponent(value: float, stderr: float = 0.0) -> Exponent:
         (exponent(0.63, 0.14), 0.63, 0.14),
         (exponent(0.73, 0.02), 0.73, 0.02),  # near neither
         (exponent(0.1, 0.02), 0.1, 0.02),
-        (exponent(0.1, 0.3), 0.5, 0.3),  # beyond what both allow, but for noise
+        (exponent(0.1, 0.3), 0.1, 0.3),  # beyond both, and of more noise than they are apart
     ],
 )
 def test_of_two_norms_that_which_agrees_tells_or_what_was_measured(measured, value, stderr):

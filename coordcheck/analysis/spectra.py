@@ -103,8 +103,7 @@ class Spectra(NamedTuple):
 def agreeing(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
     """The way that agrees with what was measured, but for noise, and better than the others; else what was measured.
 
-    Of ways that are one answer, the most exact. Where what was measured lies between the ways, but for noise, it ends
-    where they do.
+    Of ways that are one answer, the most exact. What was measured between the ways ends where they do.
     """
     known = [way for way in ways if way.known]
     if not measured.known or not known:
@@ -117,7 +116,6 @@ def agreeing(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
     if away < max(noise, CLOSE) and min(others, default=math.inf) - away > noise:
         return min(alike, key=lambda way: way.stderr)
     least, most = min(way.low for way in known), max(way.high for way in known)
-    if measured.value + noise < least or measured.value - noise > most:
+    if not least <= measured.value <= most:
         return measured
-    value = min(max(measured.value, least), most)
-    return Exponent(value, measured.stderr, max(measured.low, least), min(measured.high, most))
+    return measured._replace(low=max(measured.low, least), high=min(measured.high, most))

@@ -14,7 +14,7 @@ from coordcheck.recording.batches import probes, to_device
 from coordcheck.recording.graph.arguments import double_of
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.optimizers import optimizer_settings, parameter_infos
-from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on, reshaped
+from coordcheck.recording.updates.degrees import degrees, is_plain, is_torchs, notes_on
 from coordcheck.recording.updates.first_updates import told_in_loop
 from coordcheck.recording.updates.gradients import gradients_of
 from coordcheck.recording.updates.own_updates import MAX_UPDATES, OwnUpdates, certain
@@ -22,6 +22,7 @@ from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.settling import LATER, settle, settled_degrees
 from coordcheck.recording.updates.values import initial_values
+from coordcheck.recording.updates.whole_matrices import reshaped
 from coordcheck.runs.records import RunRecord
 from coordcheck.runs.words import Quantity
 from coordcheck.training.first_update import with_first_update

@@ -66,9 +66,9 @@ def _generated(call: Call) -> list[tuple[int, Value]]:
     if does(call.name, Does.BIASED) and len(call.inputs) > 1:  # (input, weight, bias)
         position, weight = list(call.inputs.items())[1]
         steps = _steps(weight) if weight.data else []
+        whole = steps and (len(weight.shape) > len(steps[-1][0].outputs[0].shape) or _is_matrix(call, position))
         # else it is a product of two activations
-        rank = len(steps[-1][0].outputs[0].shape) if steps else 0
-        return [(position, weight)] if steps and (does(call.name, Does.BY_EXAMPLE) or len(weight.shape) > rank) else []
+        return [(position, weight)] if whole or (steps and does(call.name, Does.BY_EXAMPLE)) else []
     found = [(p, value) for p, value in call.activations.items() if _is_matrix(call, p)] if contracts(call) else []
     return found if len(found) == 1 else []  # of two, the channels of each are in groups, as the tokens of an attention
 

@@ -29,7 +29,6 @@ SMALL = 1e-4  # and by which they are made so small that no clipping of them is 
 CLIPS = 0.1  # the degree over those four decades from which on an update is taken for a clipped one
 ALONG = 0.99  # |cosine| of update and gradient from which on one is the other times a factor, but for a decay
 EPS_SEEN = 0.02  # a degree that is this far below 1 may be Adam's, with an eps as large as the gradient
-EVEN = 0.98  # mean / RMS of an update's coordinates from which on they are of one size
 FEW = 8  # coordinates, of which too many updates point along the gradient
 SIZE = 16  # of a block of a parameter, along each of its axes
 EPS = 1e-12  # in place of the optimizer's, of the gradients' own scale: they must not be taken for it
@@ -58,19 +57,6 @@ def movement(change: Tensor, gradient: Tensor) -> Movement:
     if change.numel() >= FEW and 0 < moved < math.inf and 0 < size < math.inf and not change.is_complex():
         along = round(abs(float(((change.double() / moved) * (gradient.double() / size)).mean())), 6)
     return Movement(moved, size, along)
-
-
-def reshaped(change: Tensor, gradient: Tensor) -> bool:
-    """Whether an update is neither its gradient times a factor, nor as that of signs of one size.
-
-    >>> gradient = torch.arange(1.0, 17.0).view(4, 4)
-    >>> reshaped(gradient, gradient), reshaped(gradient.sign(), gradient), reshaped(gradient**2, gradient)
-    (False, False, True)
-    """
-    sizes = change.detach().abs()[gradient != 0].double()
-    found = movement(change, gradient)
-    uneven = bool(sizes.numel()) and float(sizes.mean()) < EVEN * float(scales.rms(sizes))
-    return 0 < found.change < math.inf and uneven and found.along < ALONG
 
 
 def degree_between(one: Movement, other: Movement, factor: float) -> float | None:

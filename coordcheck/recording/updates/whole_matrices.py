@@ -1,0 +1,25 @@
+"""Updates that are made of a whole matrix: neither its gradient times a factor, nor signs of its coordinates."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from coordcheck.recording import scales
+from coordcheck.recording.updates.degrees import ALONG, movement
+
+EVEN = 0.98  # mean / RMS of an update's coordinates from which on they are of one size
+
+
+def reshaped(change: Tensor, gradient: Tensor) -> bool:
+    """Whether an update is neither its gradient times a factor, nor as that of signs of one size.
+
+    >>> gradient = torch.arange(1.0, 17.0).view(4, 4)
+    >>> reshaped(gradient, gradient), reshaped(gradient.sign(), gradient), reshaped(gradient**2, gradient)
+    (False, False, True)
+    """
+    sizes = change.detach().abs()[gradient != 0].double()
+    found = movement(change, gradient)
+    uneven = bool(sizes.numel()) and float(sizes.mean()) < EVEN * float(scales.rms(sizes))
+    return 0 < found.change < math.inf and uneven and found.along < ALONG
