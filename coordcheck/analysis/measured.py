@@ -71,9 +71,10 @@ def on_whole_batch(
     whole = found.on_batch
     if round(found.degree) or not whole.known or not response.known:
         return response, ""
-    if abs(response.value - whole.value) < max(CLOSE, ERRORS * math.hypot(response.stderr, whole.stderr)):
-        return response, ""
     off, also = (deviation(one, target, tolerance) for one in (response, whole))
+    noise = ERRORS * math.hypot(response.stderr, whole.stderr)
+    if abs(response.value - whole.value) < (noise if off else max(noise, CLOSE)):  # nobody is accused on the verge
+        return response, ""
     if off is also:
         return (response if summed else whole), ""
     why = f"response ~ m^{response.value:.2f} at its first update on the few examples of the probe, "
