@@ -60,7 +60,7 @@ class Outputs(NamedTuple):
 def with_biases(
     findings: Sequence[Finding], sites: pd.DataFrame, table: pd.DataFrame, tolerance: float
 ) -> list[Finding]:
-    """The findings of one label, with the biases to blame that make the scale of their layer's output.
+    """Blame the biases that make the scale of their layer's output, where nothing else is to blame.
 
     Where a parameter is to blame already, its remedy comes first. A layer that is undecided tells nothing unless
     another one is violated for the same reason.
@@ -70,6 +70,9 @@ def with_biases(
         sites: what was said of its layers.
         table: its measurements.
         tolerance: how far from a target counts as being it.
+
+    Returns:
+        The findings, in the same order.
     """
     at_start = sites[(sites["quantity"] == Quantity.ACTIVATION.value) & (sites["step"] == 0)].set_index("layer")
     if any(finding.culprit for finding in findings) or not at_start["verdict"].isin(OF_SIZE).any():

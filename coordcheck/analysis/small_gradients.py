@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coordcheck.analysis.deviations import half_or_measured, nearest_half
+from coordcheck.analysis.deviations import half_or_measured
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.slopes import MIN_WIDTHS, exponent_of
 from coordcheck.analysis.verdicts import Verdict
