@@ -71,15 +71,9 @@ def _flattens(logs: Logs, scales: Array, scalar: Array) -> NDArray[np.bool_]:
 def _flattens_next(
     logs: Logs, uses: Sequence[UseAcrossWidths], scales: tuple[Array, Array, Array]
 ) -> NDArray[np.bool_]:
-    """Whether what the next matrix takes depends less on the width with the scalar behind a use than without.
+    """Whether what the next matrix takes depends less on the width with the scalar behind a use than without: (use,).
 
-    Args:
-        logs: what was measured.
-        uses: of what.
-        scales: of what each use takes, with its own scalars left out, and with them; and the scalar behind it.
-
-    Returns:
-        (use,).
+    The scales are those of what each use takes, with its own scalars left out, and with them; and the scalar behind it.
     """
     given, taken, behind = ([fitted.value for fitted in logs.fit(values)] for values in scales)
     matrices = {use.name: taken[number] for number, use in enumerate(uses) if use.role is not Role.ATTENTION}
