@@ -6,7 +6,8 @@ Two kinds of mutants of a real folder and a real baseline:
 
     structured   the content is changed (values of other kinds, missing and doubled fields, names of other layers, sizes
                  that no tensor has, halves of surrogate pairs, ...) and the checksum is right: each is loaded, and
-                 what is loaded is printed, judged, written as JSON, and of some of them figures and pages are drawn
+                 what is loaded is judged, printed and written as JSON, every third in the forms of CI systems and
+                 notebooks as well, and of some of them figures and pages are drawn
     raw          bytes are changed, and the checksum is that of before: every one must be refused
 """
 
@@ -42,6 +43,7 @@ from coordcheck.runs.words import Kind, Outcome, Quantity, Status
 
 Figures = dict[str, "int | float"]
 WRITTEN = Path(__file__).parent.parent / "data" / "written_by_0_1"
+SHOWN = 3  # of so many structured mutants that are accepted, one is shown in every form
 DRAWN = 25  # of so many structured mutants that are accepted, one is drawn, and becomes a page
 WORDS = [word.value for words in (Kind, Outcome, Quantity, Status) for word in words]
 NASTY: list[Any] = [
@@ -204,8 +206,8 @@ def raw(texts: dict[str, str], number: int) -> dict[str, bytes]:
     return {path: bytes(data)}
 
 
-def use(folder: Path, draws: bool) -> None:
-    """Everything that a report of a folder is for.
+def use(folder: Path, shows: bool, draws: bool) -> None:
+    """What a report of a folder is for: to be judged, printed and kept, and to be shown and drawn elsewhere.
 
     Raises:
         CoordCheckError: the folder is refused.
@@ -213,7 +215,9 @@ def use(folder: Path, draws: bool) -> None:
     """
     report = coordcheck.load(folder)
     _ = report.exit_code, report.culprits, report.notes
-    texts = [str(report), report.to_json(), github(report), markdown(report), junit(report), report._repr_html_()]
+    texts = [str(report), report.to_json()]
+    if shows:
+        texts += [github(report), markdown(report), junit(report), report._repr_html_()]
     for text in texts:
         text.encode()
         if any(printable(line) != line for line in text.split("\n")):
@@ -227,7 +231,7 @@ def use(folder: Path, draws: bool) -> None:
                 str(error)
 
 
-def attempt(folder: Path, texts: dict[str, str], mutant: dict[str, bytes], draws: bool) -> str:
+def attempt(folder: Path, texts: dict[str, str], mutant: dict[str, bytes], number: int, drawn: int) -> str:
     """Put a mutant into a folder and use it: "refused", "accepted", or the error that nobody meant to raise."""
     fill(folder, texts, mutant)
     try:
@@ -236,7 +240,7 @@ def attempt(folder: Path, texts: dict[str, str], mutant: dict[str, bytes], draws
             if "baseline.json" in mutant:
                 str(compare(read_baseline(folder / "baseline.json"), _report()))
             else:
-                use(folder, draws)
+                use(folder, shows=number % SHOWN == 0, draws=number % drawn == 0)
     except CoordCheckError as error:
         lines = str(error).split("\n")
         return "refused" if all(map(str.isprintable, lines)) else f"a message that is not printable: {lines!a:.80}"
@@ -286,13 +290,13 @@ def outcomes(count: int, raws: int, *, first: int = 0, drawn: int = DRAWN) -> tu
         folder = Path(name) / "folder"
         for number in range(first, first + count):
             start = time.perf_counter()
-            result = attempt(folder, texts, structured(texts, number), draws=number % drawn == 0)
+            result = attempt(folder, texts, structured(texts, number), number, drawn)
             if result == "refused":
                 slowest = max(slowest, time.perf_counter() - start)
             _note(result, number, found, crashes)
         for number in range(first, first + raws):
             mutant = raw(texts, number)
-            result = attempt(folder, texts, mutant, draws=False)
+            result = attempt(folder, texts, mutant, number, drawn)
             changed += result == "accepted" and any(data != texts[path].encode() for path, data in mutant.items())
             if result not in ("refused", "accepted"):
                 _note(result, number, found, crashes)
