@@ -1001,6 +1001,7 @@ def rows_of(report: coordcheck.Report) -> list[Mapping[str, Any]]:
     return [{**record.to_json(), "seconds": 0} for record in report.records]
 
 
+@pytest.mark.thorough
 def test_serial_and_parallel_runs_give_identical_rows():
     serial, parallel = diagnosed({"µP": mup(_dropped), "SP": sp}), diagnosed({"µP": mup(_dropped), "SP": sp}, jobs=2)
     assert json.dumps(rows_of(serial)) == json.dumps(rows_of(parallel))

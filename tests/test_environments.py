@@ -166,7 +166,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
-        (target, "check"),
+        (target, "fingerprint"),
+        pytest.param(target, "check", marks=pytest.mark.thorough),
         (system_site, "fingerprint"),
         (stacked, "fingerprint"),
         (system_python, "fingerprint"),

@@ -100,11 +100,11 @@ def _answers(case: Fault) -> None:
         assert same(answer, case.truth), f"{case.mechanism}: {answer}, not {dict(case.truth)}"
 
 
-@pytest.mark.parametrize("case", sampled(_cases("dev"), 3))
+@pytest.mark.parametrize("case", sampled(_cases("dev"), 6))
 def test_answer(case):
     _answers(case)
 
 
-@pytest.mark.parametrize("case", sampled(_cases("held-out"), 2))
+@pytest.mark.parametrize("case", sampled(_cases("held-out"), 4))
 def test_held_out_answer(case):
     _answers(case)

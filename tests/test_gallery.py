@@ -99,6 +99,18 @@ def quick_gallery(small_gallery: Path) -> Path:
     return small_gallery
 
 
+KEPT = (
+    "sp_versus_mup_mlp",
+    "parametrizations",
+    "bug_zoo_attention",
+    "beyond_width_depth",
+    "muon_scalings",
+    "ntk_passes_the_plain_check",
+)
+RUN = [pytest.param(name, marks=[pytest.mark.thorough] * (name.removeprefix("plot_") not in KEPT)) for name in LESSONS]
+
+
+@pytest.mark.parametrize("lesson", RUN, indirect=True)
 def test_a_lesson_holds_in_a_quick_run(lesson, tmp_path, monkeypatch):
     """In this process, which has the imports already; `make.py` takes one of its own for each, as tested below."""
     if "optim.Muon" in lesson.source and not hasattr(torch.optim, "Muon"):

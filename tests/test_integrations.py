@@ -127,6 +127,7 @@ for width, seed in ((width, seed) for width in widths for seed in range(seeds)):
 """
 
 
+@pytest.mark.thorough
 def test_a_gpt2_at_three_widths_as_three_trainings_of_transformers(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -368,6 +369,7 @@ for width in widths:
 )
 
 
+@pytest.mark.thorough
 def test_an_mlp_at_three_widths_as_three_trainings_of_lightning(tmp_path):
     pytest.importorskip("lightning")
     run_script(MLP, tmp_path / "runs", 2, *WIDTHS)

@@ -188,6 +188,7 @@ def test_nothing_leans_on_asserts_or_docstrings():
     assert leaning == []
 
 
+@pytest.mark.thorough
 def test_every_public_name_is_there_without_docstrings(tmp_path):
     code = "import coordcheck as c; print([getattr(c, n) for n in c.__all__] and c.diagnose.__doc__)"
     done = lived(World(flags=("-OO",)), tmp_path, ("-c", code))

@@ -368,6 +368,7 @@ def test_other_settings_do_not_share_a_folder(tmp_path: Path):
         swept(save_to=tmp_path, evaluate=pair_batch(9, inputs=INPUTS, classes=4))
 
 
+@pytest.mark.thorough
 def test_two_jobs_give_the_same_losses():
     pd.testing.assert_frame_equal(swept(at("SP"), jobs=2).curves, swept(at("SP")).curves, check_exact=True)
 

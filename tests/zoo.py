@@ -291,7 +291,8 @@ def fans(module: nn.Module, name: str, shape: tuple[int, ...]) -> tuple[int, int
 def in_mup(family: Family, width: int, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The same model in µP by hand, for AdamW (Yang et al. 2022, arXiv:2203.03466, table 8).
 
-    Hidden matrices and readouts are drawn anew and learn at lr / m; what is not a matrix of a growing fan-in stays.
+    Hidden matrices and readouts are drawn anew and learn at lr / m; what is not a matrix of a growing fan-in stays. An
+    eps of 1e-8 would be above the gradients of a ConvNeXt, whose branches start at 1e-6, the more so the wider it is.
     """
     made, m = family.model(width, **options), width / BASE
     with torch.device("meta"):
@@ -321,7 +322,8 @@ def in_mup(family: Family, width: int, **options: Any) -> tuple[nn.Module, torch
                 setattr(module, family.scaled_by, getattr(module, family.scaled_by) * m**-0.5)
     if family.readout:
         made.get_submodule(family.readout).register_forward_pre_hook(partial(_divided, m**family.divided))
-    return made, torch.optim.AdamW([{"params": fast}, {"params": slow, "lr": LR / m}], lr=LR, weight_decay=0.0)
+    groups = [{"params": fast}, {"params": slow, "lr": LR / m}]
+    return made, torch.optim.AdamW(groups, lr=LR, weight_decay=0.0, eps=1e-15)
 
 
 def _divided(by: float, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

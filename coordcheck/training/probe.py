@@ -22,7 +22,7 @@ from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.recording.updates.rows import write_own_updates
 from coordcheck.recording.updates.settling import LATER, settle, settled_degrees
 from coordcheck.recording.updates.values import initial_values
-from coordcheck.recording.updates.whole_matrices import reshaped
+from coordcheck.recording.updates.whole_matrices import may_reshape, reshaped
 from coordcheck.runs.records import RunRecord
 from coordcheck.runs.words import Quantity
 from coordcheck.training.first_update import with_first_update
@@ -196,10 +196,12 @@ class _Session:
 
     def _reshaped(self) -> set[str]:
         gradients, initial = self.first_gradients or self._gradients, self.own.initial
+        groups = [group for one in self.optimizers if may_reshape(one) for group in one.param_groups]
+        held = {id(p) for group in groups for p in group["params"] if p.dim() > 1}
         return {
             name
             for name, p in self.model.named_parameters()
-            if name in gradients and p.dim() > 1 and reshaped(p.detach() - initial[name], gradients[name])
+            if id(p) in held and name in gradients and reshaped(p.detach() - initial[name], gradients[name])
         }
 
     def own_updates(self) -> dict[tuple[str, int], float]:
