@@ -748,6 +748,7 @@ def test_a_rank_that_dies_does_not_stop_the_other(tmp_path):
     assert {row.step for row in found.rows} == set(range(STEPS + 1))
 
 
+@pytest.mark.thorough
 def test_a_store_that_goes_does_not_stop_the_training(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

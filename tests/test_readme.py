@@ -63,7 +63,9 @@ def run(blocks: Iterable[str]) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("framework", PRINTED)
+@pytest.mark.parametrize(
+    "framework", [pytest.param(name, marks=[pytest.mark.thorough] * (name == "lightning")) for name in PRINTED]
+)
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated:FutureWarning")

@@ -113,6 +113,7 @@ def test_a_repeated_sweep_gives_the_same_rows(serial: coordcheck.Report):
     assert_same_rows(serial, check(closure(0.01), seeds=2))
 
 
+@pytest.mark.thorough
 def test_two_jobs_give_the_same_rows_from_a_closure(serial: coordcheck.Report):
     parallel = check(closure(0.01), seeds=2, jobs=2)
     pd.testing.assert_frame_equal(parallel.measurements, serial.measurements, check_exact=True)
