@@ -104,24 +104,6 @@ def test_deviations_are_rounded_to_the_nearest_half(noise):
     assert judged(found=measured(0.0, 1.0 + noise)).learning_rate == -1
 
 
-@pytest.mark.parametrize("response", [0.71, 0.74, 0.76, 1.29, -0.75, -0.29])
-def test_what_lies_between_two_halves_is_told_as_measured(response):
-    found = judged(found=measured(0.0, response))
-    assert (found.cause, found.learning_rate) == (Cause.LEARNING_RATE, -response)
-    assert found.verdict is (Verdict.LEARNS_TOO_FAST if response > 0 else Verdict.LEARNS_TOO_SLOWLY)
-    assert found.explanation.endswith("between two multiples of 1/2: check again once the rest is right")
-    assert remedy(found, False) == f"w: multiply its learning rate by m^{-response:g}, m = width / base width"
-    assert judged(found=measured(response, response)).multiplier == -response
-    assert judged(found=measured(response, 0.0)).init == -response
-
-
-@pytest.mark.parametrize(("other", "shown"), [(0.73, 1), (0.78, 1), (0.5, 1), (0.0, 2), (1.0, 2), (-0.73, 2)])
-def test_blocks_that_lie_between_the_same_two_halves_agree(other, shown):
-    blocks = [use(f"w[{number}]", parameter="w") for number in range(2)]
-    found = {"w": measured(0, 0.72), "w[0]": measured(0, 0.71), "w[1]": measured(0, other)}
-    assert len(diagnose([use(), *blocks], found, PARAMETRIZATIONS["mup"], 0.25)) == shown
-
-
 def test_three_values():
     assert judged(found=measured(0.0, 0.2, half=0.04)).verdict is Verdict.OK
     assert judged(found=measured(0.0, 0.2, half=0.1)).verdict is Verdict.UNDECIDED

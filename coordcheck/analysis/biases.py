@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from coordcheck.analysis.deviations import deviation, half_or_measured, size_verdict
+from coordcheck.analysis.deviations import deviation, nearest_half, size_verdict
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import Array
 from coordcheck.analysis.slopes import fit_logs
@@ -106,7 +106,7 @@ def _judged(finding: Finding, site: pd.Series, table: pd.DataFrame, tolerance: f
     return finding._replace(
         verdict=size_verdict(gain.value),
         cause=Cause.INIT,
-        init=-half_or_measured(gain.value),
+        init=-nearest_half(gain.value),
         gain=gain,
         gain_target=0.0,
         explanation=f"{why}{finding.use.layer} gives at t=0",

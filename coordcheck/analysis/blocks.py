@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from coordcheck.analysis.deviations import nearest_half
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.verdicts import Verdict
 
-ALIKE = 0.25  # distance up to which two exponents, of which one or both are measured ones, are one answer
 BESIDE = ", ...]"  # the end of the name of one of several stacked matrices, each of which has parts
 
 
@@ -38,8 +34,7 @@ def choose_blocks(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def _differ(blocks: Sequence[Finding]) -> bool:
-    told = np.array([(found.init, found.learning_rate, found.multiplier) for found in blocks])
-    return len({found.cause for found in blocks}) > 1 or bool((np.ptp(told, axis=0) > ALIKE).any())
+    return len({(found.cause, found.init, found.learning_rate, found.multiplier) for found in blocks}) > 1
 
 
 def _is_block(finding: Finding) -> bool:
@@ -52,10 +47,10 @@ def with_one_rate(findings: Sequence[Finding]) -> list[Finding]:
     asked: dict[tuple[str, float], str] = {}
     for finding in findings:
         if finding.cause is Cause.LEARNING_RATE and not _is_block(finding):
-            asked.setdefault((finding.use.parameter, nearest_half(finding.learning_rate)), finding.use.name)
+            asked.setdefault((finding.use.parameter, finding.learning_rate), finding.use.name)
     found = []
     for finding in findings:
-        other = asked.get((finding.use.parameter, -nearest_half(finding.learning_rate)))
+        other = asked.get((finding.use.parameter, -finding.learning_rate))
         if finding.cause is Cause.LEARNING_RATE and other is not None and not _is_block(finding):
             why = f"{finding.explanation}; it has one learning rate, and {other} asks for the opposite"
             finding = Finding(finding.use, finding.exponents, Verdict.UNDECIDED, explanation=why)

@@ -7,8 +7,6 @@ import math
 from coordcheck.analysis.logs import Exponent
 from coordcheck.analysis.verdicts import Answer, Verdict, compare
 
-NEAR = 0.2  # distance from a multiple of 1/2 up to which a measured exponent is taken for it
-
 
 def compare_known(exponent: Exponent, target: float, tolerance: float) -> Answer | None:
     """The three-valued comparison; None where there is nothing to compare."""
@@ -26,16 +24,6 @@ def deviation(exponent: Exponent, target: float, tolerance: float) -> Answer | N
 def nearest_half(value: float) -> float:
     """The nearest multiple of 1/2."""
     return round(2 * value) / 2
-
-
-def half_or_measured(value: float) -> float:
-    """The multiple of 1/2 that an exponent is near; where it is near none, what was measured, to two digits.
-
-    >>> half_or_measured(0.93), half_or_measured(0.73)
-    (1.0, 0.73)
-    """
-    half = nearest_half(value)
-    return half if abs(value - half) <= NEAR else round(value, 2)
 
 
 def nearest_quarter(value: float) -> float:

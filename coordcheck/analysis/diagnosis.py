@@ -9,7 +9,7 @@ Every exponent is local to one parameter, so one fault flags one parameter howev
     growth off, gain and response right its gradient sums over a number of terms that grows with the width
 
 Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
-its whole 95 % interval, and is rounded to the nearest half, where it is near one.
+its whole 95 % interval, and is rounded to the nearest half.
 
 Where the exponents should be, and from which papers, stands in `targets`.
 """
@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coordcheck.analysis.blocks import choose_blocks, with_one_rate
-from coordcheck.analysis.deviations import compare_known, deviation, half_or_measured, size_verdict
-from coordcheck.analysis.explained import as_measured, waiting, without_factors, without_lengths
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
+from coordcheck.analysis.explained import waiting, without_factors, without_lengths
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import UNKNOWN, Exponent
@@ -75,7 +75,7 @@ def diagnose(
     if all(finding.cause in (None, Cause.LEARNING_RATE) for finding in findings) and targets.name == "µP":
         shift = _common_growth(findings)
         findings = [_judge_growth(finding, shift, tolerance) for finding in findings]
-    return as_measured(waiting(findings, tolerance))
+    return waiting(findings, tolerance)
 
 
 def _judge(
@@ -173,25 +173,23 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
     judged = judged._replace(explanation="; ".join(filter(None, [_seen(judged), judged.explanation, *notes])))
     if gain_off and use.tied:  # its init and learning rate belong to the first use
-        return judged._replace(
-            verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-half_or_measured(excess)
-        )
+        return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-nearest_half(excess))
     shrinks = _shrinks(judged.exponents, tolerance)
     if gain_off and response_off and abs(lead - shrinks - (1 + k) * excess) < 0.25 * (1 + k):
-        judged = judged._replace(multiplier=-half_or_measured(excess), learning_rate=-half_or_measured(shrinks))
+        judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=-nearest_half(shrinks))
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off and use.through is Through.NORMED:  # its initial size makes no difference
-        rate = (1 + k) * half_or_measured(excess) - (half_or_measured(lead) if response_off else 0.0)
-        judged = judged._replace(multiplier=-half_or_measured(excess), learning_rate=rate)
+        rate = (1 + k) * nearest_half(excess) - (nearest_half(lead) if response_off else 0.0)
+        judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=rate)
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off:
-        rate = -half_or_measured(lead) if response_off else 0.0
+        rate = -nearest_half(lead) if response_off else 0.0
         return judged._replace(
-            verdict=size_verdict(excess), cause=Cause.INIT, init=-half_or_measured(excess), learning_rate=rate
+            verdict=size_verdict(excess), cause=Cause.INIT, init=-nearest_half(excess), learning_rate=rate
         )
     if response_off:
         verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
-        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-half_or_measured(lead))
+        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-nearest_half(lead))
     if deviation(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(
         judged
     ):
@@ -223,7 +221,7 @@ def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Findi
     return finding._replace(
         verdict=Verdict.LEARNS_TOO_FAST,
         cause=Cause.GRADIENT_FAN_IN,
-        learning_rate=-half_or_measured(excess),
+        learning_rate=-nearest_half(excess),
         explanation=explanation,
     )
 

@@ -1,10 +1,10 @@
-"""Deviations of one parameter that another one's fault explains, and those that are near no multiple of 1/2."""
+"""Deviations of one parameter that are no fault of its own: another parameter's fault explains them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.deviations import compare_known, deviation, half_or_measured
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.measured import without_fault
 from coordcheck.analysis.verdicts import Answer
@@ -52,7 +52,7 @@ def without_factors(findings: Sequence[Finding], tolerance: float) -> list[Findi
             beyond = -(1 + round(finding.exponents.degree)) * first.learning_rate
             left = finding.response.shifted(-beyond)
             why = f"{finding.explanation}, m^{beyond:g} of it as {first.use.name} is off"
-            rate = -half_or_measured(left.value - finding.response_target)
+            rate = -nearest_half(left.value - finding.response_target)
             finding = finding._replace(response=left, learning_rate=rate, explanation=why)
             if deviation(left, finding.response_target, tolerance) is None:
                 finding = without_fault(finding._replace(cause=None), tolerance)
@@ -77,15 +77,3 @@ def waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
             behind = finding.use.name
         found.append(finding)
     return found[::-1]
-
-
-def as_measured(findings: Sequence[Finding]) -> list[Finding]:
-    """With the reason told where an exponent is no multiple of 1/2."""
-    found = []
-    for finding in findings:
-        between = any(2 * each % 1 for each in (finding.init, finding.learning_rate, finding.multiplier))
-        if between and finding.cause is not Cause.ATTENTION_SCALE:
-            why = "as measured, between two multiples of 1/2: check again once the rest is right"
-            finding = finding._replace(explanation=f"{finding.explanation}; {why}")
-        found.append(finding)
-    return found

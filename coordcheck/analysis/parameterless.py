@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordcheck.analysis.deviations import compare_known, half_or_measured, nearest_quarter, size_verdict
+from coordcheck.analysis.deviations import compare_known, nearest_half, nearest_quarter, size_verdict
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.logs import Exponent
@@ -42,6 +42,6 @@ def judge_function(use: UseAcrossWidths, found: Exponents, tolerance: float) -> 
     return finding._replace(
         verdict=size_verdict(found.gain.value),
         cause=Cause.FORWARD_SCALE,
-        multiplier=-half_or_measured(found.gain.value),
+        multiplier=-nearest_half(found.gain.value),
         explanation=f"its output / its input ~ m^{found.gain.value:.2f}",
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from coordcheck.analysis.deviations import half_or_measured
+from coordcheck.analysis.deviations import nearest_half
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.slopes import MIN_WIDTHS, exponent_of
 from coordcheck.analysis.verdicts import Verdict
@@ -139,7 +139,7 @@ def _by_eps(finding: Finding, own: Updates, tolerance: float) -> Finding:
         verdict=Verdict.LEARNS_TOO_SLOWLY,
         cause=Cause.EPS,
         learning_rate=0.0,
-        eps=half_or_measured(own.apart),
+        eps=nearest_half(own.apart),
         explanation=f"{finding.explanation}; {why}" if finding.explanation else why,
     )
 
@@ -180,5 +180,5 @@ def soon(findings: Sequence[Finding], records: Sequence[RunRecord]) -> Iterator[
         yield (
             f"the first gradient of {name}{more} on the whole batch falls as m^{own.apart:.2f} beside eps, which is as "
             f"large at about width {own.takes_over:.0f}: wider models will move less. Multiply eps by "
-            f"m^{half_or_measured(own.apart):g}, or make it small (1e-12)"
+            f"m^{nearest_half(own.apart):g}, or make it small (1e-12)"
         )
