@@ -8,6 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, as `_one_thread` of this one
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ import coordcheck
 from coordcheck.models import mlp
 from coordcheck.runs.records import Row, RunKey, RunRecord, Site
 from coordcheck.runs.words import Kind, Quantity, status_of
+from coordcheck.training.trials import seed_everything
 
 WIDTHS = (64, 128, 256)
 # its modules make an optimizer of every kind when they are imported; test_faultbench.py says why it is skipped
@@ -53,6 +55,27 @@ def pair_batch(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(examples, inputs, generator=generator)
     return x, torch.randint(classes, (examples,), generator=generator)
+
+
+def recorded(
+    build: Callable[[int], Any],
+    batch: tuple[Tensor, Tensor],
+    folder: Path,
+    widths: Sequence[int],
+    seeds: int,
+    updates: int,
+) -> coordcheck.Report:
+    """The report of own loops on one batch of classes, one for each width and seed."""
+    for seed in range(seeds):
+        for width in widths:
+            seed_everything(seed)
+            model, optimizer = build(width)
+            with coordcheck.Recorder(model, optimizer, width=width, seed=seed, save_to=folder):
+                for _ in range(updates):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(batch[0]), batch[1]).backward()
+                    optimizer.step()
+    return coordcheck.load(folder)
 
 
 def told(verdicts: pd.DataFrame) -> dict[str, str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import recorded
 from torch import Tensor, nn
 
-from coordcheck import Recorder, Report, check, load
-from coordcheck.training.trials import seed_everything
+from coordcheck import Report, check
 
 BASE, WIDTHS, SEEDS = 32, (32, 64, 128), 2
 GENERATOR = torch.Generator().manual_seed(0)
@@ -151,14 +151,5 @@ def test_a_readouts_bias_may_not_grow() -> None:
 
 
 def test_so_it_is_in_a_loop(tmp_path: Path) -> None:
-    build = built(nn.Linear, SMALL)
-    for seed in range(SEEDS):
-        for width in WIDTHS:
-            seed_everything(seed)
-            model, optimizer = build(width)
-            with Recorder(model, optimizer, width=width, seed=seed, save_to=tmp_path):
-                for _ in range(3):
-                    optimizer.zero_grad()
-                    F.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
-                    optimizer.step()
-    assert blamed(load(tmp_path)) == {"hidden.bias": ("initialised too small", "init", 0.5)}
+    report = recorded(built(nn.Linear, SMALL), BATCH, tmp_path, WIDTHS, SEEDS, updates=3)
+    assert blamed(report) == {"hidden.bias": ("initialised too small", "init", 0.5)}

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import recorded
 from torch import Tensor, nn
 
 import coordcheck
-from coordcheck import Recorder
 from coordcheck.recording.updates import own_updates
-from coordcheck.training.trials import seed_everything
 
 BASE, WIDTHS, SEEDS = 32, (32, 64, 128), 2
 GENERATOR = torch.Generator().manual_seed(0)
@@ -79,19 +78,6 @@ def blamed(report: coordcheck.Report) -> dict[str, tuple[str, float]]:
     return {row.layer: (row.cause, row.exponent) for row in report.culprits.itertuples()}
 
 
-def recorded(build: Callable[[int], Any], folder: Path) -> coordcheck.Report:
-    for seed in range(SEEDS):
-        for width in WIDTHS:
-            seed_everything(seed)
-            model, optimizer = build(width)
-            with Recorder(model, optimizer, width=width, seed=seed, save_to=folder):
-                for _ in range(5):
-                    optimizer.zero_grad()
-                    F.cross_entropy(model(BATCH[0]), BATCH[1]).backward()
-                    optimizer.step()
-    return coordcheck.load(folder)
-
-
 def diagnosed(build: Callable[[int], Any]) -> coordcheck.Report:
     return coordcheck.diagnose(build, BATCH, loss=F.cross_entropy, widths=WIDTHS, seeds=SEEDS)
 
@@ -108,7 +94,7 @@ def test_the_first_update_that_is_one_is_judged(kind: str, healthy: bool) -> Non
 
 @pytest.mark.parametrize("healthy", [True, False])
 def test_so_it_is_in_a_loop(healthy: bool, tmp_path: Path) -> None:
-    report = recorded(built(clipped, healthy), tmp_path)
+    report = recorded(built(clipped, healthy), BATCH, tmp_path, WIDTHS, SEEDS, updates=5)
     assert blamed(report) == ({} if healthy else {"hidden.weight": ("lr", -1)})
     assert set(report.parameters["step"]) == {2}
 

@@ -77,7 +77,16 @@ class Net(nn.Module):
         return self.out(torch.tanh(self.hidden(torch.tanh(self.first(x)))))
 
 
-def diagnosed(name: str, update: Update, power: float, *, whole: bool = False) -> coordcheck.Report:
+def few(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of a probe; of a whole batch it is refused."""
+    if len(batch[1]) == EXAMPLES:
+        raise MemoryError("too many examples")
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def diagnosed(
+    name: str, update: Update, power: float, *, whole: bool = False, loss: Any = F.cross_entropy
+) -> coordcheck.Report:
     """With signs in µP, but for one matrix: its own update at a learning rate of width ** power."""
     generator = torch.Generator().manual_seed(1)
     table = name == "first.weight"
@@ -96,7 +105,7 @@ def diagnosed(name: str, update: Update, power: float, *, whole: bool = False) -
         return model, Own([*groups, own])
 
     probe = batch if whole else "auto"
-    return coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=GRID, seeds=2, probe=probe)
+    return coordcheck.diagnose(build, batch, loss=loss, widths=GRID, seeds=2, probe=probe)
 
 
 def culprits(report: coordcheck.Report) -> dict[str, tuple[str, float]]:
@@ -132,6 +141,12 @@ def test_where_few_examples_and_the_whole_batch_differ_nothing_is_decided(update
     verdict, why = told(diagnosed(HIDDEN, update, power))
     assert verdict == "undecided"
     assert "after more on the whole batch: such an optimizer needs examples as many as the rank of its update" in why
+
+
+def test_a_whole_batch_that_cannot_be_asked_is_told():
+    missing = "judged on the probe alone (MemoryError)"
+    assert any(missing in note for note in diagnosed(HIDDEN, orthonormal, 0.0, loss=few).notes)
+    assert not any("probe alone" in note for note in diagnosed(HIDDEN, orthonormal, 0.0).notes)
 
 
 @pytest.mark.parametrize(("power", "mends"), [(-0.5, None), (-1.0, 0.5)])

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent
-from coordcheck.runs.records import BETWEEN
+from coordcheck.runs.records import BETWEEN, SIGNS
 
 FLAT_RANK = 32  # a stable rank from which on singular values may count as alike, which no gradient of a tiny probe has
 BEYOND_CHANCE = 1.2  # and times that of independent coordinates
 ONE_SIZE = 0.01  # relative spread of update / learning rate up to which it is one number at all widths, as of signs
-SIGNS = 0.98  # mean absolute coordinate / RMS from which on an update is one of signs
 APART = 0.25  # distance of the two responses from which on they are two answers
 ERRORS = 2  # of what was measured, within which a response agrees with it, and by which it is nearer than another
 CLOSE = 0.15  # distance up to which a response agrees with what was measured, however exact that is

@@ -90,6 +90,7 @@ def is_between(degree: float) -> bool:
 
 BEGINS = 1e-3  # an update this small beside the next one is none yet: clipped against a second moment of zero
 ROUNDED_AWAY = "its updates are so small beside it that its own precision loses them"
+SIGNS = 0.98  # mean absolute coordinate / RMS of an update from which on it is one of signs
 ROUNDING = 1e-5  # of the gradient of an output, where it is not known how many of its coordinates were summed
 
 

@@ -107,7 +107,8 @@ def _note_whole_batch(run: Run, session: _Session) -> None:
             whole = _Session(_doubled(ready), _widened(batch)) if session.doubled else _Session(ready, batch)
             whole.begin()
             found = whole.own_updates()
-    except Exception:  # of what a tiny batch alone can be given
+    except Exception as error:  # of what a tiny batch alone can be given
+        session.notes.append(f"updates of whole matrices were judged on the probe alone ({type(error).__name__})")
         return
     reshaped = {use.name for use in session.own.uses if use.parameter in session.reshaped}
     for (name, step), scale in found.items():

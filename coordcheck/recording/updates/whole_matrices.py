@@ -9,9 +9,9 @@ from torch.optim import Optimizer
 
 from coordcheck.recording import scales
 from coordcheck.recording.updates.degrees import ALONG, is_plain, movement
+from coordcheck.runs.records import SIGNS
 
 OF_TORCH = ("Muon", "Adafactor")  # its other optimizers move every coordinate by itself
-EVEN = 0.98  # mean / RMS of an update's coordinates from which on they are of one size
 
 
 def may_reshape(optimizer: Optimizer) -> bool:
@@ -29,5 +29,5 @@ def reshaped(change: Tensor, gradient: Tensor) -> bool:
     """
     sizes = change.detach().abs()[gradient != 0].double()
     found = movement(change, gradient)
-    uneven = bool(sizes.numel()) and float(sizes.mean()) < EVEN * float(scales.rms(sizes))
+    uneven = bool(sizes.numel()) and float(sizes.mean()) < SIGNS * float(scales.rms(sizes))
     return 0 < found.change < math.inf and uneven and found.along < ALONG
