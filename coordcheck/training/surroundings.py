@@ -223,7 +223,7 @@ def _write(what: Mapping[str, Global], wanted: Mapping[str, Any]) -> None:
     Some of torch's names set others along: in the order of the table, old names before new and general before special
     ones, twice.
     """
-    for _ in range(2):
+    for _ in range(2 if wanted else 0):
         found = _read(what)
         if all(name in found and found[name] == value for name, value in wanted.items()):
             return

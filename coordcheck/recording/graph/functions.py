@@ -90,6 +90,10 @@ class Function(NamedTuple):
 
 
 _NOTHING = Function(Does(0))
+# what is often asked for together: a flag's own operators take a hundred times as long as looking a function up
+TIMES_OR_OVER = Does.SCALES | Does.DIVIDES
+SUMS = Does.ADDS | Does.JOINS
+HANDS_ON = Does.MOVES | Does.REORDERS
 _LINEAR = Does.MULTIPLIES | Does.BIASED | Does.ALONE | Does.BY_ROW
 _CONVOLUTION = Does.BIASED | Does.ALONE | Does.BY_EXAMPLE
 _MATMUL = Does.MULTIPLIES | Does.ALONE | Does.BY_ROW_ON_THE_LEFT

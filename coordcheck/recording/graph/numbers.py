@@ -10,7 +10,7 @@ from torch import Tensor
 
 from coordcheck.recording.graph.arguments import is_measured
 from coordcheck.recording.graph.calls import Call, Value
-from coordcheck.recording.graph.functions import Does, does
+from coordcheck.recording.graph.functions import TIMES_OR_OVER, Does, does
 from coordcheck.recording.graph.operands import Operand
 
 
@@ -20,7 +20,7 @@ def factor_of(name: str, leaves: Sequence[Any], tensors: Mapping[int, Tensor]) -
         return None
     if does(name, Does.NEGATES):
         return -1.0
-    if not does(name, Does.SCALES | Does.DIVIDES) or len(leaves) != 2:
+    if not does(name, TIMES_OR_OVER) or len(leaves) != 2:
         return None
     numbers = [
         leaf
@@ -63,7 +63,7 @@ def learned_factor(call: Call, leaves: Sequence[Any]) -> float | None:
 
 def without_number(call: Call, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
     """The two tensors of a product without one that holds a single number in all places, and was made for it."""
-    if len(tensors) != 2 or not does(call.name, Does.SCALES | Does.DIVIDES):
+    if len(tensors) != 2 or not does(call.name, TIMES_OR_OVER):
         return tensors
     fixed = [p for p, tensor in tensors.items() if _is_fresh(call.inputs[p]) and not tensor.requires_grad]
     return {p: t for p, t in tensors.items() if p not in fixed[:1] or not _is_number(t)}

@@ -14,7 +14,7 @@ from coordcheck.recording.graph.arguments import unflattened
 from coordcheck.recording.graph.attention import fused_arguments
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.flow import AttentionCall, Node
-from coordcheck.recording.graph.functions import Does, does, plain
+from coordcheck.recording.graph.functions import HANDS_ON, SUMS, Does, does, plain
 from coordcheck.recording.graph.generated import MAKES_WEIGHTS, MAY_BE_A_WEIGHT, added_to, generators
 from coordcheck.recording.graph.marks import NOTHING, Known, Mark, flow_of, summed, take_up
 from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
@@ -101,7 +101,7 @@ class Reading:
             (taker,) = takers
             if len(taker.outputs) != 1:
                 break
-            moves = taker.view or does(taker.name, Does.MOVES | Does.REORDERS)
+            moves = taker.view or does(taker.name, HANDS_ON)
             if taker.uses or (taker.factor is None and not moves):
                 break
             factor *= 1.0 if taker.factor is None else taker.factor
@@ -133,7 +133,7 @@ class Reading:
             return mark.times(call.factor)
         if product is not None and does(call.name, Does.SCORES | Does.SCALES):  # a bias or temperature of logits
             return product._replace(flow=flow)
-        if does(call.name, Does.ADDS | Does.JOINS):  # a bias: the sum is still what it was
+        if does(call.name, SUMS):  # a bias: the sum is still what it was
             return summed(list(known.values()))._replace(flow=flow)
         take_up(known.values(), cancelled=does(call.name, Does.CANCELS))
         held = tuple((use, 1.0) for use in matrices[:1] if use.linear)
@@ -164,7 +164,7 @@ def _multiplied(reading: Reading, call: Call, known: Known) -> Mark | None:
 
 
 def _moved(reading: Reading, call: Call, known: Known) -> Mark | None:
-    if not does(call.name, Does.MOVES | Does.REORDERS) and (call.in_place or not call.view):
+    if not does(call.name, HANDS_ON) and (call.in_place or not call.view):
         return None
     return next(iter(known.values()), NOTHING)
 
@@ -240,7 +240,7 @@ def _scored(reading: Reading, call: Call, known: Known) -> Mark | None:
 
 
 def _summed(reading: Reading, call: Call, known: Known) -> Mark | None:
-    if not does(call.name, Does.ADDS | Does.JOINS) and not averages(call):
+    if not does(call.name, SUMS) and not averages(call):
         return None
     return summed(list(known.values()))._replace(flow=flow_of(known))
 

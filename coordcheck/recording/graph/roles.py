@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from coordcheck.recording.graph.calls import Call, Value
-from coordcheck.recording.graph.functions import Does, does, plain
+from coordcheck.recording.graph.functions import TIMES_OR_OVER, Does, does, plain
 
 
 class CallRole(Enum):
@@ -58,7 +58,7 @@ def by_own_norm(call: Call) -> int | None:
 
     The norm is one number for each row: what the row is multiplied by before changes nothing.
     """
-    if not does(call.name, Does.SCALES | Does.DIVIDES) or len(call.inputs) != 2:
+    if not does(call.name, TIMES_OR_OVER) or len(call.inputs) != 2:
         return None
     for position, norm in ((0, 1), (1, 0)):
         whole, other = call.inputs.get(position), call.inputs.get(norm)

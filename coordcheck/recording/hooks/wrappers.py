@@ -29,35 +29,37 @@ def wrapped(module: nn.Module) -> str | None:
     """
     if isinstance(module, (nn.DataParallel, DistributedDataParallel)):
         return "module"
-    return next((name for name in INSIDE if name in module._modules), None)
+    for name in INSIDE:
+        if name in module._modules:
+            return name
+    return None
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every module but wrappers, once, with the path that it has in the plain model; "" for the model itself.
 
     >>> [path for path, _ in layers_of(nn.Sequential(nn.DataParallel(nn.Linear(2, 2), device_ids=[])))]
     ['', '0']
     """
-    return _layers(model, "", set())
+    found: dict[nn.Module, str | None] = {}
+    _find_layers(model, "", found)
+    return [(path, module) for module, path in found.items() if path is not None]
 
 
-def _layers(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    if module in seen:
-        return
-    seen.add(module)
+def _find_layers(module: nn.Module, path: str, found: dict[nn.Module, str | None]) -> None:
     inside = wrapped(module)
-    if inside is None:
-        yield path, module
+    found[module] = path if inside is None else None
     for name, child in module._modules.items():
-        if child is not None:
+        if child is not None and child not in found:
             below = f"{path}.{name}" if path else name
-            yield from _layers(child, path if name == inside else below, seen)
+            _find_layers(child, path if name == inside else below, found)
 
 
 def makers_of_weights(model: nn.Module) -> Iterator[str]:
     """The paths of the modules of `torch.nn.utils.parametrize`: what they give is a weight, and no activation."""
-    makers = [path for path, module in layers_of(model) if isinstance(module, ParametrizationList)]
-    for path, _ in layers_of(model):
+    layers = dict(layers_of(model))
+    makers = [path for path, module in layers.items() if isinstance(module, ParametrizationList)]
+    for path in layers if makers else ():
         if any(path == maker or path.startswith(f"{maker}.") for maker in makers):
             yield path
 

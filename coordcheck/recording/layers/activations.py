@@ -81,9 +81,10 @@ class ActivationRecorder:
         self._handles = ExitStack()
 
     def __enter__(self) -> ActivationRecorder:
-        self._paths.update(name or ROOT for name, _ in layers_of(self._model))
+        layers = layers_of(self._model)
+        self._paths.update(name or ROOT for name, _ in layers)
         with ExitStack() as handles:  # undone when a module refuses its hook
-            for name, module in layers_of(self._model):
+            for name, module in layers:
                 if name in self._makers:
                     continue
                 on_forward: Callable[..., None] = partial(self._on_forward, name or ROOT)
@@ -223,5 +224,7 @@ class ActivationRecorder:
 
 def _takes_parameters(args: Any) -> bool:
     """Whether all tensors that a module takes are parameters: what it gives is a weight, and no activation."""
+    if type(args[0] if args else None) is Tensor:  # of most calls
+        return False
     tensors = [leaf for _, leaf in leaves(args) if isinstance(leaf, Tensor)]
     return bool(tensors) and all(isinstance(tensor, nn.Parameter) for tensor in tensors)

@@ -201,13 +201,16 @@ def leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
         return
     if is_dataclass(value) and not isinstance(value, type):
         children = ((f".{f.name}", getattr(value, f.name)) for f in fields(value))
-    elif isinstance(value, Mapping):
-        children = ((f"[{key!r}]", item) for key, item in value.items())
     elif isinstance(value, (tuple, list)):
         names = getattr(value, "_fields", None)
         children = ((f".{names[i]}" if names else f"[{i}]", item) for i, item in enumerate(value))
+    elif isinstance(value, Mapping):
+        children = ((f"[{key!r}]", item) for key, item in value.items())
     else:
         yield path, value
         return
     for suffix, item in children:
-        yield from leaves(item, path + suffix, depth + 1)
+        if isinstance(item, Tensor):
+            yield path + suffix, item
+        else:
+            yield from leaves(item, path + suffix, depth + 1)

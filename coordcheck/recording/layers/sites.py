@@ -113,9 +113,11 @@ def _without_input(window: Window, inputs: Any) -> Sequence[Tensor | bool]:
         if made_by is not None and made_by.without_input[0] is not False:
             found += made_by.without_input
             continue
+        if made_by is not None and made_by.values is not None and made_by.values[0]:  # they are not all zeros
+            return (False,)
         part = local_part(tensor)
         try:
-            if part.device.type in scales.IN_MEMORY and bool(part.reshape(-1)[:FIRST].any()):
+            if part.device.type in scales.IN_MEMORY and bool(part.detach().reshape(-1)[:FIRST].any()):
                 return (False,)
             found.append(~part.any())
         except Exception:  # a tensor that cannot be read
