@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Row(NamedTuple):
 def measured_row(site: int, step: int, quantity: Quantity, value: float) -> Row:
     """The row of a measured scale, finite or not."""
     status = status_of(value)
-    return Row(site, step, quantity, None if status.not_finite else value, status)
+    return Row(site, step, quantity, value if math.isfinite(value) else None, status)
 
 
 class ParameterInfo(NamedTuple):

@@ -42,6 +42,7 @@ class Flat(NamedTuple):
 
 
 _NESTED = (list, tuple, dict)
+_SIMPLE = {bool, int, float, str, torch.dtype}
 
 
 def flattened(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
@@ -74,6 +75,8 @@ def snapshot(value: Any, copy: Callable[[Tensor], Tensor] = torch.clone) -> Any:
     """A copy of every tensor in nested arguments, which later in-place operations do not change."""
     if isinstance(value, Tensor):
         return copy(value.detach())
+    if value is None or type(value) in _SIMPLE:
+        return value
     leaves, spec = tree_flatten(value)
     return tree_unflatten([copy(leaf.detach()) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
 

@@ -32,9 +32,12 @@ class Value:
         floating: whether it holds floating or complex numbers.
         parameters: what it was computed from, where that is parameters and tables alone.
         modulated: the parameters that it is made of, and that data changed, where it may be a weight still.
+
+    Attributes:
+        size: the number of its coordinates.
     """
 
-    __slots__ = ("call", "data", "floating", "learns", "modulated", "operand", "parameters", "shape")
+    __slots__ = ("call", "data", "floating", "learns", "modulated", "operand", "parameters", "shape", "size")
 
     def __init__(
         self,
@@ -50,11 +53,7 @@ class Value:
     ) -> None:
         self.call, self.shape, self.operand, self.data = call, tuple(shape), operand, data
         self.learns, self.floating, self.parameters, self.modulated = learns, floating, parameters, modulated
-
-    @property
-    def size(self) -> int:
-        """The number of its coordinates."""
-        return math.prod(self.shape)
+        self.size = math.prod(self.shape)
 
 
 class Call:
@@ -242,9 +241,12 @@ class UseCall(Node):
         same_type = self.operand.dtype == self.leaves[self.position].dtype
         return plain and same_type and len(inputs) == 1
 
-    @property
+    @cached_property
     def downstream(self) -> float:
-        """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale."""
+        """The scalar that multiplies the output wherever it is taken up, and that is no attention's scale.
+
+        To be asked for once the pass is read.
+        """
         return only_factor(taken_up(self), self.chained) if self.matrix else 1.0
 
     @property

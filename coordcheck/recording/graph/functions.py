@@ -223,12 +223,15 @@ def does(name: str, what: Does) -> bool:
     return bool(row(name).does._value_ & what._value_)  # twenty times as fast as a flag's own operator
 
 
+@cache
 def is_linear(name: str) -> bool:
     """Whether a function is linear in each of its tensor arguments, the others being fixed."""
     known = row(name)
-    return (known.fans is not None and not known.does & Does.RECURRENT) or bool(known.does & (Does.SCALES | Does.ADDS))
+    matrix = known.fans is not None and not does(name, Does.RECURRENT)
+    return matrix or does(name, Does.SCALES | Does.ADDS)
 
 
+@cache
 def is_known(name: str) -> bool:
     """Whether it is known over which axes a function sums."""
     elementwise = Does.SCALES | Does.DIVIDES | Does.ADDS | Does.NORMALIZES | Does.JOINS | Does.MOVES
@@ -239,8 +242,8 @@ def fans_of(name: str, given: Given) -> Fans | None:
     """How a weight acts in a call; None for one that acts elementwise."""
     known = row(name)
     flat = len(given.shape) < 2 and plain(name) not in ("matmul", "mm", "einsum")  # a bias
-    image = known.does & Does.BY_EXAMPLE and given.position == given.tensors[0]  # the input of a convolution
-    if known.fans is None or flat or image or (known.does & Does.ADDED and given.position == 0):
+    image = does(name, Does.BY_EXAMPLE) and given.position == given.tensors[0]  # the input of a convolution
+    if known.fans is None or flat or image or (given.position == 0 and does(name, Does.ADDED)):
         return None
     return known.fans(given)
 

@@ -7,6 +7,7 @@ or in the place of an input.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class Modulated:
 
 def modulated(call: Call, shape: Sequence[int]) -> frozenset[str]:
     """The parameters of which a call makes a tensor of this shape, with data, that may be a weight still."""
-    size = Value(shape).size
+    size = math.prod(shape)
     before = {value for value in call.activations.values() if value.modulated}
     beside = [value for value in call.activations.values() if not value.modulated]
     if before:

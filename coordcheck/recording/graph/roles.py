@@ -23,13 +23,13 @@ def role_of(call: Call) -> CallRole:
     """The role of a call, by its arguments."""
     if does(call.name, Does.DIFFERENTIATES):
         return CallRole.FOLLOWS
-    parametric = {**call.operands, **call.made}
-    first = min(parametric, default=1)
-    picks = does(call.name, Does.PICKS) and first == 0 and len(call.inputs[0].shape) > 2
-    if picks and call.activations and first in call.operands:
-        return CallRole.PICKS
+    parametric = {*call.operands, *call.made}
     if parametric:
-        derives = not call.activations or (does(call.name, Does.MOVES) and first == 0)
+        first = min(parametric)
+        picks = first == 0 and len(call.inputs[0].shape) > 2 and does(call.name, Does.PICKS)
+        if picks and call.activations and first in call.operands:
+            return CallRole.PICKS
+        derives = not call.activations or (first == 0 and does(call.name, Does.MOVES))
         return CallRole.DERIVES if derives else CallRole.USES
     several = any(value.size > 1 for value in call.inputs.values())
     return CallRole.COMPUTES if several and not call.activations else CallRole.FOLLOWS
@@ -37,8 +37,9 @@ def role_of(call: Call) -> CallRole:
 
 def contracts(call: Call) -> bool:
     """Whether a call that takes no parameter is a product of two activations, over an axis."""
-    tensors = sum(value.size > 1 for value in call.inputs.values())
-    return does(call.name, Does.MULTIPLIES) and 2 <= len(call.activations) == tensors
+    if len(call.activations) < 2 or not does(call.name, Does.MULTIPLIES):
+        return False
+    return len(call.activations) == sum(value.size > 1 for value in call.inputs.values())
 
 
 def averages(call: Call) -> bool:

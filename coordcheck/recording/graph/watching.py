@@ -46,7 +46,7 @@ class Watch:
         self.parameters = dict(model.named_parameters())
         self._model, self._keep_calls = model, keep_calls
         self._stack: list[str] = []
-        self._parametric = {ROOT, *_prefixes(self.parameters)}
+        self.parametric = {ROOT, *_prefixes(self.parameters)}
         self._hooks = ExitStack()
         self._mode = Mode(self._run)
         self._thread = threading.get_ident()
@@ -121,7 +121,7 @@ class Watch:
         if in_backward() or threading.get_ident() != self._thread:
             return
         self._stack.append(name)
-        if self._keep_calls and not (self.sampled and (name in self._parametric or transforming())):
+        if self._keep_calls and not (self.sampled and (name in self.parametric or transforming())):
             with unseen(), suppress(Exception):  # of arguments that cannot be copied
                 args, kwargs = (copied(value, sampled=self.sampled) for value in (args, kwargs))
                 self.calls[name] = ModuleCall(args, kwargs, None, torch.get_rng_state())

@@ -12,7 +12,6 @@ from coordcheck.recording.graph.arguments import first_tensor
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import submodule
-from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.updates.parameter_uses import Trace
 from coordcheck.runs.names import distinct
 from coordcheck.runs.words import FORWARD
@@ -30,10 +29,11 @@ class ForwardModule(NamedTuple):
 
 def forward_modules(model: nn.Module, tracer: Tracer, reserved: Iterable[str]) -> dict[str, ForwardModule]:
     """The modules without parameters by site name, `module path/forward`, which is none of the reserved names."""
-    names, found = set(reserved), dict[str, ForwardModule]()
+    names, found, weights = set(reserved), dict[str, ForwardModule](), tracer.weights
     for path, call in tracer.calls.items():
-        module = model if path == ROOT else submodule(model, path)
-        if call.output is None or path in tracer.weights or any(True for _ in module.parameters()):
+        if call.output is None or path in tracer.parametric or path in weights:
+            continue
+        if next(submodule(model, path).parameters(), None) is not None:  # shared with another module
             continue
         try:
             taken, given = first_tensor((call.args, call.kwargs)), first_tensor(call.output)

@@ -40,8 +40,8 @@ def root(count: float | Tensor, otherwise: int = 1) -> float | Tensor:
     return math.sqrt(count or max(otherwise, 1))
 
 
-def spectral_norm(matrix: Tensor) -> Tensor:
-    """The largest singular value, by power iteration; a scalar on the matrix's device, which is not waited for.
+def spectral_norm(matrix: Tensor) -> float | Tensor:
+    """The largest singular value, by power iteration; on a device a scalar that stays there, which is not waited for.
 
     >>> round(float(spectral_norm(torch.diag(torch.tensor([3.0, 1.0])))), 3)
     3.0
@@ -50,11 +50,28 @@ def spectral_norm(matrix: Tensor) -> Tensor:
         real, imaginary = matrix.real, matrix.imag
         matrix = torch.cat([torch.cat([real, -imaginary], 1), torch.cat([imaginary, real], 1)])
     matrix = matrix.float()
+    if matrix.device.type in scales.IN_MEMORY:  # where each of numpy's many small operations takes half the time
+        return _iterated(matrix.detach().numpy())
     vector = _start(matrix.shape[1], matrix.device)
     for _ in range(POWER_STEPS):
         for side in (matrix, matrix.T):  # each by itself: the squares of a small update vanish
             vector = side @ (vector / _length(vector).clamp(min=SMALLEST))  # a matrix of zeros stays one
     return _length(matrix @ (vector / _length(vector).clamp(min=SMALLEST)))
+
+
+@np.errstate(all="ignore")
+def _iterated(matrix: scales.Array) -> float:
+    vector = _start(matrix.shape[1], torch.device("cpu")).numpy()
+    for _ in range(POWER_STEPS):
+        for side in (matrix, matrix.T):
+            vector = side @ (vector / max(_length_of(vector), SMALLEST))
+    return _length_of(matrix @ (vector / max(_length_of(vector), SMALLEST)))
+
+
+def _length_of(vector: scales.Array) -> float:
+    largest = float(np.abs(vector).max(initial=0.0))
+    vector = vector / max(largest, SMALLEST)
+    return math.sqrt(vector @ vector) * largest
 
 
 def _length(vector: Tensor) -> Tensor:
@@ -71,7 +88,10 @@ def _start(size: int, device: torch.device) -> Tensor:
 def total(tensor: Tensor) -> float | Tensor:
     """sum(|x|), NaN of what has none."""
     try:
-        return scales.mean_abs(scales.measurable(tensor)) * tensor.numel()
+        values = scales.measurable(tensor)
+        if values.device.type in scales.IN_MEMORY:
+            return scales.rms_and_mean_abs(values.numpy())[1] * tensor.numel()
+        return scales.mean_abs(values) * tensor.numel()
     except scales.NotMeasurable:
         return math.nan
 
