@@ -56,6 +56,12 @@ def test_mutants_are_refused_or_work_everywhere():
     assert found["refused"] > 50
 
 
+@pytest.mark.parametrize("number", [46660, 67038], ids=["no rows of any parameter", "a rate times a decay overflows"])
+def test_what_has_crashed_once_works(number: int):
+    found, crashes = outcomes(1, 0, first=number)
+    assert (found["accepted"], crashes) == (1, {})
+
+
 def test_a_crash_would_be_seen(monkeypatch: pytest.MonkeyPatch):
     def crash(report: Report) -> str:
         raise KeyError("lost")

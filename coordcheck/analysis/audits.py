@@ -87,9 +87,8 @@ def decay_notes(records: Sequence[RunRecord], mended: Mapping[str, float] | None
         for info in record.parameters:
             if info.learning_rate and info.weight_decay and info.pulled is not False:
                 by_name.setdefault(info.name, {})[record.key.width] = info.learning_rate * info.weight_decay
-    slopes = {
-        name: round((exponent_of(at) + mended.get(name, 0.0)) * 2) / 2 for name, at in by_name.items() if len(at) > 1
-    }
+    found = {name: exponent_of(at) + mended.get(name, 0.0) for name, at in by_name.items()}
+    slopes = {name: round(slope * 2) / 2 for name, slope in found.items() if math.isfinite(slope)}
     for slope in sorted({slope for slope in slopes.values() if slope}):
         names = [name for name, found in slopes.items() if found == slope]
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

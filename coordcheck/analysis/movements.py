@@ -54,6 +54,8 @@ class Stillness(NamedTuple):
     @classmethod
     def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> Stillness:
         """What is known of all uses."""
+        if not logs.steps:
+            return cls([False] * len(uses), [False] * len(uses), [""] * len(uses))
         rounding, nothing_left = _rounding(logs, uses), _nothing_left(logs)
         found = cls([], [], [])
         for number, use in enumerate(uses):
