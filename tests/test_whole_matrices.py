@@ -115,7 +115,9 @@ def culprits(report: coordcheck.Report) -> dict[str, tuple[str, float]]:
 HIDDEN, TABLE = "hidden.weight", "first.weight"
 MEMBERS = {
     "columns filled": (HIDDEN, filled, 0.0, None),
-    "columns filled, too fast": (HIDDEN, filled, 1.0, -1.5),  # of which the probe makes a half
+    "columns filled, too fast": (HIDDEN, filled, 1.0, -1.0),  # on the probe, 1.5
+    "columns filled, too slow": (HIDDEN, filled, -1.0, 1.0),
+    "turned signs, too fast": (HIDDEN, turned_signs, 0.0, -0.5),  # on the probe, 1: rounding errors fill their rank
     "orthonormal": (HIDDEN, orthonormal, 0.0, None),
     "orthonormal, too slow": (HIDDEN, orthonormal, -1.0, 1.0),
     "orthonormal table": (TABLE, orthonormal, 0.0, None),  # as many tokens as coordinates; on the probe, few

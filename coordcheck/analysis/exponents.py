@@ -70,6 +70,8 @@ class Exponents(NamedTuple):
     on_batch: Exponent = UNKNOWN
     """Growth on the whole batch under an optimizer that looks at whole matrices: by its first update, or by several of
     a sum over a growing axis."""
+    first_on_batch: Exponent = UNKNOWN
+    """The same by its first update, of all."""
 
     @property
     def alignment(self) -> float:
@@ -148,6 +150,7 @@ class _Terms(NamedTuple):
     """The update beside learning rate times gradient."""
     on_batch: Array
     """Own update on the whole batch, beside its input."""
+    first_on_batch: Array
 
     @classmethod
     def of(cls, logs: Logs, uses: Sequence[UseAcrossWidths]) -> _Terms:
@@ -162,6 +165,7 @@ class _Terms(NamedTuple):
         clipped = np.log2([clip.factors for clip in clips])
         whose = scalars_of(logs, uses)
         summed = np.array([use.fan_in > GROWS for use in uses])
+        of_batch = whose.behind - whose.before
         attention = np.array([use.role is Role.ATTENTION for use in uses])[:, None, None]
         return cls(
             degree=degree,
@@ -180,7 +184,8 @@ class _Terms(NamedTuple):
             fan_in=logs.of([use.fan_ins for use in uses]),
             fan_out=logs.of([use.fan_outs for use in uses]),
             shrinking=shrinking,
-            on_batch=logs.first_or_last(Quantity.BATCH_UPDATE, summed) + whose.behind - whose.before,
+            on_batch=logs.first_or_last(Quantity.BATCH_UPDATE, summed) + of_batch,
+            first_on_batch=logs.first_or_last(Quantity.BATCH_UPDATE, np.zeros_like(summed)) + of_batch,
         )
 
 
@@ -201,6 +206,7 @@ def _formulas(terms: _Terms) -> dict[str, Array]:
         "output": h,
         "shrinking": terms.shrinking,
         "on_batch": terms.on_batch,
+        "first_on_batch": terms.first_on_batch,
     }
 
 

@@ -63,7 +63,9 @@ def on_whole_batch(
         tolerance: how far from it still counts as being it.
         summed: whether the operation sums over a growing axis: there an update of many examples is less aligned with
             its input than training makes it. Where only one of the two is off, nothing is decided then, nor where it
-            is that on the whole batch.
+            is that on the whole batch. Where both are, it is that on the whole batch whose first update already does
+            not do what that on the probe does, for want of examples; updates that only become others later do not tell
+            which is right.
 
     Returns:
         The response to judge, and why; nothing where it is the one that was given.
@@ -76,7 +78,8 @@ def on_whole_batch(
     if abs(response.value - whole.value) < (noise if off else max(noise, CLOSE)):  # nobody is accused on the verge
         return response, ""
     if off is also:
-        return (response if summed else whole), ""
+        lacks_examples = abs(response.value - found.first_on_batch.value) > max(noise, CLOSE)
+        return (whole if lacks_examples or not summed else response), ""
     why = f"response ~ m^{response.value:.2f} at its first update on the few examples of the probe, "
     why += f"and m^{whole.value:.2f} {'after more ' if summed else ''}on the whole batch"
     if not summed and also is None:
