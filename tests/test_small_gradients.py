@@ -165,18 +165,22 @@ def test_a_diagnosis_alone_takes_the_whole_batch_only_then(eps, seen):
     assert sizes == seen
 
 
-def test_a_batch_that_a_model_refuses_costs_a_diagnosis_alone_nothing_else():
+@pytest.mark.parametrize(("eps", "told"), [(1e-8, []), (4e-3, ["ValueError: too many"])])
+def test_a_batch_that_a_model_refuses_costs_a_diagnosis_alone_nothing_else(eps, told):
     class Few(nn.Sequential):
         def forward(self, x):
-            assert len(x) < 64
+            if len(x) == 64:
+                raise ValueError("too many")
             return super().forward(x)
 
     def at(width):
-        model, optimizer = build(4e-3)(width)
+        model, optimizer = build(eps)(width)
         model.__class__ = Few
         return model, optimizer
 
-    assert blamed(diagnosed(at)) == {}
+    report = diagnosed(at)
+    assert blamed(report) == {}
+    assert [note.rpartition("whole batch failed: ")[2] for note in report.notes if "eps was not" in note] == told
 
 
 # A loop of the user's own

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.common.isolation import user_code
+from coordcheck.common.isolation import summary, user_code
 from coordcheck.recording.updates.first_updates import FirstUpdates
 from coordcheck.recording.updates.own_updates import MAX_UPDATES
 from coordcheck.runs.records import ParameterInfo
@@ -20,7 +20,7 @@ from coordcheck.training.trials import Run, backward, prepared
 BESIDE = 1e-3
 
 
-def with_first_update(run: Run, infos: Sequence[ParameterInfo]) -> list[ParameterInfo]:
+def with_first_update(run: Run, infos: Sequence[ParameterInfo]) -> tuple[list[ParameterInfo], list[str]]:
     """The parameters with their first gradient and update in training, where an eps stands beside the probe's.
 
     Args:
@@ -28,11 +28,12 @@ def with_first_update(run: Run, infos: Sequence[ParameterInfo]) -> list[Paramete
         infos: the parameters, with their first gradients on the probe.
 
     Returns:
-        The parameters; without those numbers where no eps is near a gradient, or the batch cannot be trained on.
+        The parameters, without those numbers where no eps is near a gradient, or the batch cannot be trained on; and
+        a note of why it cannot.
     """
     alone = [info._replace(gradient=None, update=None) for info in infos]
     if not any(info.eps and info.gradient and info.eps > BESIDE * info.gradient for info in infos):
-        return alone
+        return alone, []
     firsts = FirstUpdates()
     try:
         with user_code("the first update"):
@@ -45,6 +46,6 @@ def with_first_update(run: Run, infos: Sequence[ParameterInfo]) -> list[Paramete
                 firsts.after()
                 if not firsts.waiting:
                     break
-    except Exception:  # of the user's model, which may run on the probe alone, or of a step that needs a closure
-        return alone
-    return firsts.told(alone)
+    except Exception as error:  # of a model that runs on the probe alone, or of a step that needs a closure
+        return alone, [f"eps was not looked at: the first update on the whole batch failed: {summary(error)}"]
+    return firsts.told(alone), []

@@ -43,7 +43,9 @@ def diagnose_run(run: Run, record: RunRecord) -> None:
     if session.reshaped and not session.own.rounded:
         _note_whole_batch(run, session)
     if not record.parameters:
-        record.parameters = with_first_update(run, told_in_loop(session.own, MAX_UPDATES, session.infos))
+        infos = told_in_loop(session.own, MAX_UPDATES, session.infos)
+        record.parameters, notes = with_first_update(run, infos)
+        record.notes.extend(notes)
     found, told = session.degrees, not session.first_gradients
     if not told and run.probe is not None and run.probe.degrees:
         found, told = whole_degrees(run, session.first_gradients), True
