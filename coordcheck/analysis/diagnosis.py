@@ -140,7 +140,7 @@ def _response(
     if is_between(found.degree):  # and there is no target in between
         return UNKNOWN, target
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
-    if use.through is not Through.ITSELF:  # its update may be of another kind than a plain matrix's: as of two factors
+    if use.through is not Through.ITSELF and not found.even:  # of another kind than a plain matrix's: as of two factors
         own_side = found.degree < 0.5 and _agree(weight, found.response)
     return (weight if own_side and weight.known else found.response), target
 

@@ -70,6 +70,8 @@ class Exponents(NamedTuple):
     on_batch: Exponent = UNKNOWN
     """Growth on the whole batch under an optimizer that looks at whole matrices: by its first update, or by several of
     a sum over a growing axis."""
+    even: bool = False
+    """Whether all coordinates of the weight's update are of one size, as those of signs."""
     first_on_batch: Exponent = UNKNOWN
     """The same by its first update, of all."""
 
@@ -103,7 +105,8 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
         aligned, independent, spectral = (own.pop(name) for name in ("aligned", "independent", "spectral"))
         if use.role is not Role.ATTENTION and use.through is Through.ITSELF:
             own["gain_weight"] = _sampled(own["gain_weight"], use, logs)
-        if use.through is Through.ITSELF:
+        even = bool(spectra.even[number])
+        if use.through is Through.ITSELF or even:
             own["response_weight"] = spectra.response(aligned, spectral, own["response"], number)
         else:  # one row's size alone, or a product of two factors, is not aligned with the input as a matrix is
             own["response_weight"] = agreeing((aligned, independent), own["response"])
@@ -118,6 +121,7 @@ def exponents(table: pd.DataFrame, uses: Sequence[UseAcrossWidths]) -> dict[str,
             faint=still.faint[number],
             not_finite=use.name in logs.not_finite,
             clipped=terms.clips[number].widths,
+            even=even,
         )
     return result
 

@@ -25,6 +25,7 @@ from coordcheck.runs.records import BETWEEN, SIGNS
 
 FLAT_RANK = 32  # a stable rank from which on singular values may count as alike, which no gradient of a tiny probe has
 BEYOND_CHANCE = 1.2  # and times that of independent coordinates
+EVEN = 0.95  # mean absolute coordinate / RMS of signs without their part along a row, as a weight norm leaves them
 ONE_SIZE = 0.01  # relative spread of update / learning rate up to which it is one number at all widths, as of signs
 APART = 0.25  # distance of the two responses from which on they are two answers
 ERRORS = 2  # of what was measured, within which a response agrees with it, and by which it is nearer than another
@@ -56,6 +57,8 @@ class Spectra(NamedTuple):
     """(use,) whether it is what no orthonormal update is: a multiple of the gradient, as that of SGD, or of signs, as
     Adam's first one. Where the coordinates' mean size is not known, signs are told by one RMS / learning rate at all
     widths."""
+    even: NDArray[np.bool_]
+    """(use,) whether all coordinates are known to be of about one size, as those of signs under a weight norm."""
 
     @classmethod
     def of(cls, update: Update) -> Spectra:
@@ -64,10 +67,10 @@ class Spectra(NamedTuple):
         sizes = np.broadcast_to(update.rms - update.rate, update.rms.shape)
         known = [found[np.isfinite(found)] for found in sizes]
         signs = np.array([bool(found.size and np.ptp(found) < math.log2(1 + ONE_SIZE)) for found in known])
-        even = update.mean_abs - update.rms
-        told = np.isfinite(even)
-        signs = np.where(told.any(axis=(1, 2)), (even > math.log2(SIGNS)).sum((1, 2)) == told.sum((1, 2)), signs)
-        plain = signs | (update.degree > BETWEEN[1])
+        evenness = update.mean_abs - update.rms
+        told = np.isfinite(evenness).sum(axis=(1, 2))
+        above = {share: (evenness > math.log2(share)).sum(axis=(1, 2)) == told for share in (SIGNS, EVEN)}
+        plain = np.where(told > 0, above[SIGNS], signs) | (update.degree > BETWEEN[1])
         rank = 2 * (update.rms + (fan_in + fan_out) / 2 - update.norm)
         # (a, b) independent coordinates: the norms are sqrt(a b) and about sqrt(a) + sqrt(b) (Geman 1980)
         chance = (1 + 2 ** (-np.abs(fan_in - fan_out) / 2)) ** -2.0
@@ -75,7 +78,7 @@ class Spectra(NamedTuple):
         share = np.where(plain[:, None, None], nearer, np.minimum(BEYOND_CHANCE * chance, nearer))
         enough = np.maximum(np.minimum(fan_in, fan_out) + np.log2(share), math.log2(FLAT_RANK))
         beyond = np.where(np.isfinite(rank), rank, -np.inf) - enough
-        return cls(np.median(beyond, axis=1) > 0, plain)
+        return cls(np.median(beyond, axis=1) > 0, plain, (told > 0) & above[EVEN])
 
     def response(self, aligned: Exponent, spectral: Exponent, own: Exponent, number: int) -> Exponent:
         """By the norm that tells it.

@@ -271,6 +271,7 @@ def _update_made(
         return math.nan
     change = use.made.change(now, current)
     noted.put(use.name, step, Quantity.WEIGHT_UPDATE, _rms(change) / use.made.met)
+    noted.put(use.name, step, Quantity.WEIGHT_UPDATE_ABS, total(change) / max(change.numel(), 1) / use.made.met)
     return _rms(use.replay.own_update(now, change))
 
 
