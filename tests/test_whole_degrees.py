@@ -212,3 +212,15 @@ def test_an_eps_is_far_below_the_smallest_gradient_of_its_group_and_far_above_it
     assert [group["eps"] for group in optimizer.param_groups] == pytest.approx(
         [expected, min(max(0.1 * size, 1e-14), 1e-8)]
     )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_a_decay_beside_which_gradients_are_small_does_not_hide_what_they_do(decay):
+    def build(width: int) -> tuple[nn.Module, Optimizer]:  # in SP: the gradients of the gains fall with the width
+        model = nn.Sequential(nn.Linear(16, width), nn.LayerNorm(width), nn.Tanh(), nn.Linear(width, 10))
+        return model, SGD(model.parameters(), lr=0.1, weight_decay=decay)
+
+    batch = pair_batch(examples=16, inputs=16)
+    report = coordcheck.diagnose(build, batch, loss=F.cross_entropy, widths=(64, 128, 256), seeds=2)
+    rates = {row.parameter: row.lr_exponent for row in report.culprits.itertuples()}
+    assert {rates[name] for name in ("0.weight", "0.bias", "1.weight", "1.bias")} == {1.0}

@@ -27,7 +27,7 @@ from coordcheck.runs.records import RunRecord
 from coordcheck.runs.words import Quantity
 from coordcheck.training.first_update import with_first_update
 from coordcheck.training.trials import Prepared, Run, backward, check_scalar, prepared
-from coordcheck.training.whole_degrees import lessen_eps, whole_degrees
+from coordcheck.training.whole_degrees import lessen_eps, whole_degrees, without_decay
 
 RATE = 0.01  # times the learning rate, of the updates on the whole batch
 
@@ -196,6 +196,7 @@ class _Session:
     def _lessen_eps(self) -> None:
         beside = self.doubled and not all(map(is_torchs, self.optimizers))
         lessen_eps(self.model, self.optimizers, self._gradients if beside else None)
+        without_decay(self.optimizers)
 
     def _reshaped(self) -> set[str]:
         gradients, initial = self.first_gradients or self._gradients, self.own.initial

@@ -94,6 +94,13 @@ def lessen_eps(
                 group[name] = value * max(EPS_FACTOR, min(1.0, enough / float(value)) if value else 0.0)
 
 
+def without_decay(optimizers: Iterable[Optimizer]) -> None:
+    """Take the weight decay out of updates, which are to tell of the gradient: of a small one they are mostly decay."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if isinstance(group.get("weight_decay"), (int, float)):
+            group["weight_decay"] = 0.0
+
+
 def _degrees(once: Mapping[str, Movement], other: Mapping[str, Movement], factor: float) -> dict[str, float]:
     found = {name: degree_between(moved, other[name], factor) for name, moved in once.items() if name in other}
     return {name: degree for name, degree in found.items() if degree is not None}
@@ -104,9 +111,10 @@ def _moved(run: Run, gradients: Mapping[str, Tensor], factor: float, double: boo
     model, optimizers = prepared(run)[:2]
     if double:
         model.double()
+    without_decay(optimizers)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        known = {"lr": RATE, "weight_decay": 0.0}
-        group.update({name: value for name, value in known.items() if isinstance(group.get(name), (int, float))})
+        if isinstance(group.get("lr"), (int, float)):
+            group["lr"] = RATE
     lessen_eps(model, optimizers, gradients if double else None)
     parameters = {name: p for name, p in model.named_parameters() if name in gradients}
     for name, p in parameters.items():
