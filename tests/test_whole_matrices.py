@@ -183,3 +183,9 @@ def test_of_two_norms_that_which_agrees_tells_or_what_was_measured(measured, val
 
 def test_of_two_norms_that_are_one_answer_the_more_exact_one_tells():
     assert agreeing((exponent(0.1), exponent(0.0, 0.05)), exponent(0.02, 0.02)).value == 0.1
+
+
+def test_what_lies_between_a_power_of_the_width_and_a_norm_that_is_none_is_as_wide_as_they_are_apart():
+    found = agreeing((exponent(0.0), exponent(-0.37, 0.04)), exponent(-0.28, 0.07))  # of rows of one length
+    assert (found.value, found.low, found.high) == pytest.approx((-0.28, -0.49, 0.0))
+    assert agreeing((exponent(0.0), exponent(-0.48, 0.04)), exponent(-0.4, 0.07)).value == -0.48

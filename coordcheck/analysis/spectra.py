@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coordcheck.analysis.deviations import nearest_half
 from coordcheck.analysis.logs import UNKNOWN, Array, Exponent
 from coordcheck.runs.records import BETWEEN, SIGNS
 
@@ -29,6 +30,7 @@ EVEN = 0.95  # mean absolute coordinate / RMS of signs without their part along 
 ONE_SIZE = 0.01  # relative spread of update / learning rate up to which it is one number at all widths, as of signs
 APART = 0.25  # distance of the two responses from which on they are two answers
 ERRORS = 2  # of what was measured, within which a response agrees with it, and by which it is nearer than another
+CLEAN = 0.05  # distance from a multiple of 1/2 up to which a norm's exponent is one
 CLOSE = 0.15  # distance up to which a response agrees with what was measured, however exact that is
 
 
@@ -105,7 +107,8 @@ class Spectra(NamedTuple):
 def agreeing(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
     """The way that agrees with what was measured, but for noise, and better than the others; else what was measured.
 
-    Of ways that are one answer, the most exact. What was measured between the ways ends where they do.
+    Of ways that are one answer, the most exact. What was measured between the ways ends where they do. A way that is
+    no multiple of 1/2 tells no more than what was measured, which may still be on its way to one that is.
     """
     known = [way for way in ways if way.known]
     if not measured.known or not known:
@@ -116,7 +119,11 @@ def agreeing(ways: Sequence[Exponent], measured: Exponent) -> Exponent:
     alike = [way for way in known if abs(way.value - nearest.value) < APART]
     others = [abs(way.value - measured.value) for way in known if way not in alike]
     if away < max(noise, CLOSE) and min(others, default=math.inf) - away > noise:
-        return min(alike, key=lambda way: way.stderr)
+        clean = [way for way in known if abs(way.value - nearest_half(way.value)) < CLEAN]
+        if not clean or any(way in alike for way in clean):
+            return min(alike, key=lambda way: way.stderr)
+        low, high = min(way.value for way in clean), max(way.value for way in clean)
+        return measured._replace(low=min(measured.low, low), high=max(measured.high, high))
     least, most = min(way.low for way in known), max(way.high for way in known)
     if not least <= measured.value <= most:
         return measured
