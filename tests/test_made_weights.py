@@ -165,6 +165,18 @@ def test_the_size_of_a_normed_weight_is_in_its_lengths():
     assert found(layer, rate=1.0, name=directions) == {f"2.{directions}": "lr -1"}
 
 
+def test_a_rate_of_directions_beside_lengths_that_are_off_is_told_as_once_they_are_right():
+    lengths, directions = (f"2.parametrizations.weight.original{number}" for number in (0, 1))
+
+    def longer(width: int) -> nn.Module:
+        layer = normed(parametrizations.weight_norm)(width)
+        layer.parametrizations.weight.original0.data *= (width / BASE) ** 0.5
+        return layer
+
+    mends = {lengths: "init -0.5", directions: "lr -1"}
+    assert found(longer, rate=1.0, name=directions.removeprefix("2.")) == mends
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_directions_whose_updates_are_signs_are_judged_as_plain_ones(rate: float):
     name = "parametrizations.weight.original1"  # in narrow models many examples hide the alignment of signs

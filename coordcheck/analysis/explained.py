@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.deviations import compare_known, deviation, nearest_half
+from coordcheck.analysis.deviations import deviation, nearest_half
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.measured import without_fault
-from coordcheck.analysis.verdicts import Answer
 from coordcheck.runs.words import Through
 
 
 def without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
-    """Without learning rates of directions that are off only as far as the lengths beside them are, which are to blame.
+    """Without that part of directions' learning rates by which the lengths beside them are off, which are to blame.
 
     Rows that are e longer than they should be move that much further when they are turned: once they are right, the
     directions are, at the learning rate that they have.
@@ -23,10 +22,7 @@ def without_lengths(findings: Sequence[Finding], tolerance: float) -> list[Findi
         longer = lengths.get(finding.use.layer) if finding.use.through is Through.NORMED else None
         if longer is not None and finding.cause is Cause.LEARNING_RATE:
             beyond = -(1 + round(finding.exponents.degree)) * (longer.init + longer.multiplier)
-            left = finding.response.shifted(-beyond)
-            if compare_known(left, finding.response_target, tolerance) is Answer.OK:
-                why = f"{finding.explanation}, m^{beyond:g} of it as {longer.use.name} is off"
-                finding = without_fault(finding._replace(cause=None, response=left, explanation=why), tolerance)
+            finding = _without(finding, beyond, longer, tolerance)
         found.append(finding)
     return found
 
@@ -50,14 +46,20 @@ def without_factors(findings: Sequence[Finding], tolerance: float) -> list[Findi
         later = finding.use.through is Through.MADE and finding.exponents.zero_init and finding.exponents.step > 1
         if first is not None and later:
             beyond = -(1 + round(finding.exponents.degree)) * first.learning_rate
-            left = finding.response.shifted(-beyond)
-            why = f"{finding.explanation}, m^{beyond:g} of it as {first.use.name} is off"
-            rate = -nearest_half(left.value - finding.response_target)
-            finding = finding._replace(response=left, learning_rate=rate, explanation=why)
-            if deviation(left, finding.response_target, tolerance) is None:
-                finding = without_fault(finding._replace(cause=None), tolerance)
+            finding = _without(finding, beyond, first, tolerance)
         found.append(finding)
     return found
+
+
+def _without(finding: Finding, beyond: float, other: Finding, tolerance: float) -> Finding:
+    """A learning rate that is off without the power of the width that another parameter's fault makes of it."""
+    left = finding.response.shifted(-beyond)
+    why = f"{finding.explanation}, m^{beyond:g} of it as {other.use.name} is off"
+    rate = -nearest_half(left.value - finding.response_target)
+    finding = finding._replace(response=left, learning_rate=rate, explanation=why)
+    if deviation(left, finding.response_target, tolerance) is None:
+        return without_fault(finding._replace(cause=None), tolerance)
+    return finding
 
 
 def waiting(findings: Sequence[Finding], tolerance: float) -> list[Finding]:
