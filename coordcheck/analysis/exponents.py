@@ -70,10 +70,10 @@ class Exponents(NamedTuple):
     on_batch: Exponent = UNKNOWN
     """Growth on the whole batch under an optimizer that looks at whole matrices: by its first update, or by several of
     a sum over a growing axis."""
-    even: bool = False
-    """Whether all coordinates of the weight's update are of one size, as those of signs."""
     first_on_batch: Exponent = UNKNOWN
     """The same by its first update, of all."""
+    even: bool = False
+    """Whether all coordinates of the weight's update are of about one size, as those of signs."""
 
     @property
     def alignment(self) -> float:

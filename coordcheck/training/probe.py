@@ -168,7 +168,7 @@ class _Session:
             settled = settled_degrees(self.model, self.optimizers, self.degrees)
         else:
             self.first_gradients = {name: gradient.clone() for name, gradient in self._gradients.items()}
-        self._lessen_eps()
+        self._take_out_eps_and_decay()
         if settled:
             self.degrees |= settled
             settle(self.optimizers)
@@ -193,7 +193,7 @@ class _Session:
         """Whether it is in double precision."""
         return all(gradient.dtype == torch.float64 for gradient in self._gradients.values())
 
-    def _lessen_eps(self) -> None:
+    def _take_out_eps_and_decay(self) -> None:
         beside = self.doubled and not all(map(is_torchs, self.optimizers))
         lessen_eps(self.model, self.optimizers, self._gradients if beside else None)
         without_decay(self.optimizers)
@@ -211,7 +211,7 @@ class _Session:
     def own_updates(self) -> dict[tuple[str, int], float]:
         """By use and step, the first and `MAX_UPDATES`: RMS of its own update beside that of its input."""
         self.own.note_initial()
-        self._lessen_eps()
+        self._take_out_eps_and_decay()
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             if "lr" in group:
                 group["lr"] = group["lr"] * RATE  # else updates that are too large take one another back
