@@ -172,6 +172,14 @@ def test_the_update_of_a_made_weight_narrows_its_response_where_that_agrees(seen
     assert judged(found=found, through=Through.MADE).verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("value", "last", "mends"), [(0.68, 0.84, -1), (0.68, 0.6, -0.5), (-0.82, -0.6, 0.5), (0.6, 1, -0.5)]
+)
+def test_halfway_between_two_powers_the_widest_models_tell_which(value, last, mends):
+    seen = Exponent(value, 0.05, value - 0.1, value + 0.1, last)
+    assert judged(found=measured()._replace(response=seen, response_weight=seen)).learning_rate == mends
+
+
 @pytest.mark.parametrize(("degree", "lead", "blamed"), [(0.0, 0.5, 0), (1.0, 1.0, 0), (0.0, 1.5, 1), (0.0, -0.5, 1)])
 def test_directions_wait_for_the_lengths_beside_them(degree, lead, blamed):
     lengths = use("g", Role.VECTOR, through=Through.MADE, layer="weight norm", operation="mul")

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coordcheck.analysis.blocks import choose_blocks, with_one_rate
-from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, size_verdict
+from coordcheck.analysis.deviations import compare_known, deviation, nearest_half, nearest_power, size_verdict
 from coordcheck.analysis.explained import waiting, without_factors, without_lengths
 from coordcheck.analysis.exponents import Exponents
 from coordcheck.analysis.findings import Cause, Finding
@@ -171,6 +171,7 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         notes.append("its own update does not show it: the loss sees its output directly")
         response_off = False
     excess, lead = judged.gain.value - judged.gain_target, judged.response.value - judged.response_target
+    rate = -nearest_power(judged.response, judged.response_target) if response_off else 0.0
     judged = judged._replace(explanation="; ".join(filter(None, [_seen(judged), judged.explanation, *notes])))
     if gain_off and use.tied:  # its init and learning rate belong to the first use
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER, multiplier=-nearest_half(excess))
@@ -179,17 +180,16 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
         judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=-nearest_half(shrinks))
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off and use.through is Through.NORMED:  # its initial size makes no difference
-        rate = (1 + k) * nearest_half(excess) - (nearest_half(lead) if response_off else 0.0)
+        rate = rate + (1 + k) * nearest_half(excess)
         judged = judged._replace(multiplier=-nearest_half(excess), learning_rate=rate)
         return judged._replace(verdict=size_verdict(excess), cause=Cause.MULTIPLIER)
     if gain_off:
-        rate = -nearest_half(lead) if response_off else 0.0
         return judged._replace(
             verdict=size_verdict(excess), cause=Cause.INIT, init=-nearest_half(excess), learning_rate=rate
         )
     if response_off:
         verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
-        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=-nearest_half(lead))
+        return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=rate)
     if deviation(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(
         judged
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordcheck.analysis.deviations import deviation, nearest_half
+from coordcheck.analysis.deviations import deviation, nearest_power
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.measured import without_fault
 from coordcheck.runs.words import Through
@@ -55,7 +55,7 @@ def _without(finding: Finding, beyond: float, other: Finding, tolerance: float) 
     """A learning rate that is off without the power of the width that another parameter's fault makes of it."""
     left = finding.response.shifted(-beyond)
     why = f"{finding.explanation}, m^{beyond:g} of it as {other.use.name} is off"
-    rate = -nearest_half(left.value - finding.response_target)
+    rate = -nearest_power(left, finding.response_target)
     finding = finding._replace(response=left, learning_rate=rate, explanation=why)
     if deviation(left, finding.response_target, tolerance) is None:
         return without_fault(finding._replace(cause=None), tolerance)

@@ -24,13 +24,15 @@ class Exponent(NamedTuple):
     stderr: float
     low: float
     high: float
+    last_pair: float = math.nan
+    """The slope between the two widest widths."""
 
     @property
     def known(self) -> bool:
         return not math.isnan(self.value)
 
     def shifted(self, by: float) -> Exponent:
-        return Exponent(self.value + by, self.stderr, self.low + by, self.high + by)
+        return Exponent(self.value + by, self.stderr, self.low + by, self.high + by, self.last_pair + by)
 
 
 UNKNOWN = Exponent(math.nan, math.nan, math.nan, math.nan)
@@ -90,5 +92,5 @@ class Logs:
     def fit(self, logs: Array) -> list[Exponent]:
         """One exponent per use."""
         found = fit_logs(np.log2(self.widths.astype(float)), np.broadcast_to(logs, self._shape))
-        columns = [found[name] for name in ("slope", "stderr", "low", "high")]
+        columns = [found[name] for name in ("slope", "stderr", "low", "high", "last_pair")]
         return [Exponent(*map(float, row)) for row in zip(*columns, strict=True)]
