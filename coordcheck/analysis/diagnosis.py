@@ -9,7 +9,7 @@ Every exponent is local to one parameter, so one fault flags one parameter howev
     growth off, gain and response right its gradient sums over a number of terms that grows with the width
 
 Exponents of practical parametrizations are multiples of 1/2: a deviation is one when it lies beyond `tolerance` with
-its whole 95 % interval, and is rounded to the nearest half.
+its whole 95 % interval, and is rounded to a half: the nearest, or that to which it goes with the width.
 
 Where the exponents should be, and from which papers, stands in `targets`.
 """
