@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from coordcheck.analysis.slopes import exponent_of
 from coordcheck.runs.records import ParameterInfo, RunRecord, Use
-from coordcheck.runs.words import FORWARD, Kind, Role, Through
+from coordcheck.runs.words import FORWARD, Kind, Role, Side, Through
 
 GROWS = 0.25  # slope of log2(size) against log2(width) from which on a size counts as growing
 EMBEDDING = "embedding"
@@ -59,6 +60,11 @@ class UseAcrossWidths(NamedTuple):
     dtype: str = "float32"
     feeds: tuple[str, ...] = ()
     """The uses and attentions that take up its output next."""
+    module: str = ""
+    """The module on which a multiplier acts on it alone; empty where there is none, or not the same at all widths."""
+    side: Side = Side.NONE
+    channels: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+    """Of a block, or of queries that are one, as records tell them, by width."""
 
     @property
     def of_rate_zero(self) -> bool:
@@ -125,6 +131,7 @@ def uses_across_widths(
                 dtype=record.sites[use.site].dtype,
                 feeds=tuple(known[fed] for fed in use.feeds if fed in known),
                 **_by_width(uses[name], infos),
+                **_placed(uses[name]),
             )
         )
     return found
@@ -152,6 +159,13 @@ def _by_width(at: Measured, infos: Mapping[int, Mapping[str, ParameterInfo]]) ->
         "sizes": {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
         "rates": {w: info.learning_rate for w, info in found.items() if info and info.learning_rate is not None},
     }
+
+
+def _placed(at: Measured) -> dict[str, Any]:
+    """Where it can be multiplied by itself, by the field's name."""
+    places = {(use.module, use.side) for use, _ in at.values()}
+    module, side = places.pop() if len(places) == 1 else ("", Side.NONE)
+    return {"module": module, "side": side, "channels": {width: use.channels for width, (use, _) in at.items()}}
 
 
 def override_of(parameter: str, overrides: Mapping[str, str] | None) -> Role | None:

@@ -24,7 +24,7 @@ from coordcheck.runs.reading import Wrong, distinct, no_constant
 T = TypeVar("T")
 Members = Iterator[tuple[str, Any]]
 SCHEMA = 1
-LIMITS = {"run": 64 * 2**20, "experiment": 4 * 2**20}
+LIMITS = {"run": 64 * 2**20, "experiment": 4 * 2**20, "rules": 16 * 2**20}
 """Bytes; a run of 5000 layers and 4 steps has about 10 MB, one of 64 steps 50 MB."""
 DENSITY = 10  # bytes per bracket at least: a row of a run has 18 and more
 WINDOW = 2**16  # characters that are looked at together
@@ -41,7 +41,7 @@ def read_document(path: Path, kind: str, read: Callable[[Members], T]) -> T:
 
     Args:
         path: the file.
-        kind: "run" or "experiment".
+        kind: "run", "experiment" or "rules".
         read: takes the content's members as they come, each name with its value; a list is an iterator of its items,
             which is used up before the next member is asked for.
 

@@ -35,7 +35,7 @@ FILES = 100_000  # run files of a folder
 
 
 def write_document(path: Path, kind: str, content: Mapping[str, Any]) -> None:
-    """Write one file atomically: `kind` is "run" or "experiment".
+    """Write one file atomically: `kind` is "run", "experiment" or "rules".
 
     Raises:
         CoordCheckError: the folder cannot be written (the system's reason is given), or the content is too large.

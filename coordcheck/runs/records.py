@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from coordcheck.common.escaping import shortened
 from coordcheck.common.redaction import redacted
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through, status_of
+from coordcheck.runs.words import Kind, Outcome, Quantity, Side, Status, Through, status_of
 
 KEPT = 8000  # characters of a reason or note
 
@@ -128,6 +128,15 @@ class Use(NamedTuple):
     """What of the parameter takes part in the operation."""
     rounding: float = ROUNDING
     """RMS of dL/dp beside that of dL/dh below which dL/dp is rounding error, where p is a vector."""
+    module: str = ""
+    """The module on which a multiplier acts on this use alone, of a second use, a block or an attention; empty where
+    there is none."""
+    side: Side = Side.NONE
+    """Whether on what that module takes, or on what it gives."""
+    channels: tuple[int, ...] = ()
+    """Which channels of a parameter, and of that module's output, it is: the last of their axes in each, counted from
+    the end (0 where there is none), how many axes they are, the first channel, and then size and step of each run of
+    them, the outermost first. Empty for all channels."""
 
 
 def kept(message: str) -> str:
@@ -189,7 +198,13 @@ class RunRecord:
             "parameters": [
                 [p.name, list(p.shape), p.learning_rate, p.weight_decay, p.visible, *p[5:]] for p in self.parameters
             ],
-            "uses": [[*use[:9], list(use.feeds), *use[10:13], use.through.value, use.rounding] for use in self.uses],
+            "uses": [
+                [
+                    *(*use[:9], list(use.feeds), *use[10:13], use.through.value, use.rounding),
+                    *(use.module, use.side.value, list(use.channels)),
+                ]
+                for use in self.uses
+            ],
             "outside": self.outside,
             "notes": self.notes,
             "seconds": self.seconds,

@@ -34,7 +34,7 @@ from coordcheck.runs.reading import (
     wrong,
 )
 from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through
+from coordcheck.runs.words import Kind, Outcome, Quantity, Side, Status, Through
 
 STEPS = 2**31 - 1
 MOST_ROWS, MOST_SITES = 2**20, 2**17
@@ -80,6 +80,9 @@ _use_fields = fields(
         number,
         one_of(Through),
         positive,
+        text,
+        one_of(Side),
+        items(integer, PLACE),
     ),
     least=11,
 )
@@ -95,7 +98,7 @@ def _parameter(value: object) -> ParameterInfo:
 
 def _use(value: object) -> Use:
     found = _use_fields(value)
-    return Use(*found)._replace(feeds=tuple(found[9]))
+    return Use(*found)._replace(feeds=tuple(found[9]), channels=tuple(found[17] if len(found) > 17 else ()))
 
 
 def _rows(value: object) -> list[Row]:

@@ -127,6 +127,15 @@ class Through(str, Enum):
     """A weight in which the parameter's own size makes no difference."""
 
 
+class Side(str, Enum):
+    """Where on a module a multiplier acts on one use alone."""
+
+    NONE = ""
+    """Nowhere."""
+    INPUT = "input"
+    OUTPUT = "output"
+
+
 FORWARD = "forward"  # the operation of such a module
 
 

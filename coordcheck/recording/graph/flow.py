@@ -52,8 +52,10 @@ class AttentionCall(Node):
         super().__init__(layer, operation)
         self.scale = 1.0
         self.head_size = 1
-        self.places: tuple[int, int] | None = None
-        """The positions of queries and keys among the arguments; None for a fused attention."""
+        self.made_by: Any = None
+        """The call."""
+        self.given: tuple[int, ...] = ()
+        """Where its queries and its keys stand among the arguments of that."""
         self.after = 1.0
         """The scalar between the product and the softmax."""
         self.before = 1.0

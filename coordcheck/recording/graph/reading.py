@@ -37,7 +37,7 @@ class Reading:
         self.attentions: list[AttentionCall] = []
         self.products: list[AttentionCall] = []
         self.skipped = Counter[str]()
-        self._attended: set[AttentionCall] = set()
+        self._attended = set[AttentionCall]()
         self._marks: dict[Call, Mark] = {}
         self._last: dict[tuple[str, str], UseCall] = {}
         calls = list(calls)
@@ -187,6 +187,7 @@ def _fused(reading: Reading, call: Call, known: Known) -> Mark | None:
     take_up([taken])
     attention = AttentionCall(call.layer, plain(call.name))
     attention.head_size = int(given["query"].shape[-1])
+    attention.made_by, attention.given = call, _positions(call)
     _measure_sides(attention, call, dict(zip(_positions(call), scored, strict=True)))
     attention.scale = call.scale * attention.before
     attention.logits = call.logits
@@ -205,7 +206,8 @@ def _product(reading: Reading, call: Call, known: Known) -> Mark | None:
     _, kwargs = unflattened(call.leaves, call.spec)
     fans = call.fans(right)
     attention = AttentionCall(call.layer, call.name)
-    attention.head_size, attention.places = max(1, fans.fan_in if fans else 1), (left, right)
+    attention.head_size = max(1, fans.fan_in if fans else 1)
+    attention.made_by, attention.given = call, (left, right)
     alpha = kwargs.get("alpha", 1) if does(call.name, Does.ADDED) else 1
     _measure_sides(attention, call, {left: known[left], right: known[right]})
     attention.scale = attention.before * float(alpha)
@@ -283,17 +285,6 @@ def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
 
 
 _RULES: Sequence[Rule] = (
-    *(
-        _multiplied,
-        _moved,
-        _attended,
-        _fused,
-        _normalized,
-        _product,
-        _scored,
-        _handed_on,
-        _summarized,
-        _summed,
-        _tabled,
-    ),
+    *(_multiplied, _moved, _attended, _fused, _normalized, _product),
+    *(_scored, _handed_on, _summarized, _summed, _tabled),
 )

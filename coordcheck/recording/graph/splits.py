@@ -46,7 +46,7 @@ class Laid(dict[Value, dict[UseCall, Tensor]]):
         found = {use: layout for before in befores for use, layout in self.of(before, steps - 1).items()}
         if does(call.name, KEEPS) and all(before.shape == value.shape for before in befores):
             return found
-        return {use: views[0] for use, layout in found.items() if (views := _called(call, layout))}
+        return {use: views[0] for use, layout in found.items() if (views := called(call, layout))}
 
 
 def take_apart(call: Call) -> None:
@@ -56,8 +56,8 @@ def take_apart(call: Call) -> None:
     (value,) = call.activations.values()
     wholes = Laid().of(value)
     for use, whole in wholes.items() if len(wholes) <= TERMS else ():
-        channels = _piece(whole).size
-        taken = [piece for view in _called(call, whole) if (piece := _piece(view)).size < channels]
+        channels = piece_of(whole).size
+        taken = [piece for view in called(call, whole) if (piece := piece_of(view)).size < channels]
         use.taken |= dict.fromkeys(taken)
         for pieces in (taken, list(use.taken)):
             if not use.parts and 2 <= len(pieces) <= MAX_BLOCKS and _cover(pieces, channels):
@@ -72,7 +72,7 @@ def _numbered(shape: Sequence[int], made: Channels) -> Tensor:
     return torch.empty_strided(tuple(shape), strides, device="meta")
 
 
-def _called(call: Call, layout: Tensor) -> list[Tensor]:
+def called(call: Call, layout: Tensor) -> list[Tensor]:
     """What a call gives of a stand-in, if those are views of it."""
     if len(call.inputs) != 1 or not callable(call.function):
         return []
@@ -87,7 +87,7 @@ def _called(call: Call, layout: Tensor) -> list[Tensor]:
     return given if all(one.untyped_storage()._cdata == storage for one in given) else []
 
 
-def _piece(layout: Tensor) -> Piece:
+def piece_of(layout: Tensor) -> Piece:
     """The channels that a stand-in holds."""
     axes: list[tuple[int, int]] = []
     known = zip(layout.shape, layout.stride(), strict=True)

@@ -25,6 +25,7 @@ from coordcheck.recording.graph.homes import Homes
 from coordcheck.recording.graph.last_uses import LastUses
 from coordcheck.recording.graph.making import uses_of
 from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
+from coordcheck.recording.graph.places import Places
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import CallRole, contracts, role_of
 from coordcheck.recording.graph.tensors import ByTensor
@@ -58,6 +59,7 @@ class Tracer(Watch):
         self._gradients = gradients
         self._homes = Homes(model, self.parameters)
         self._values: ByTensor[Value] = ByTensor()
+        self._entries: list[tuple[str, Value]] = []
         self._exits: list[tuple[str, Value]] = []
         self._last = LastUses(self.parameters)
         self._modulated = modulation.Modulated(self._last)
@@ -101,6 +103,11 @@ class Tracer(Watch):
         """The scalar that multiplies a module's output outside of it, by path, where there is one."""
         return self.reading.outside(self._exits)
 
+    @cached_property
+    def places(self) -> Places:
+        """Where multipliers can be put."""
+        return Places(self.reading.users, self._entries, self._exits, self._parametric)
+
     @property
     def weights(self) -> set[str]:
         """The modules that gave what was computed from parameters alone, such as parametrizations of weights."""
@@ -110,6 +117,12 @@ class Tracer(Watch):
 
     def started(self) -> None:
         self._homes.find()
+
+    def entered(self, name: str, args: Any) -> None:
+        first = args[0] if args else None
+        value = self._values.get(first) if isinstance(first, Tensor) else None
+        if value is not None:
+            self._entries.append((name, value))
 
     def left(self, name: str, output: Any) -> None:
         value = self._values.get(output) if isinstance(output, Tensor) else None

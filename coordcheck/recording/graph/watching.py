@@ -96,6 +96,10 @@ class Watch:
         """Call a torch function."""
         raise NotImplementedError
 
+    def entered(self, name: str, args: Any) -> None:
+        """A module is called with this."""
+        raise NotImplementedError
+
     def left(self, name: str, output: Any) -> None:
         """A module gave this."""
         raise NotImplementedError
@@ -121,6 +125,7 @@ class Watch:
         if in_backward() or threading.get_ident() != self._thread:
             return
         self._stack.append(name)
+        self.entered(name, args)
         if self._keep_calls and not (self.sampled and (name in self.parametric or transforming())):
             with unseen(), suppress(Exception):  # of arguments that cannot be copied
                 args, kwargs = (copied(value, sampled=self.sampled) for value in (args, kwargs))

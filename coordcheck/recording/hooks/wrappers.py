@@ -91,7 +91,11 @@ def name_plainly(record: RunRecord) -> None:
         taken.add(layer)
         record.sites[place] = site._replace(layer=layer)
     record.uses = [
-        use._replace(parameter=without_wrappers(use.parameter), layer=without_wrappers(use.layer))
+        use._replace(
+            parameter=without_wrappers(use.parameter),
+            layer=without_wrappers(use.layer),
+            module=without_wrappers(use.module),
+        )
         for use in record.uses
     ]
     record.outside = {without_wrappers(path): scalar for path, scalar in record.outside.items()}

@@ -10,10 +10,12 @@ import torch
 
 from coordcheck.recording.graph.calls import UseCall
 from coordcheck.recording.graph.flow import AttentionCall, Node
+from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.layers.activations import ROOT
 from coordcheck.recording.updates.forward_functions import ForwardModule
 from coordcheck.recording.updates.own_updates import OwnUpdates
 from coordcheck.recording.updates.parameter_uses import ParameterUse
+from coordcheck.recording.updates.places import placed, placed_scores
 from coordcheck.recording.updates.replays import Block
 from coordcheck.runs.records import ROUNDED_AWAY, ROUNDING, RunRecord, Site, Use, measured_row
 from coordcheck.runs.words import FORWARD, Kind, Quantity, Through
@@ -46,7 +48,9 @@ def write_own_updates(own: OwnUpdates, record: RunRecord, degrees: Mapping[str, 
     record.uses += [
         *(_of_parameter(use, own, places[use.name], _fed(use.call, nodes), degrees) for use in own.uses),
         *(
-            _of_product(product, places[name], _fed(product, nodes), hidden="" if product in judged else NO_SOFTMAX)
+            _of_product(
+                product, places[name], _fed(product, nodes), "" if product in judged else NO_SOFTMAX, own.tracer
+            )
             for name, product in own.products.items()
         ),
         *(_of_module(module, places[name]) for name, module in own.modules.items()),
@@ -99,6 +103,7 @@ def _of_parameter(
         outward=1.0 if use.call is None else _finite(use.call.outward),
         through=Through.ITSELF if use.made is None or use.hidden else use.made.through,
         rounding=ROUNDING if use.call is None else _rounding(use.call),
+        **placed(use, own.tracer, own.initial),
     )
 
 
@@ -132,7 +137,7 @@ def _fans(use: ParameterUse, own: OwnUpdates) -> tuple[int, int]:
     return fan_in, fan_out
 
 
-def _of_product(product: AttentionCall, site: int, feeds: tuple[int, ...], hidden: str) -> Use:
+def _of_product(product: AttentionCall, site: int, feeds: tuple[int, ...], hidden: str, tracer: Tracer) -> Use:
     return Use(
         site=site,
         parameter="",
@@ -146,6 +151,7 @@ def _of_product(product: AttentionCall, site: int, feeds: tuple[int, ...], hidde
         feeds=feeds,
         hidden=hidden,
         outward=_finite(product.before),
+        **placed_scores(product, tracer),
     )
 
 

@@ -1,0 +1,82 @@
+"""Hooks that multiply what a module takes or gives. They are plain values: copies and pickles of a model keep them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from coordcheck.common.errors import CoordCheckError
+
+
+class TimesInput(NamedTuple):
+    """A forward pre-hook: the module takes its first argument times a number."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, args: Any) -> Any:
+        return (args[0] * self.factor, *args[1:])
+
+
+class TimesOutput(NamedTuple):
+    """A forward hook: the module gives its output times a number."""
+
+    factor: float
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return output * self.factor
+
+
+class TimesChannels:
+    """A forward hook: some channels of what the module gives are multiplied, others left as they are.
+
+    Args:
+        block: the first channel, and size and step of each run of them, the outermost first.
+        factor: what they are multiplied by.
+        axis: the last axis of the channels in the output, counted from the end.
+        axes: how many axes they are.
+        bias: the name of a bias in the module that is not multiplied; empty where it is, or where there is none.
+    """
+
+    def __init__(self, block: Sequence[int], factor: float, axis: int, axes: int, bias: str = "") -> None:
+        self.block, self.factor, self.axis, self.axes, self.bias = tuple(block), factor, axis, axes, bias
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        last = output.dim() - self.axis
+        sizes = [size if last - self.axes < at <= last else 1 for at, size in enumerate(output.shape)]
+        factors = factors_of(self.block, math.prod(sizes), self.factor, output, type(module).__name__).view(sizes)
+        if not self.bias:
+            return output * factors
+        return output * factors + getattr(module, self.bias).view(sizes) * (1 - factors)
+
+
+def places_of(numbers: Sequence[int]) -> Tensor:
+    """The channels of a block by number, from its first one, and size and step of each run, the outermost first.
+
+    >>> places_of((4, 2, 8, 3, 1))
+    tensor([ 4,  5,  6, 12, 13, 14])
+    """
+    places = torch.tensor([numbers[0]])
+    for size, step in zip(numbers[1::2], numbers[2::2], strict=True):
+        places = (places[:, None] + step * torch.arange(size)).flatten()
+    return places
+
+
+def factors_of(numbers: Sequence[int], channels: int, factor: float, like: Tensor, name: str) -> Tensor:
+    """One factor per channel, which is 1 where the block is not: (channels,).
+
+    Raises:
+        CoordCheckError: the block reaches beyond the channels that there are.
+    """
+    places = places_of(numbers)
+    if places.numel() and int(places.max()) >= channels:
+        raise CoordCheckError(
+            f"{name} has {channels} channels, fewer than its block needs ({int(places.max()) + 1}): is width= the width "
+            "of this model?"
+        )
+    factors = torch.ones(channels, dtype=like.dtype, device=like.device)
+    factors[places.to(like.device)] = factor
+    return factors
