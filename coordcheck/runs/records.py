@@ -135,8 +135,8 @@ class Use(NamedTuple):
     """Whether on what that module takes, or on what it gives."""
     channels: tuple[int, ...] = ()
     """Which channels of a parameter, and of that module's output, it is: the last of their axes in each, counted from
-    the end (0 where there is none), how many axes they are, the first channel, and then size and step of each run of
-    them, the outermost first. Empty for all channels."""
+    the end (0 where there is none), how many axes they are, how many channels there are in all, the first one, and then
+    size and step of each run of them, the outermost first. Empty for all channels."""
 
 
 def kept(message: str) -> str:

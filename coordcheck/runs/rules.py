@@ -130,7 +130,7 @@ def _read_rule(value: object) -> Rule:
     rule = Rule(*_rule(value))
     if bool(rule.module) != (rule.side is not Side.NONE):
         raise Wrong("names a module and no side of it, or a side of none")
-    if len(rule.channels) not in (0, *range(6, NUMBERS, 2)):
+    if len(rule.channels) not in (0, *range(7, NUMBERS, 2)):
         raise Wrong("its channels are not told as those of a block")
     return rule._replace(channels=tuple(rule.channels))
 

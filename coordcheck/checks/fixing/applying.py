@@ -159,7 +159,12 @@ def _row_factors(at: Rows, parameter: Tensor, width: int, factor: float) -> Tens
     dim, _, axes, *numbers = (linear.at(width) for linear in at.channels)
     last = parameter.dim() - dim
     sizes = [size if last - axes < axis <= last else 1 for axis, size in enumerate(parameter.shape)]
-    return factors_of(numbers, math.prod(sizes), factor, parameter, at.parameter).view(sizes)
+    if math.prod(sizes) != numbers[0]:
+        raise CoordCheckError(
+            f"{at.parameter} has {math.prod(sizes)} rows, where a model of width {width} has {numbers[0]}: is width= that of "
+            "this model?"
+        )
+    return factors_of(numbers, factor, parameter).view(sizes)
 
 
 def _like(factors: Tensor, parameter: Tensor) -> Tensor:
@@ -180,4 +185,4 @@ def _hook(at: Times, layers: Mapping[str, nn.Module], width: int, factor: float)
     _, axis, axes, *numbers = (linear.at(width) for linear in at.channels)
     own = dict(layers[_path(at)].named_parameters(recurse=False))
     bias = next((name for name, parameter in own.items() if at.without and parameter.dim() == 1), "")
-    return TimesChannels(numbers, factor, axis, axes, bias)
+    return TimesChannels(factors_of(numbers, factor), axis, axes, bias)

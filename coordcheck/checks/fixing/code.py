@@ -194,7 +194,7 @@ def _one_axis(channels: Sequence[Linear]) -> int:
 
 def _places(channels: Sequence[Linear]) -> str:
     """The channels of a block as an expression of the width."""
-    first, *runs = channels[3:]
+    first, *runs = channels[4:]
     pairs = [(size, step) for size, step in zip(runs[::2], runs[1::2], strict=True)]
     if len(pairs) == 1 and pairs[0][1] == Linear(1.0, 0.0):
         end = Linear(first.start + pairs[0][0].start, first.slope + pairs[0][0].slope)

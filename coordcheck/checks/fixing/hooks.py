@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from coordcheck.common.errors import CoordCheckError
 
 
 class TimesInput(NamedTuple):
@@ -34,20 +32,19 @@ class TimesChannels:
     """A forward hook: some channels of what the module gives are multiplied, others left as they are.
 
     Args:
-        block: the first channel, and size and step of each run of them, the outermost first.
-        factor: what they are multiplied by.
+        factors: of all channels: (channels,).
         axis: the last axis of the channels in the output, counted from the end.
         axes: how many axes they are.
         bias: the name of a bias in the module that is not multiplied; empty where it is, or where there is none.
     """
 
-    def __init__(self, block: Sequence[int], factor: float, axis: int, axes: int, bias: str = "") -> None:
-        self.block, self.factor, self.axis, self.axes, self.bias = tuple(block), factor, axis, axes, bias
+    def __init__(self, factors: Tensor, axis: int, axes: int, bias: str = "") -> None:
+        self.factors, self.axis, self.axes, self.bias = factors, axis, axes, bias
 
     def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         last = output.dim() - self.axis
         sizes = [size if last - self.axes < at <= last else 1 for at, size in enumerate(output.shape)]
-        factors = factors_of(self.block, math.prod(sizes), self.factor, output, type(module).__name__).view(sizes)
+        factors = self.factors.to(output.device, output.dtype).view(sizes)
         if not self.bias:
             return output * factors
         return output * factors + getattr(module, self.bias).view(sizes) * (1 - factors)
@@ -65,18 +62,14 @@ def places_of(numbers: Sequence[int]) -> Tensor:
     return places
 
 
-def factors_of(numbers: Sequence[int], channels: int, factor: float, like: Tensor, name: str) -> Tensor:
-    """One factor per channel, which is 1 where the block is not: (channels,).
+def factors_of(numbers: Sequence[int], factor: float, like: Tensor | None = None) -> Tensor:
+    """One factor per channel, which is 1 where the block is not: (channels,), in the precision of `like`, or in double.
 
-    Raises:
-        CoordCheckError: the block reaches beyond the channels that there are.
+    Args:
+        numbers: how many channels there are, and then as for `places_of`.
+        factor: of the block.
     """
-    places = places_of(numbers)
-    if places.numel() and int(places.max()) >= channels:
-        raise CoordCheckError(
-            f"{name} has {channels} channels, fewer than its block needs ({int(places.max()) + 1}): is width= the width "
-            "of this model?"
-        )
-    factors = torch.ones(channels, dtype=like.dtype, device=like.device)
-    factors[places.to(like.device)] = factor
+    dtype, device = (torch.float64, "cpu") if like is None else (like.dtype, like.device)
+    factors = torch.ones(numbers[0], dtype=dtype, device=device)
+    factors[places_of(numbers[1:]).to(factors.device)] = factor
     return factors

@@ -87,6 +87,8 @@ class Call:
         """Whether it wrote into one of its arguments."""
         self.factor: float | None = None
         """The number that it multiplies that tensor by, if it does only this."""
+        self.along: tuple[Tensor, int] | None = None
+        """The vector of numbers that it multiplies channels by, and their axis, counted from the end."""
         self.uses: list[UseCall] = []
         """How it uses each of its parameters."""
         self.kept: list[Any] | None = None
@@ -154,6 +156,8 @@ class UseCall(Node):
         """The pieces of the output's channels that were taken."""
         self.parts: tuple[Piece, ...] = ()
         """Those into which it was taken apart: all channels, each once."""
+        self.along: Tensor | None = None
+        """What each channel of the output is multiplied by, where that is not one number: (channels,)."""
         self.unjudged = ""
         """Why how large its output should be is not known; empty when it is."""
         self.given: tuple[tuple[UseCall | Terms, float], ...] = ()
@@ -201,6 +205,13 @@ class UseCall(Node):
     def channels(self) -> Channels | None:
         """Which axes of the output it makes."""
         return made_by(self.operation, self.made_by.given(self.position))
+
+    def multiply(self, numbers: Tensor, axis: int) -> None:
+        """Note that the channels of the output, along an axis counted from the end, are multiplied by these numbers."""
+        made = self.channels
+        if made is not None and made.axes == 1 and -made.output == axis:
+            if self.made_by.outputs[0].shape[made.output] == len(numbers):
+                self.along = numbers if self.along is None else self.along * numbers
 
     @property
     def pieces(self) -> tuple[int, ...]:

@@ -69,6 +69,21 @@ def without_number(call: Call, tensors: dict[int, Tensor]) -> dict[int, Tensor]:
     return {p: t for p, t in tensors.items() if p not in fixed[:1] or not _is_number(t)}
 
 
+MOST_NUMBERS = 8  # in a vector of numbers, each of which many channels are multiplied by
+
+
+def along(call: Call, tensors: Mapping[int, Tensor]) -> tuple[Tensor, int] | None:
+    """A vector of a few numbers that a call multiplies channels by, and the axis of these, counted from the end."""
+    if len(tensors) != 2 or not does(call.name, Does.SCALES):
+        return None
+    for position, tensor in tensors.items():
+        axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+        fixed = len(axes) == 1 and not tensor.requires_grad and tensor.is_floating_point()
+        if fixed and _is_fresh(call.inputs[position]) and 1 < len(tensor.unique()) <= MOST_NUMBERS:
+            return tensor.detach().flatten(), tensor.dim() - axes[0]
+    return None
+
+
 def _is_fresh(value: Value) -> bool:
     """Whether nothing was computed yet of a tensor: it came from outside, or was filled with numbers."""
     while value.call is not None and len(value.call.inputs) == 1:

@@ -10,13 +10,11 @@ import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.pieces import Piece
-from coordcheck.recording.graph.splits import Laid, called, piece_of
+from coordcheck.recording.graph.splits import Parts, piece_of
 from coordcheck.runs.words import Side
 
 STEPS = 64  # calls between a module and what takes its output, of rotary positions and masks
@@ -30,7 +28,9 @@ class Place(NamedTuple):
     side: Side
     piece: Piece | None = None
     channels: tuple[int, int] = (0, 0)
-    """The first axis of the channels in the output, counted from the end, and how many there are."""
+    """The last axis of the channels in the output, counted from the end, and how many axes they are."""
+    every: int = 0
+    """How many channels the output has."""
 
 
 class Places:
@@ -76,7 +76,7 @@ class Places:
         value, made = use.made_by.outputs[0], use.channels
         while made is not None and len(self._exits.get(use.layer, ())) == 1:
             if self._left.get(value) == use.layer:
-                return Place(use.layer, Side.OUTPUT, None, (-made.output, made.axes))
+                return Place(use.layer, Side.OUTPUT, None, (1 - made.output - made.axes, made.axes), channels_of(use))
             takers = self._users.get(value, [])
             if len(takers) != 1 or len(takers[0].outputs) != 1 or len(takers[0].activations) != 1:
                 return None
@@ -115,7 +115,7 @@ class Places:
         for value in chain.values:
             for use, layout in laid.of(value).items():
                 place, piece = self.of_output(use), piece_of(layout)
-                if place is None or piece.size == _channels(use) or not chain.all_from(value):
+                if place is None or piece.size == channels_of(use) or not chain.all_from(value):
                     continue
                 if self._leads_to(value, chain, call, position):
                     return place._replace(piece=piece)
@@ -139,22 +139,6 @@ class Places:
                 waiting += [made for made in used if made not in seen]
                 seen.update(used)
         return True
-
-
-class Parts(Laid):
-    """The stand-ins of parts of a matrix' output as well."""
-
-    def _of(self, value: Value, steps: int) -> dict[UseCall, Tensor]:
-        call = value.call
-        if call is None or not steps or call.uses or not does(call.name, Does.SPLITS) or len(call.activations) != 1:
-            return super()._of(value, steps)
-        (before,) = call.activations.values()
-        place, found = call.outputs.index(value), dict[UseCall, Tensor]()
-        for use, layout in self.of(before, steps - 1).items():
-            views = called(call, layout)
-            if len(views) == len(call.outputs):
-                found[use] = views[place]
-        return found
 
 
 class Chain:
@@ -200,7 +184,7 @@ def _made_of(value: Value) -> list[Value]:
     return learned if moves or tabled or does(call.name, Does.ADDS | Does.JOINS) else []
 
 
-def _channels(use: UseCall) -> int:
+def channels_of(use: UseCall) -> int:
     """How many channels a use makes in all."""
     made, shape = use.channels, use.made_by.outputs[0].shape
     first = len(shape) + (0 if made is None else made.output)

@@ -18,7 +18,7 @@ from coordcheck.recording.graph.functions import HANDS_ON, SUMS, Does, does, pla
 from coordcheck.recording.graph.generated import MAKES_WEIGHTS, MAY_BE_A_WEIGHT, added_to, generators
 from coordcheck.recording.graph.marks import NOTHING, Known, Mark, flow_of, summed, take_up
 from coordcheck.recording.graph.roles import averages, by_own_norm, contracts, is_normed, summarizes
-from coordcheck.recording.graph.splits import take_apart
+from coordcheck.recording.graph.splits import multiplied, take_apart
 
 
 class Reading:
@@ -224,6 +224,8 @@ def _measure_sides(attention: AttentionCall, call: Call, sides: Known) -> None:
     for position, mark in sides.items():
         if mark.held or position not in call.sides or not is_normed(call.inputs[position]):
             attention.before *= mark.factor
+            of_one = mark.held[0][0] if len(mark.held) == 1 else None
+            attention.before *= multiplied(call.inputs[position], of_one) if isinstance(of_one, UseCall) else 1.0
             attention.projections += mark.held if len(mark.held) == 1 else ()
         else:
             attention.met = attention.met * call.sides[position]
@@ -281,6 +283,9 @@ def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
     tables = [call.activations[position] for position, mark in known.items() if not mark.held]
     if not does(call.name, Does.SCALES) or len(held) != 1 or any(table.learns for table in tables):
         return None
+    for use, _ in held[0].held if call.along is not None else ():
+        if isinstance(use, UseCall):
+            use.multiply(*call.along)
     return held[0]._replace(flow=flow_of(known))
 
 

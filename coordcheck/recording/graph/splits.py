@@ -43,10 +43,40 @@ class Laid(dict[Value, dict[UseCall, Tensor]]):
             known = [(use, made) for use in matrices if (made := self.channels(use)) is not None]
             return {use: _numbered(value.shape, made) for use, made in known if len(matrices) == 1}
         befores = [before for before in call.activations.values() if before.size == value.size]
+        if call.along is not None:
+            befores = befores[:1]
         found = {use: layout for before in befores for use, layout in self.of(before, steps - 1).items()}
         if does(call.name, KEEPS) and all(before.shape == value.shape for before in befores):
             return found
         return {use: views[0] for use, layout in found.items() if (views := called(call, layout))}
+
+
+class Parts(Laid):
+    """The stand-ins of parts of a matrix' output as well."""
+
+    def _of(self, value: Value, steps: int) -> dict[UseCall, Tensor]:
+        call = value.call
+        if call is None or not steps or call.uses or not does(call.name, Does.SPLITS) or len(call.activations) != 1:
+            return super()._of(value, steps)
+        (before,) = call.activations.values()
+        place, found = call.outputs.index(value), dict[UseCall, Tensor]()
+        for use, layout in self.of(before, steps - 1).items():
+            views = called(call, layout)
+            if len(views) == len(call.outputs):
+                found[use] = views[place]
+        return found
+
+
+def multiplied(value: Value, use: UseCall) -> float:
+    """What the channels of a matrix that a tensor holds are multiplied by, where that is one number; else 1."""
+    parts = Parts()
+    while use.along is not None and value.call is not None and len(value.call.activations) >= 1:
+        layout = parts.of(value).get(use)
+        if layout is not None:
+            numbers = use.along[piece_of(layout).places()]
+            return float(numbers[0]) if bool((numbers == numbers[0]).all()) else 1.0
+        value = next(iter(value.call.activations.values()))
+    return 1.0
 
 
 def take_apart(call: Call) -> None:

@@ -24,7 +24,7 @@ from coordcheck.recording.graph.functions import Does, does
 from coordcheck.recording.graph.homes import Homes
 from coordcheck.recording.graph.last_uses import LastUses
 from coordcheck.recording.graph.making import uses_of
-from coordcheck.recording.graph.numbers import derived, factor_of, learned_factor, shares_storage, without_number
+from coordcheck.recording.graph.numbers import along, derived, factor_of, learned_factor, shares_storage, without_number
 from coordcheck.recording.graph.places import Places
 from coordcheck.recording.graph.reading import Reading
 from coordcheck.recording.graph.roles import CallRole, contracts, role_of
@@ -220,6 +220,7 @@ class Tracer(Watch):
         else:
             tensors = {position: leaves[position] for position in call.activations}
             factor = factor_of(call.name, leaves, without_number(call, tensors))
+            call.along = along(call, tensors) if factor is None else None
         call.factor = factor
         call.view = len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
 

@@ -140,7 +140,7 @@ class OwnUpdates:
     def _note_gradient(self, use: ParameterUse, step: int, gradient: Tensor | None, factor: float | Tensor) -> None:
         """dL/dp over its coordinates that are not zero."""
         if gradient is not None:
-            rows = use.rows(laid_out(gradient, self.initial[use.parameter]))
+            rows = use.rows(laid_out(gradient, self.initial[use.parameter]), gradient=True)
             # a function that picks leaves most rows of a table without a gradient
             alike = use.call is not None and use.call.linear and not does(use.call.operation, Does.PICKS)
             count = nonzero(rows, some_rows=alike)
@@ -151,7 +151,7 @@ class OwnUpdates:
         """dL/dh."""
         if call is not None and call.gradient is not None:
             try:
-                delta = _rms(use.channels(call.gradient))
+                delta = _rms(use.channels(call.gradient, gradient=True))
             except (RuntimeError, IndexError):  # channels that are not the last axis
                 delta = _rms(call.gradient)
             scale = delta / abs(call.downstream * loss_scale) if call.downstream else math.nan

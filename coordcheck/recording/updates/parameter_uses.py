@@ -70,11 +70,37 @@ class ParameterUse(NamedTuple):
         """What acts of it at t=0: its rows, or its share of the weight, for data of scale 1."""
         return self.rows(initial[self.parameter]) if self.made is None else self.made.own().share / self.made.met
 
-    def rows(self, values: Tensor) -> Tensor:
-        return values if self.block is None else self.block.rows(values)
+    def rows(self, values: Tensor, gradient: bool = False) -> Tensor:
+        """Those of its rows, each times what its channel is multiplied by, or over that where they are a gradient."""
+        rows, along = values if self.block is None else self.block.rows(values), self._along
+        if along is None or self.call is None or self.call.channels is None:
+            return rows
+        if self.block is None:
+            rows = self.call.operand._replace(factor=1.0).of(values, {})
+        return _times(rows, along, self.call.channels.own, gradient)
 
-    def channels(self, output: Tensor) -> Tensor:
-        return output if self.block is None else self.block.channels(output)
+    def channels(self, output: Tensor, gradient: bool = False) -> Tensor:
+        """Its channels of an output, likewise."""
+        output, along = output if self.block is None else self.block.channels(output), self._along
+        if along is None or self.call is None or self.call.channels is None:
+            return output
+        return _times(output, along, self.call.channels.output, gradient)
+
+    @property
+    def _along(self) -> Tensor | None:
+        """What each of its channels is multiplied by; None where that is the same for all of the parameter's."""
+        every = None if self.call is None or self.made is not None else self.call.along
+        if every is None or self.block is None:
+            return every
+        return every[self.block.piece.places()] if isinstance(self.block, Block) else None
+
+
+def _times(values: Tensor, numbers: Tensor, axis: int, over: bool) -> Tensor:
+    """Values times numbers along an axis, counted from the end, or over them."""
+    sizes = [1] * values.dim()
+    sizes[axis] = len(numbers)
+    factors = numbers.to(values.device, values.dtype).view(sizes)
+    return values / factors if over else values * factors
 
 
 class Snapshot(NamedTuple):

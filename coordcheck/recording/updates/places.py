@@ -10,7 +10,7 @@ from torch import Tensor
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.operands import Operand
 from coordcheck.recording.graph.pieces import Piece
-from coordcheck.recording.graph.places import Place
+from coordcheck.recording.graph.places import Place, channels_of
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block, Layer, Slice
@@ -27,18 +27,20 @@ def placed(use: ParameterUse, tracer: Tracer, initial: Mapping[str, Tensor]) -> 
     if isinstance(block, Slice):
         return {"channels": _of_slice(block.operand, initial[use.parameter])}
     if isinstance(block, Layer):
-        return {"channels": (initial[use.parameter].dim(), 0, 1, block.number, 1, 1)}
-    dim = _axis(block, initial[use.parameter])
+        values = initial[use.parameter]
+        return {"channels": (values.dim(), 0, 1, values.shape[0], block.number, 1, 1)}
+    dim, every = _axis(block, initial[use.parameter]), channels_of(call)
     place = tracer.places.of_output(call) if dim else None
     axis = 0 if place is None else place.channels[0]
-    return _fields(place, (dim, axis, block.made.axes, *_numbers(block.piece)) if dim else ())
+    return _fields(place, (dim, axis, block.made.axes, every, *_numbers(block.piece)) if dim else ())
 
 
 def placed_scores(product: AttentionCall, tracer: Tracer) -> dict[str, Any]:
     """Likewise of an attention: where its queries, or its keys, are multiplied."""
     place = tracer.places.of_scores(product)
-    piece = None if place is None else place.piece
-    return _fields(place, () if place is None or piece is None else (0, *place.channels, *_numbers(piece)))
+    if place is None or place.piece is None:
+        return _fields(place, ())
+    return _fields(place, (0, *place.channels, place.every, *_numbers(place.piece)))
 
 
 def _fields(place: Place | None, channels: tuple[int, ...]) -> dict[str, Any]:
@@ -67,4 +69,4 @@ def _of_slice(operand: Operand, values: Tensor) -> tuple[int, ...]:
         count *= size
     if not every or operand.offset % every or count % every:
         return ()
-    return values.dim(), 0, 1, operand.offset // every, count // every, 1
+    return values.dim(), 0, 1, values.shape[0], operand.offset // every, count // every, 1
