@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from coordcheck.analysis.slopes import SlopeFit, fit_slope
     from coordcheck.checks.assertions import assert_width_invariant
     from coordcheck.checks.check import check, diagnose
+    from coordcheck.checks.fixing.fix import Fix
+    from coordcheck.checks.fixing.verb import fix
     from coordcheck.checks.plans import plan
     from coordcheck.checks.transfer import transfer_sweep
     from coordcheck.common.errors import (
@@ -38,6 +40,8 @@ _HOMES = {
     "assert_width_invariant": "checks.assertions",
     "check": "checks.check",
     "diagnose": "checks.check",
+    "Fix": "checks.fixing.fix",
+    "fix": "checks.fixing.verb",
     "huggingface": "integrations.huggingface",
     "CoordCheckError": "common.errors",
     "IncompleteCheck": "common.errors",
@@ -58,6 +62,7 @@ _HOMES = {
 
 __all__ = [
     "CoordCheckError",
+    "Fix",
     "IncompleteCheck",
     "NotWidthInvariant",
     "Recorder",
@@ -70,6 +75,7 @@ __all__ = [
     "check",
     "diagnose",
     "fit_slope",
+    "fix",
     "huggingface",
     "load",
     "model_loss",

@@ -51,9 +51,7 @@ def _alike(rules: Iterable[Rule]) -> list[tuple[str, list[tuple[str, int]]]]:
     for rule in rules:
         key = starred(rule.name, PARTS), *rule[2:7], starred(rule.module, PARTS), rule.side, rule.cause, rule.round
         found.setdefault(key, {})[rule.name] = rule
-    return [
-        (name, [_key(of[one]) for one in names]) for of in found.values() for name, names in together(list(of))
-    ]
+    return [(name, [_key(of[one]) for one in names]) for of in found.values() for name, names in together(list(of))]
 
 
 def plain(book: RuleBook, before: Result | None, after: Result | None) -> str:
@@ -67,7 +65,9 @@ def render(book: RuleBook, before: Result | None, after: Result | None) -> Group
     if book.rules:
         parts.append(_table(book))
         decay = {"keep": "weight decays stay as they are", "constant": "weight decays × m^(- that of lr)"}
-        parts.append(Text(f"  m = width / {book.base_width}; {decay[book.weight_decay]}; schedulers come after", style="dim"))
+        parts.append(
+            Text(f"  m = width / {book.base_width}; {decay[book.weight_decay]}; schedulers come after", style="dim")
+        )
     elif after is not None and not after.exit_code:
         parts.append(Text("nothing to change"))
     parts += [Text(f"not fixed: {legible(printable(one), LENGTH)}", style="yellow") for one in book.obstacles]

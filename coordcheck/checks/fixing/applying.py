@@ -93,7 +93,7 @@ def _refuse_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     if meta:
         raise CoordCheckError(
             f"{meta[0]} is on the meta device, where there are no initial values to multiply. Call this after "
-            'model.to_empty(device=...) and the initialisation, and before the first step.'
+            "model.to_empty(device=...) and the initialisation, and before the first step."
         )
     sharded = [name for name, module in model.named_modules() if "_fsdp_wrapped_module" in module._modules]
     if sharded:

@@ -56,4 +56,6 @@ def model_and_optimizer(made: Any, width: int) -> tuple[Any, Any]:
         return made.model, made.optimizer
     if isinstance(made, tuple) and len(made) == 2:
         return made
-    raise CoordCheckError(f"build({width}) returned {type(made).__name__}; it must return (model, optimizer) or a Trial.")
+    raise CoordCheckError(
+        f"build({width}) returned {type(made).__name__}; it must return (model, optimizer) or a Trial."
+    )

@@ -161,18 +161,21 @@ def _hooks(wanted: Changes, book: RuleBook) -> list[str]:
         return []
     plain: dict[Side, dict[str, float]] = {Side.INPUT: {}, Side.OUTPUT: {}}
     items = []
-    biased = False
+    keeps: list[bool] = []
     for at, power in wanted.times.items():
         path = "" if at.module == ROOT else at.module
         if at.channels:
             _one_axis(at.channels)
-            biased = biased or (bool(at.without) and f"{path}.bias" in book.names)
-            items.append(f"({path!r}, -{round(at.channels[1].start)}, {_places(at.channels)}, {power:g})")
+            keeps.append(bool(at.without) and f"{path}.bias" in book.names)
+            items.append(f"({path!r}, -{round(at.channels[1].start)}, {_places(at.channels)}, {power:g}")
         else:
             plain[at.side][path] = power
-    channels = CHANNELS
-    if biased:
-        channels = channels.replace("out * factors\n", "out * factors + module.bias * (1 - factors)\n")
+    channels, ends = CHANNELS, [")"] * len(items)
+    if any(keeps):  # a bias that is not multiplied
+        channels = channels.replace("places, e in", "places, e, keeps in").replace("f=m**e", "f=m**e, keeps=keeps")
+        channels = channels.replace("* factors\n", "* factors + (module.bias * (1 - factors) if keeps else 0)\n")
+        ends = [f", {keep})" for keep in keeps]
+    items = [item + end for item, end in zip(items, ends, strict=True)]
     return [
         "    modules = dict(model.named_modules())",
         *([_table("inputs", plain[Side.INPUT], "of what modules take"), INPUTS] if plain[Side.INPUT] else []),
@@ -201,7 +204,9 @@ def _places(channels: Sequence[Linear]) -> str:
         return f"range({_number(end)})" if first == Linear(0.0, 0.0) else f"range({_number(first)}, {_number(end)})"
     letters = "ijklmn"[: len(pairs)]
     terms = [letter if step == Linear(1.0, 0.0) else f"{letter} * ({_number(step)})" for letter, (_, step) in zip(letters, pairs, strict=True)]  # fmt: skip  # noqa: E501
-    loops = " ".join(f"for {letter} in range({_number(size)})" for letter, (size, _) in zip(letters, pairs, strict=True))
+    loops = " ".join(
+        f"for {letter} in range({_number(size)})" for letter, (size, _) in zip(letters, pairs, strict=True)
+    )
     return f"[{' + '.join([_number(first), *terms])} {loops}]"
 
 
@@ -213,4 +218,8 @@ def _number(linear: Linear) -> str:
     grown = f"{times}width" if slope.denominator == 1 else f"{times}width // {slope.denominator}"
     if not start:
         return grown
-    return f"{grown} + {start}" if start.denominator == 1 else f"({slope.numerator} * width + {start * slope.denominator}) // {slope.denominator}"  # noqa: E501
+    return (
+        f"{grown} + {start}"
+        if start.denominator == 1
+        else f"({slope.numerator} * width + {start * slope.denominator}) // {slope.denominator}"
+    )  # noqa: E501

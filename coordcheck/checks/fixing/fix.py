@@ -131,7 +131,10 @@ class Fix:
             CoordCheckError: as `transfer_sweep`; or the fix was loaded.
         """
         given = {"widths": self._how.get("widths"), "loss": self._how.get("loss"), "device": self._how.get("device")}
-        builds = {BEFORE: AtRate(self._builder("transfer")), AFTER: FixedBuild(AtRate(self._builder("transfer")), self._book)}
+        builds = {
+            BEFORE: AtRate(self._builder("transfer")),
+            AFTER: FixedBuild(AtRate(self._builder("transfer")), self._book),
+        }
         batches = self._how.get("batch") if batches is None else batches
         return transfer_sweep(builds, batches, lrs=lrs, **{**given, **options})
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 class TimesInput(NamedTuple):
     """A forward pre-hook: the module takes its first argument times a number."""
 

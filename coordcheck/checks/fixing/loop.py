@@ -12,6 +12,7 @@ from coordcheck.runs.rules import Rule
 
 Diagnose = Callable[[tuple[Rule, ...]], Report]
 """The report of a model under some rules."""
+SWINGS = "its powers go back and forth between diagnoses"
 STILL = 0.25  # of a power: a response that moved by less than this was not moved
 
 
@@ -25,49 +26,59 @@ class Found(NamedTuple):
     """What no rule mends, each with what stands in the way."""
 
 
-def search(diagnose: Diagnose, rounds: int, label: Callable[[Report], str]) -> Found:
+def search(diagnose: Diagnose, rounds: int) -> Found:
     """Rules under which nothing is to blame, or the least.
 
     Args:
         diagnose: gives the report under some rules.
         rounds: diagnoses whose rules are applied, at most.
-        label: of the model in a report.
 
     Returns:
         The rules of the best diagnosis, with the first and that one.
     """
-    report = before = diagnose(())
+    before = diagnose(())
+    asked = prescribe(_findings(before), 1)
+    best, least = Found((), before, before, asked.obstacles), _Score.of(before, asked)
     rules: tuple[Rule, ...] = ()
-    asked = prescribe(before.findings.get(label(before), ()), 1)
-    best = Found(rules, before, before, asked.obstacles)
-    least, visited, told = asked.size, [positions(rules)], list[str]()
+    visited, told = [positions(rules)], list[str]()
+    previous = before
     for number in range(2, rounds + 2):
-        swings = _swinging(asked, rules, visited)
-        told += [f"{name}: its powers go back and forth between diagnoses ({of}): left as they are" for name, of in swings]
-        new = tuple(rule for rule in asked.rules if rule.name not in dict(swings))
+        swings = dict(_swinging(asked, rules, visited))
+        told += [f"{name}: {SWINGS} ({of}): it is left as it is" for name, of in swings.items()]
+        new = tuple(rule for rule in asked.rules if rule.name not in swings)
         if not new:
             break
-        tried = rules + new
-        report = diagnose(tried)
-        found = report.findings.get(label(report), ())
-        told += _without_effect(new, best.after.findings[label(best.after)], found)
-        asked = prescribe(found, number)
-        if asked.size >= least and report.exit_code:
-            told += [f"{rule.name}: still {rule.cause} after × m^{_power(rule):g} more" for rule in asked.rules]
-            break
-        rules, least = tried, asked.size
+        rules += new
         visited.append(positions(rules))
-        best = Found(rules, before, report, asked.obstacles)
-        if not asked.rules:
+        report = diagnose(rules)
+        told += _without_effect(new, _findings(previous), _findings(report))
+        asked, previous = prescribe(_findings(report), number), report
+        score = _Score.of(report, asked)
+        if score < least:
+            best, least = Found(rules, before, report, asked.obstacles), score
+        elif swings:  # nothing improves any more
             break
-    after = best.after.findings.get(label(best.after), ())
-    named = {rule.name for rule in prescribe(after, 1).rules}
-    told += [f"{name}: still to blame after {rounds} rounds" for name in named if not any(name in text for text in told)]
-    return best._replace(obstacles=tuple(dict.fromkeys([*best.obstacles, *told, *unjudged(after)])))
+    after = _findings(best.after)
+    left = [f"{rule.name}: still to blame ({rule.cause}) under these rules" for rule in prescribe(after, 1).rules]
+    left = [one for one in left if not any(text.startswith(one.partition(": ")[0] + ":") for text in told)]
+    obstacles = dict.fromkeys([*best.obstacles, *told, *left, *unjudged(after)])
+    return best._replace(obstacles=tuple(obstacles))
 
 
-def _power(rule: Rule) -> float:
-    return rule.init or rule.learning_rate or rule.multiplier or rule.eps
+class _Score(NamedTuple):
+    """How far a model is from passing; the smaller the better."""
+
+    fails: bool
+    size: float
+    obstacles: int
+
+    @classmethod
+    def of(cls, report: Report, asked: Prescription) -> _Score:
+        return cls(report.exit_code != 0, asked.size, len(asked.obstacles))
+
+
+def _findings(report: Report) -> Sequence[Finding]:
+    return report.findings.get(report.labels[0], ())
 
 
 def _swinging(

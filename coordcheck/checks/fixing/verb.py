@@ -84,7 +84,13 @@ def fix(
     if not callable(build):
         raise CoordCheckError("build must be one function of the width: each model is fixed by itself.")
     _refuse_base(build, base, distinct_widths(widths))
-    given = {"batch": cached_batches(batch, STEPS), "loss": loss, "widths": widths, "seeds": seeds, "tolerance": tolerance}
+    given = {
+        "batch": cached_batches(batch, STEPS),
+        "loss": loss,
+        "widths": widths,
+        "seeds": seeds,
+        "tolerance": tolerance,
+    }
     how = {**given, "device": device, "executor": executor, "jobs": jobs, "timeout": timeout}
     how |= {"probe": probe, "roles": roles}
 
@@ -93,7 +99,7 @@ def fix(
         one = {AFTER: FixedBuild(build, book)} if rules else {BEFORE: build}
         return diagnose(one, **how)
 
-    found = search(diagnosed, most, lambda report: report.labels[0])
+    found = search(diagnosed, most)
     book = RuleBook(base, weight_decay, found.rules, _names(found.before), found.obstacles)
     after = found.after if found.rules else None
     return Fix(book, before=found.before, after=after or found.before, build=build, how=how)

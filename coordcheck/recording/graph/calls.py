@@ -158,6 +158,8 @@ class UseCall(Node):
         """Those into which it was taken apart: all channels, each once."""
         self.along: Tensor | None = None
         """What each channel of the output is multiplied by, where that is not one number: (channels,)."""
+        self.attended: set[Piece] = set()
+        """The pieces of the output that are one side of a product of two activations."""
         self.unjudged = ""
         """Why how large its output should be is not known; empty when it is."""
         self.given: tuple[tuple[UseCall | Terms, float], ...] = ()
@@ -212,6 +214,16 @@ class UseCall(Node):
         if made is not None and made.axes == 1 and -made.output == axis:
             if self.made_by.outputs[0].shape[made.output] == len(numbers):
                 self.along = numbers if self.along is None else self.along * numbers
+
+    @property
+    def own_along(self) -> Tensor | None:
+        """The same but for what is one side of a product of two activations: whose that is, is not known."""
+        if self.along is None:
+            return None
+        numbers = self.along.clone()
+        for piece in self.attended:
+            numbers[piece.places()] = 1.0
+        return numbers
 
     @property
     def pieces(self) -> tuple[int, ...]:

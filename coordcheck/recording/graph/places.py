@@ -78,9 +78,7 @@ class Places:
             if self._left.get(value) == use.layer:
                 return Place(use.layer, Side.OUTPUT, None, (1 - made.output - made.axes, made.axes), channels_of(use))
             takers = self._users.get(value, [])
-            if len(takers) != 1 or len(takers[0].outputs) != 1 or len(takers[0].activations) != 1:
-                return None
-            if not (takers[0].view or does(takers[0].name, Does.MOVES | Does.ADDS | Does.SCALES)):
+            if len(takers) != 1 or len(takers[0].outputs) != 1 or not _hands_on(takers[0]):
                 return None
             (value,) = takers[0].outputs
         return None
@@ -90,7 +88,10 @@ class Places:
         call = product.made_by
         chains = [(Chain(call.inputs[position]), position) for position in product.given]
         found = [
-            *(self._given(chain, call, position) or self._of_block(chain, call, position) for chain, position in chains),
+            *(
+                self._given(chain, call, position) or self._of_block(chain, call, position)
+                for chain, position in chains
+            ),
             *(self._given(chain, call, position, parametric=False) for chain, position in chains),
         ]
         return next((place for place in found if place is not None), None)
@@ -171,6 +172,20 @@ class Chain:
             waiting += [given for given in before if given not in seen]
             seen.update(before)
         return True
+
+
+def _hands_on(call: Call) -> bool:
+    """Whether the channels that a call takes are still those of one use: moved, with a bias, or multiplied."""
+    if call.along is not None:
+        return True
+    data = [value for value in call.activations.values() if not _is_bias(value)]
+    return len(data) == 1 and (call.view or call.factor is not None or does(call.name, Does.MOVES | Does.ADDS))
+
+
+def _is_bias(value: Value) -> bool:
+    """Whether a tensor is made of a parameter and of numbers alone, as a bias times some of them is."""
+    call = value.call
+    return call is not None and bool(call.uses) and all(given.call is None for given in call.activations.values())
 
 
 def _made_of(value: Value) -> list[Value]:

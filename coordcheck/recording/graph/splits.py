@@ -68,15 +68,22 @@ class Parts(Laid):
 
 
 def multiplied(value: Value, use: UseCall) -> float:
-    """What the channels of a matrix that a tensor holds are multiplied by, where that is one number; else 1."""
+    """What the channels of a matrix that one side of a product holds are multiplied by, where that is one number."""
     parts = Parts()
-    while use.along is not None and value.call is not None and len(value.call.activations) >= 1:
+    while use.along is not None and value.call is not None and value.call.activations:
         layout = parts.of(value).get(use)
         if layout is not None:
-            numbers = use.along[piece_of(layout).places()]
-            return float(numbers[0]) if bool((numbers == numbers[0]).all()) else 1.0
+            piece = piece_of(layout)
+            use.attended.add(piece)
+            return factor_along(use.along, piece)
         value = next(iter(value.call.activations.values()))
     return 1.0
+
+
+def factor_along(numbers: Tensor, piece: Piece) -> float:
+    """What a piece of the channels is multiplied by, where that is one number; else 1."""
+    own = numbers[piece.places()]
+    return float(own[0]) if bool((own == own[0]).all()) else 1.0
 
 
 def take_apart(call: Call) -> None:

@@ -13,6 +13,7 @@ from coordcheck.recording.graph.calls import MAX_BLOCKS, UseCall
 from coordcheck.recording.graph.flow import AttentionCall
 from coordcheck.recording.graph.functions import Does, does, is_known
 from coordcheck.recording.graph.last_uses import Part
+from coordcheck.recording.graph.splits import factor_along
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.hooks.wrappers import submodule
 from coordcheck.recording.layers.activations import ROOT
@@ -87,9 +88,19 @@ class ParameterUse(NamedTuple):
         return _times(output, along, self.call.channels.output, gradient)
 
     @property
+    def outward(self) -> float:
+        """The scalar between its output and a product of two activations."""
+        if self.call is None:
+            return 1.0
+        block, along = self.block, self.call.along
+        if along is None or not isinstance(block, Block) or block.piece not in self.call.attended:
+            return self.call.outward
+        return self.call.outward * factor_along(along, block.piece)
+
+    @property
     def _along(self) -> Tensor | None:
         """What each of its channels is multiplied by; None where that is the same for all of the parameter's."""
-        every = None if self.call is None or self.made is not None else self.call.along
+        every = None if self.call is None or self.made is not None else self.call.own_along
         if every is None or self.block is None:
             return every
         return every[self.block.piece.places()] if isinstance(self.block, Block) else None

@@ -100,7 +100,7 @@ def _of_parameter(
         feeds=feeds,
         hidden=use.hidden or (ROUNDED_AWAY if use.name in own.lost else ""),
         upstream=1.0 if use.call is None else _finite(use.call.upstream),
-        outward=1.0 if use.call is None else _finite(use.call.outward),
+        outward=_finite(use.outward),
         through=Through.ITSELF if use.made is None or use.hidden else use.made.through,
         rounding=ROUNDING if use.call is None else _rounding(use.call),
         **placed(use, own.tracer, own.initial),
