@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from conftest import pair_batch
 from torch import Tensor, nn
 
 import coordcheck
-from coordcheck.common.errors import CoordCheckError, RunFileError
+from coordcheck.common.errors import CoordCheckError
 
 Build = Callable[[int], Any]
 TOKENS = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -118,13 +117,13 @@ def told(found: coordcheck.Fix) -> dict[str, tuple[float, float, float, str]]:
 def test_a_standard_model_is_mup_after_one_round(name):
     found = fixed(name)
     assert [verdict.value for verdict in found.status][1] == "ok", found
-    assert found.before.exit_code == 1 and found.exit_code == 0, found
+    assert (found.before.exit_code, found.exit_code) == (1, 0), found
     assert set(found.rules["round"]) == {1}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_passes_a_check_with_other_seeds_and_data(name):
-    build, batch, loss = CASES[name]
+    _, batch, loss = CASES[name]
     again = coordcheck.diagnose(fixed(name).build, batch, loss=loss, widths=WIDTHS, seeds=[7, 8])
     assert again.exit_code == 0, again
 
@@ -163,7 +162,8 @@ def built(build: Build, width: int) -> Any:
 def test_the_code_does_to_the_bit_what_apply_does(name):
     build, batch, loss = CASES[name]
     source = fixed(name).to_code()
-    assert len(source.splitlines()) <= 40 and "coordcheck" not in source
+    assert len(source.splitlines()) <= 40
+    assert "coordcheck" not in source
     names: dict[str, Any] = {}
     exec(source, names)
     by_code, by_apply = built(build, 96), built(build, 96)
@@ -172,7 +172,8 @@ def test_the_code_does_to_the_bit_what_apply_does(name):
     losses, state = trained(by_code, batch, loss)
     other_losses, other = trained(by_apply, batch, loss)
     assert losses == other_losses
-    assert all(torch.equal(state[key], other[key]) for key in other) and state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in other)
+    assert state.keys() == other.keys()
     assert losses != trained(built(build, 96), batch, loss)[0]
 
 

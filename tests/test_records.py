@@ -17,7 +17,7 @@ from coordcheck.runs.names import same_label
 from coordcheck.runs.reading import Wrong
 from coordcheck.runs.records import ParameterInfo, Row, RunKey, RunRecord, Site, Use
 from coordcheck.runs.schemas import RUN, read_run
-from coordcheck.runs.words import Kind, Outcome, Quantity, Status, Through, status_of
+from coordcheck.runs.words import Kind, Outcome, Quantity, Side, Status, Through, status_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scales = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
@@ -47,6 +47,7 @@ def records(draw: st.DrawFn) -> RunRecord:
     uses = st.builds(
         *(Use, places, texts, texts, texts, sizes, sizes, finite, optional, st.booleans()),
         *(st.lists(places, max_size=3).map(tuple), texts, finite, finite, st.sampled_from(Through), finite.map(abs)),
+        *(texts, st.sampled_from(Side), st.lists(sizes, max_size=9).map(tuple)),
     )
     return RunRecord(
         key=RunKey(draw(texts), draw(st.integers(1, 2**20)), draw(st.integers(0, 2**40))),

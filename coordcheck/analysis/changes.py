@@ -1,4 +1,4 @@
-"""Rules -> what is done to a model and its optimizer: initial values, learning rates, and what modules are multiplied by.
+"""Rules -> what is done to a model and its optimizer: to initial values, learning rates, and what modules take or give.
 
 A multiplier m^c of a parameter is no more than another scale of its initial values and its learning rate, m^c and
 m^((1 + k) c) under an optimizer of degree k; nothing is added to the model (abc-parametrizations have that symmetry:
@@ -10,7 +10,7 @@ inverse. A multiplier of one use of a shared matrix, or of an attention, is put 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from coordcheck.analysis.prescriptions import rate_of
 from coordcheck.runs.rules import Linear, Rule
@@ -57,7 +57,8 @@ def changes(rules: Iterable[Rule]) -> Changes:
         _add(found.init, rule.parameter, rule.init + (0.0 if outside else rule.multiplier))
         _add(found.learning_rate, rule.parameter, rule.learning_rate if outside else rate_of(rule))
         _add(found.eps, rule.parameter, rule.eps)
-    return Changes(*({key: power for key, power in part.items() if power} for part in found))  # type: ignore[attr-defined]  # dicts
+    parts: tuple[dict[Any, float], ...] = found
+    return Changes(*({key: power for key, power in part.items() if power} for part in parts))
 
 
 def _of_block(rule: Rule, found: Changes) -> None:
@@ -66,5 +67,5 @@ def _of_block(rule: Rule, found: Changes) -> None:
     _add(found.times, Times(rule.module, rule.side, rule.channels, rule.parameter), outer)
 
 
-def _add(powers: dict, key: object, power: float) -> None:  # type: ignore[type-arg]  # of any kind of key
+def _add(powers: dict[Any, float], key: Any, power: float) -> None:
     powers[key] = powers.get(key, 0.0) + power

@@ -82,8 +82,9 @@ def _rule(finding: Finding, number: int) -> tuple[Rule, str]:
         return rule, "which of its rows that is, is not known"
     at_use = cause in OPERATIONS or (finding.multiplier and (second or use.through is Through.NORMED))
     if at_use and not use.module:
-        what = {Cause.ATTENTION_SCALE: "the attention scale", Cause.MULTIPLIER: "a multiplier"}.get(cause, "a scale")
-        where = "where its queries, or keys, are made" if cause is Cause.ATTENTION_SCALE else "at this use"
+        attends = cause is Cause.ATTENTION_SCALE
+        what = "the attention scale" if attends else "a multiplier"
+        where = "where its queries, or keys, are made" if attends else "at this use"
         return rule, f"{what} × m^{finding.multiplier:g} is needed {where}, and {MODULE_WORDS}"
     if at_use or block:
         return rule._replace(module=use.module, side=use.side), ""

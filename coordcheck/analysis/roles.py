@@ -131,7 +131,6 @@ def uses_across_widths(
                 dtype=record.sites[use.site].dtype,
                 feeds=tuple(known[fed] for fed in use.feeds if fed in known),
                 **_by_width(uses[name], infos),
-                **_placed(uses[name]),
             )
         )
     return found
@@ -158,6 +157,7 @@ def _by_width(at: Measured, infos: Mapping[int, Mapping[str, ParameterInfo]]) ->
         "fan_outs": {width: use.fan_out for width, (use, _) in at.items()},
         "sizes": {width: math.prod(record.sites[use.site].shape) for width, (use, record) in at.items()},
         "rates": {w: info.learning_rate for w, info in found.items() if info and info.learning_rate is not None},
+        **_placed(at),
     }
 
 

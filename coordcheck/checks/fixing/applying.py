@@ -61,10 +61,7 @@ def apply_rules(book: RuleBook, model: nn.Module, optimizer: Any, width: int) ->
         for at, factors in rows.items():
             parameters[at.parameter].mul_(_like(factors, parameters[at.parameter]))
     for module, hook in hooks:
-        if isinstance(hook, TimesInput):
-            module.register_forward_pre_hook(hook)
-        else:
-            module.register_forward_hook(hook)
+        module.register_forward_pre_hook(hook) if hook.before else module.register_forward_hook(hook)
     layers[""].__dict__[MARK] = width
 
 
@@ -84,7 +81,7 @@ def _refuse_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     marked = [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
     if marked:
         raise CoordCheckError(
-            f"rules were applied to this model before, for width {marked[0]}: once more would square them. Build it anew."
+            f"rules were applied to this model before, for width {marked[0]}. Twice is too much: build it anew."
         )
     lazy = [name for name, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
@@ -108,7 +105,7 @@ def _refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
         # what torch.optim.lr_scheduler leaves on an optimizer that it was given
         if hasattr(one.step, "_wrapped_by_lr_sched") or any("initial_lr" in group for group in one.param_groups):
             raise CoordCheckError(
-                f"a scheduler of learning rates is attached to {type(one).__name__}: it holds the rates that the groups "
+                f"a scheduler of learning rates is attached to {type(one).__name__}: it holds the rates that groups "
                 "had. Make the scheduler after the rules are applied."
             )
         if any(map(_stepped, one.state.values())):
@@ -132,7 +129,7 @@ def _refuse_names(wanted: Changes, parameters: Mapping[str, Tensor], layers: Map
     scripted = [path for path in paths if isinstance(layers[path], torch.jit.ScriptModule)]
     if scripted:
         raise CoordCheckError(
-            f"{scripted[0]} is a ScriptModule, on which hooks of this kind do not act: apply the rules before it is scripted."
+            f"{scripted[0]} is a ScriptModule, on which such hooks do not act: apply the rules before it is scripted."
         )
 
 
@@ -161,8 +158,8 @@ def _row_factors(at: Rows, parameter: Tensor, width: int, factor: float) -> Tens
     sizes = [size if last - axes < axis <= last else 1 for axis, size in enumerate(parameter.shape)]
     if math.prod(sizes) != numbers[0]:
         raise CoordCheckError(
-            f"{at.parameter} has {math.prod(sizes)} rows, where a model of width {width} has {numbers[0]}: is width= that of "
-            "this model?"
+            f"{at.parameter} has {math.prod(sizes)} rows, where a model of width {width} has {numbers[0]}: is width= "
+            "that of this model?"
         )
     return factors_of(numbers, factor, parameter).view(sizes)
 

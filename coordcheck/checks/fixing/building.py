@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from coordcheck.checks.fixing.applying import apply_rules
@@ -19,7 +19,7 @@ class FixedBuild:
         book: the rules.
     """
 
-    def __init__(self, build: Build, book: RuleBook) -> None:
+    def __init__(self, build: Callable[..., Any], book: RuleBook) -> None:
         self.build, self.book = build, book
         self.__name__ = f"{getattr(build, '__name__', 'model')}, fixed"
 
@@ -31,7 +31,7 @@ class FixedBuild:
 
 
 class AtRate:
-    """`build(width, lr)` of a `build(width)`: the learning rate of its first group becomes lr, and others go with it."""
+    """`build(width, lr)` of a `build(width)`: its first group's learning rate becomes lr, and others go with it."""
 
     def __init__(self, build: Build) -> None:
         self.build = build

@@ -222,4 +222,4 @@ def _number(linear: Linear) -> str:
         f"{grown} + {start}"
         if start.denominator == 1
         else f"({slope.numerator} * width + {start * slope.denominator}) // {slope.denominator}"
-    )  # noqa: E501
+    )

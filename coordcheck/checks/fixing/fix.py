@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.checks.check import check
@@ -60,9 +60,9 @@ class Fix:
     def rules(self) -> pd.DataFrame:
         """One row per rule: what to multiply, and by which power of m = width / base width.
 
-        The columns: `parameter, glob, role, init, lr, multiplier, eps, where, cause, round`. `glob` stands for repeats of
-        it in other blocks that are changed alike; `where` is the module on whose input or output a multiplier is put,
-        empty where initial values and learning rate stand for it.
+        The columns: `parameter, glob, role, init, lr, multiplier, eps, where, cause, round`. `glob` stands for repeats
+        of it in other blocks that are changed alike; `where` is the module on whose input or output a multiplier is
+        put, empty where initial values and learning rate stand for it.
         """
         return frame(self._book)
 
@@ -90,9 +90,9 @@ class Fix:
         """Apply the rules to a model of any width, from outside of its code.
 
         Call it once: after the initialisation (and after `fully_shard`, `DistributedDataParallel` or
-        `model.to_empty`), before the first step, before a checkpoint is loaded, and before any scheduler is made. Initial
-        values are multiplied in place, groups of the optimizer are split, and a module of which one use alone needs a
-        multiplier gets a hook.
+        `model.to_empty`), before the first step, before a checkpoint is loaded, and before any scheduler is made.
+        Initial values are multiplied in place, groups of the optimizer are split, and a module of which one use alone
+        needs a multiplier gets a hook.
 
         Args:
             model: as it was initialised.
@@ -131,7 +131,7 @@ class Fix:
             CoordCheckError: as `transfer_sweep`; or the fix was loaded.
         """
         given = {"widths": self._how.get("widths"), "loss": self._how.get("loss"), "device": self._how.get("device")}
-        builds = {
+        builds: dict[str, Callable[..., Any]] = {
             BEFORE: AtRate(self._builder("transfer")),
             AFTER: FixedBuild(AtRate(self._builder("transfer")), self._book),
         }
@@ -176,7 +176,7 @@ class Fix:
     def _builder(self, what: str) -> Build:
         if self._build is None:
             raise CoordCheckError(
-                f"a fix that was loaded holds rules, and no model: {what} needs the one that `coordcheck.fix` returned. "
+                f"a fix that was loaded holds rules, and no model: {what} needs the one that `fix` returned. "
                 "`fix.apply(model, optimizer, width=...)` takes any model."
             )
         return self._build

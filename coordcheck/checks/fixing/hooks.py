@@ -13,6 +13,7 @@ class TimesInput(NamedTuple):
     """A forward pre-hook: the module takes its first argument times a number."""
 
     factor: float
+    before: bool = True
 
     def __call__(self, module: nn.Module, args: Any) -> Any:
         return (args[0] * self.factor, *args[1:])
@@ -22,6 +23,7 @@ class TimesOutput(NamedTuple):
     """A forward hook: the module gives its output times a number."""
 
     factor: float
+    before: bool = False
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         return output * self.factor
@@ -36,6 +38,8 @@ class TimesChannels:
         axes: how many axes they are.
         bias: the name of a bias in the module that is not multiplied; empty where it is, or where there is none.
     """
+
+    before = False
 
     def __init__(self, factors: Tensor, axis: int, axes: int, bias: str = "") -> None:
         self.factors, self.axis, self.axes, self.bias = factors, axis, axes, bias
@@ -62,11 +66,12 @@ def places_of(numbers: Sequence[int]) -> Tensor:
 
 
 def factors_of(numbers: Sequence[int], factor: float, like: Tensor | None = None) -> Tensor:
-    """One factor per channel, which is 1 where the block is not: (channels,), in the precision of `like`, or in double.
+    """One factor per channel, which is 1 where the block is not: (channels,), in double precision.
 
     Args:
         numbers: how many channels there are, and then as for `places_of`.
         factor: of the block.
+        like: a tensor whose precision and device they take.
     """
     dtype, device = (torch.float64, "cpu") if like is None else (like.dtype, like.device)
     factors = torch.ones(numbers[0], dtype=dtype, device=device)

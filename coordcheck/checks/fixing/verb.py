@@ -84,14 +84,14 @@ def fix(
     if not callable(build):
         raise CoordCheckError("build must be one function of the width: each model is fixed by itself.")
     _refuse_base(build, base, distinct_widths(widths))
-    given = {
+    given: dict[str, Any] = {
         "batch": cached_batches(batch, STEPS),
         "loss": loss,
         "widths": widths,
         "seeds": seeds,
         "tolerance": tolerance,
     }
-    how = {**given, "device": device, "executor": executor, "jobs": jobs, "timeout": timeout}
+    how: dict[str, Any] = {**given, "device": device, "executor": executor, "jobs": jobs, "timeout": timeout}
     how |= {"probe": probe, "roles": roles}
 
     def diagnosed(rules: tuple[Rule, ...]) -> Report:
@@ -114,8 +114,8 @@ def _refuse_base(build: Build, base: int, widths: Sequence[int]) -> None:
             build(base)
     except Exception as error:
         raise CoordCheckError(
-            f"there is no model of the base width: build({base}) raised {type(error).__name__}: {error}. Give the width "
-            f"at which the learning rate was tuned; {', '.join(map(str, widths))} can be built."
+            f"there is no model of the base width: build({base}) raised {type(error).__name__}: {error}. Give the "
+            f"width at which the learning rate was tuned; {', '.join(map(str, widths))} can be built."
         ) from error
 
 

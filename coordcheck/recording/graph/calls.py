@@ -211,9 +211,10 @@ class UseCall(Node):
     def multiply(self, numbers: Tensor, axis: int) -> None:
         """Note that the channels of the output, along an axis counted from the end, are multiplied by these numbers."""
         made = self.channels
-        if made is not None and made.axes == 1 and -made.output == axis:
-            if self.made_by.outputs[0].shape[made.output] == len(numbers):
-                self.along = numbers if self.along is None else self.along * numbers
+        if made is None or made.axes != 1 or -made.output != axis:
+            return
+        if self.made_by.outputs[0].shape[made.output] == len(numbers):
+            self.along = numbers if self.along is None else self.along * numbers
 
     @property
     def own_along(self) -> Tensor | None:

@@ -283,8 +283,8 @@ def _tabled(reading: Reading, call: Call, known: Known) -> Mark | None:
     tables = [call.activations[position] for position, mark in known.items() if not mark.held]
     if not does(call.name, Does.SCALES) or len(held) != 1 or any(table.learns for table in tables):
         return None
-    for use, _ in held[0].held if call.along is not None else ():
-        if isinstance(use, UseCall):
+    for use, _ in held[0].held:
+        if call.along is not None and isinstance(use, UseCall):
             use.multiply(*call.along)
     return held[0]._replace(flow=flow_of(known))
 
