@@ -118,7 +118,10 @@ def test_a_missing_field_is_refused(data: dict, field: str):
 SITE = ["fc", 0, "module", [4, 8], "float32"]
 ROW = [0, 0, "activation", 1.0, "ok"]
 PARAMETER = ["fc.weight", [8, 4], 0.1, 0.0, True, 1e-8, 1e-3, 1e-4, False]
-USE = [0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself", 1e-3]
+USE = [
+    *(0, "fc.weight", "fc", "linear", 4, 8, 0.5, 1.0, True, [0], "", 2.0, 1.0, "itself", 1e-3),
+    *("fc", "output", [2, 1, 1, 8, 0, 4, 1]),
+]
 
 
 def but(row: list, index: int, value: object) -> list:
@@ -158,6 +161,9 @@ WRONG = [
     *(("uses", but(USE, number, value)) for number in (6, 7, 11, 12) for value in (math.nan, "1", True)),
     *(("uses", but(USE, 9, value)) for value in ([1], [-1], ["0"])),
     *(("uses", but(USE, 14, value)) for value in (-1e-3, math.inf, None)),
+    *(("uses", but(USE, 15, value)) for value in (3, None)),
+    *(("uses", but(USE, 16, value)) for value in ("left", 0)),
+    *(("uses", but(USE, 17, value)) for value in (None, [-1], [0.5])),
     *(("outside", value) for value in (None, [], "", {"fc": "2"}, {"fc": math.nan}, {"fc": None})),
     *(("notes", value) for value in (None, {}, "note", [3])),
     *(("seconds", value) for value in (None, "1.5", "nan", True, math.nan, math.inf, 10**400)),
@@ -223,6 +229,14 @@ def test_a_use_that_was_written_without_the_scalars_around_it_has_none(data: dic
 def test_a_use_that_was_written_without_its_rounding_error_has_the_usual_one(data: dict):
     data |= {"sites": [SITE], "uses": [USE[:14], USE]}
     assert [use.rounding for use in read_run(data).uses] == [1e-5, 1e-3]
+
+
+def test_a_use_that_was_written_without_the_place_of_a_multiplier_has_none(data: dict):
+    data |= {"sites": [SITE], "uses": [USE[:15], USE]}
+    assert [(use.module, use.side.value, use.channels[:1]) for use in read_run(data).uses] == [
+        ("", "", ()),
+        ("fc", "output", (2,)),
+    ]
 
 
 def test_the_table_of_wrong_fields_changes_a_record_that_is_read(data: dict):

@@ -20,7 +20,7 @@ from coordcheck.recording.batches import cached_batches
 from coordcheck.reporting.report import Report
 from coordcheck.runs.grids import distinct_widths
 from coordcheck.runs.numbers import whole_number
-from coordcheck.runs.rules import DECAYS, Rule, RuleBook
+from coordcheck.runs.rules import DECAYS, RuleBook
 from coordcheck.training.surroundings import preserved_state
 from coordcheck.training.trials import Build
 
@@ -57,7 +57,7 @@ def fix(
         batch: as for `check`.
         loss: as for `check`.
         base_width: the width at which nothing changes: where the learning rate was tuned.
-        widths: as for `diagnose`: at least 3 distinct positive integers.
+        widths: at least 3 distinct positive integers, to diagnose at.
         seeds: how many, or which.
         rounds: times that rules are applied and the model is diagnosed again, at most.
         weight_decay: of parameters whose learning rate becomes another: "keep" it, or keep "constant" what AdamW pulls
@@ -78,31 +78,30 @@ def fix(
         CoordCheckError: input that cannot be checked, or a model that rules cannot be applied to; the message says why.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
     """
-    base, most = whole_number("base_width", base_width, 1), whole_number("rounds", rounds, 1)
-    if weight_decay not in DECAYS:
-        raise CoordCheckError(f"weight_decay must be one of {', '.join(DECAYS)}, got {weight_decay!r}.")
+    plan = RuleBook(whole_number("base_width", base_width, 1), weight_decay, (), ())
+    most = whole_number("rounds", rounds, 1)
+    _refuse(build, plan, distinct_widths(widths))
+    how: dict[str, Any] = {
+        **{"batch": cached_batches(batch, STEPS), "loss": loss, "widths": widths, "seeds": seeds},
+        **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
+        **{"timeout": timeout, "probe": probe, "roles": roles},
+    }
+    found = search(lambda rules: _diagnosed(build, plan._replace(rules=rules), how), most)
+    book = plan._replace(rules=found.rules, names=_names(found.before), obstacles=found.obstacles)
+    return Fix(book, before=found.before, after=found.after, build=build, how=how)
+
+
+def _diagnosed(build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
+    return diagnose({AFTER: FixedBuild(build, book)} if book.rules else {BEFORE: build}, **how)
+
+
+def _refuse(build: object, plan: RuleBook, widths: Sequence[int]) -> None:
+    """Refuse what cannot be fixed before anything is trained."""
+    if plan.weight_decay not in DECAYS:
+        raise CoordCheckError(f"weight_decay must be one of {', '.join(DECAYS)}, got {plan.weight_decay!r}.")
     if not callable(build):
         raise CoordCheckError("build must be one function of the width: each model is fixed by itself.")
-    _refuse_base(build, base, distinct_widths(widths))
-    given: dict[str, Any] = {
-        "batch": cached_batches(batch, STEPS),
-        "loss": loss,
-        "widths": widths,
-        "seeds": seeds,
-        "tolerance": tolerance,
-    }
-    how: dict[str, Any] = {**given, "device": device, "executor": executor, "jobs": jobs, "timeout": timeout}
-    how |= {"probe": probe, "roles": roles}
-
-    def diagnosed(rules: tuple[Rule, ...]) -> Report:
-        book = RuleBook(base, weight_decay, rules, ())
-        one = {AFTER: FixedBuild(build, book)} if rules else {BEFORE: build}
-        return diagnose(one, **how)
-
-    found = search(diagnosed, most)
-    book = RuleBook(base, weight_decay, found.rules, _names(found.before), found.obstacles)
-    after = found.after if found.rules else None
-    return Fix(book, before=found.before, after=after or found.before, build=build, how=how)
+    _refuse_base(build, plan.base_width, widths)
 
 
 def _refuse_base(build: Build, base: int, widths: Sequence[int]) -> None:

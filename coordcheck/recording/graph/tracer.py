@@ -55,12 +55,10 @@ class Tracer(Watch):
         self, model: nn.Module, *, keep_calls: bool = False, sampled: bool = False, gradients: bool = True
     ) -> None:
         super().__init__(model, keep_calls=keep_calls, sampled=sampled)
-        self.graph: list[Call] = []
-        self._gradients = gradients
+        self.graph, self._gradients = list[Call](), gradients
         self._homes = Homes(model, self.parameters)
         self._values: ByTensor[Value] = ByTensor()
-        self._entries: list[tuple[str, Value]] = []
-        self._exits: list[tuple[str, Value]] = []
+        self._entries, self._exits = list[tuple[str, Value]](), list[tuple[str, Value]]()
         self._last = LastUses(self.parameters)
         self._modulated = modulation.Modulated(self._last)
         self._constants = constants.Constants(self.graph, self._last, self.parameters, sampled=sampled)
@@ -110,7 +108,7 @@ class Tracer(Watch):
 
     @property
     def weights(self) -> set[str]:
-        """The modules that gave what was computed from parameters alone, such as parametrizations of weights."""
+        """The modules that gave what was computed from parameters alone, such as parametrizations."""
         return {name for name, value in self._exits if not value.data}
 
     # ---- while it runs
@@ -119,15 +117,14 @@ class Tracer(Watch):
         self._homes.find()
 
     def entered(self, name: str, args: Any) -> None:
-        first = args[0] if args else None
-        value = self._values.get(first) if isinstance(first, Tensor) else None
-        if value is not None:
-            self._entries.append((name, value))
+        self._entries += self._named(name, args[0] if args else None)
 
     def left(self, name: str, output: Any) -> None:
-        value = self._values.get(output) if isinstance(output, Tensor) else None
-        if value is not None:
-            self._exits.append((name, value))
+        self._exits += self._named(name, output)
+
+    def _named(self, path: str, given: Any) -> list[tuple[str, Value]]:
+        value = self._values.get(given) if isinstance(given, Tensor) else None
+        return [] if value is None else [(path, value)]
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function, and note what it took and gave."""
@@ -188,7 +185,7 @@ class Tracer(Watch):
                 parameters = frozenset().union(*(_parameters_of(value) for value in call.inputs.values()))
                 call.kept = kept
         elif role is CallRole.FOLLOWS:
-            self._keep_logits(call, leaves, produced[0])
+            _keep_logits(call, leaves, produced[0], sampled=self.sampled, sides=self._keep_calls)
         names = self._modulated.see(call, leaves, produced[0].shape)
         for tensor in produced:
             call.outputs.append(
@@ -221,8 +218,7 @@ class Tracer(Watch):
             tensors = {position: leaves[position] for position in call.activations}
             factor = factor_of(call.name, leaves, without_number(call, tensors))
             call.along = along(call, tensors) if factor is None else None
-        call.factor = factor
-        call.view = len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
+        call.factor, call.view = factor, len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
 
     def _keep(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
         """Keep a call's uses as the last ones, and what a replay needs of it."""
@@ -240,13 +236,15 @@ class Tracer(Watch):
         if call.uses and call.kept is not None:
             call.gradient = rows(gradient) if self.sampled else gradient.detach()
 
-    def _keep_logits(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
-        if self._keep_calls and (does(call.name, Does.ATTENDS) or contracts(call)):
-            call.sides = {position: scales.rms_of(leaves[position].detach()) for position in call.activations}
-        if does(call.name, Does.ATTENDS):
-            call.scale, call.logits = fused_attention(fused_arguments(leaves, call.spec), sampled=self.sampled)
-        elif contracts(call):
-            call.logits = copied(output, sampled=self.sampled)  # what is masked in place later was a logit, too
+
+def _keep_logits(call: Call, leaves: Sequence[Any], output: Tensor, *, sampled: bool, sides: bool) -> None:
+    """Keep the logits of what may be an attention, and how large both `sides` of it are."""
+    if sides and (does(call.name, Does.ATTENDS) or contracts(call)):
+        call.sides = {position: scales.rms_of(leaves[position].detach()) for position in call.activations}
+    if does(call.name, Does.ATTENDS):
+        call.scale, call.logits = fused_attention(fused_arguments(leaves, call.spec), sampled=sampled)
+    elif contracts(call):
+        call.logits = copied(output, sampled=sampled)  # what is masked in place later was a logit, too
 
 
 def _parameters_of(value: Value) -> frozenset[str]:
