@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from coordcheck.cli.experiments import is_part, places_of, view
 from coordcheck.common.errors import IncompleteCheck
 from coordcheck.common.output import tell
+from coordcheck.runs.files import replace_file
 
 
 def finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = None, kind: str = "divergence") -> int:
@@ -34,12 +35,41 @@ def finish(report: Any, options: Any, arguments: Mapping[str, Any] | None = None
     ]
     if options.format == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
         wanted.append((Path(os.environ["GITHUB_STEP_SUMMARY"]), lambda path: _append_summary(report, path)))
+    lacking = _write_all(wanted, options)
+    code: int = report.exit_code
+    return code or lacking
+
+
+def finish_fix(fix: Any, options: Any, build: Any) -> int:
+    """Print a fix in the form that was asked for, write what was asked for, and give its exit code."""
+    from coordcheck.reporting.ci import github
+
+    output = options.output
+    if options.format == "json":
+        output.hand(fix.to_json())
+    elif options.format == "github":
+        label = fix.after.labels[0]
+        places = places_of({label: build})
+        output.hand(github(fix.after, places, told=str(fix)))
+    else:
+        output.show(fix)
+    wanted: list[tuple[Path | None, Callable[[Path], object]]] = [
+        (options.out, fix.save),
+        (options.code, lambda path: replace_file(path, fix.to_code().encode())),
+        (options.figure, lambda path: fix.report.figure(path=path, **view(options))),
+        (options.html, lambda path: fix.report.save_html(path)),
+    ]
+    lacking = _write_all(wanted, options)
+    code: int = fix.exit_code
+    return code or lacking
+
+
+def _write_all(wanted: Sequence[tuple[Path | None, Callable[[Path], object]]], options: Any) -> int:
+    """Write files; 0 when all were, since a file that was asked for and is missing is no success."""
     written = [(path, _written(write, path)) for path, write in wanted if path is not None]
     if options.format == "text" and any(whole for _, whole in written):
-        output.say(f"wrote {', '.join(str(path) for path, whole in written if whole)}")
-    code: int = report.exit_code
-    # a file that was asked for and is missing is no success
-    return code or (0 if all(whole for _, whole in written) else IncompleteCheck.exit_code)
+        options.output.say(f"wrote {', '.join(str(path) for path, whole in written if whole)}")
+    return 0 if all(whole for _, whole in written) else IncompleteCheck.exit_code
 
 
 def _saved_part(report: Any, folder: Path, output: Any) -> int:

@@ -21,7 +21,7 @@ from coordcheck.common.interrupts import exit_code as stopped_code
 from coordcheck.common.isolation import kept_alive, summary
 from coordcheck.common.output import answering, close_standard_output, tell
 
-_TRAINING, _READING = ("demo", "plan", "run", "diagnose"), ("show", "figure", "report")
+_TRAINING, _READING = ("demo", "plan", "run", "diagnose", "fix"), ("show", "figure", "report")
 PATIENCE = 5.0  # seconds for threads that user code has left running
 
 
@@ -86,7 +86,7 @@ def _import_for(command: str) -> None:
 
 
 _ARGUMENTS = (
-    "base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|timeout|save_to|axis|probe|fold"
+    "base_width|base|loss|batch|widths|seeds|steps|expect|roles|tolerance|device|jobs|timeout|save_to|axis|probe|fold"
     "|layers|figsize"
 )
 
@@ -105,7 +105,7 @@ def in_flags(message: str) -> str:
         value = value.replace(", ", "x") if name == "figsize" else value
         value = value if value.endswith(",") else value.replace(",", "").removesuffix(" ...")  # (0,) is a list of one
         dotted = re.fullmatch(r"([a-z_.]+)\.(\w+)", value)
-        option = "--role" if name == "roles" else f"--{name.replace('_', '-')}"
+        option = {"roles": "--role", "base_width": "--base"}.get(name, f"--{name.replace('_', '-')}")
         return f"{option} {dotted[1]}:{dotted[2]}" if dotted else f"{option} {value}".rstrip()
 
     message = re.sub(rf"^(?P<name>{_ARGUMENTS}) must", r"\g<name>= must", message)
@@ -184,6 +184,24 @@ def _diagnose(options: Any) -> int:
     return finish(report, options, arguments, kind="exponents")
 
 
+def _fix(options: Any) -> int:
+    from coordcheck.checks.fixing.verb import fix
+    from coordcheck.cli.answers import finish_fix
+    from coordcheck.training.progress import silent
+
+    arguments = experiment(options)
+    if len(arguments["build"]) > 1:
+        raise CoordCheckError(f"fix takes one model, got {len(arguments['build'])}: fix each by itself.")
+    (build,) = arguments["build"].values()
+    given = {name: value for name, value in arguments.items() if name not in ("build", "expect", "save_to")}
+    settings = {name: getattr(options, name) for name in ("rounds", "weight_decay")}
+    with silent(options.quiet):
+        found = fix(build, **given, **settings, base_width=options.base)
+        if options.figure is not None or options.html is not None:
+            _ = found.report
+    return finish_fix(found, options, build)
+
+
 def _show(options: Any) -> int:
     return finish(_loaded(options, tolerance=options.tolerance, expect=options.expect), options)
 
@@ -223,6 +241,7 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
     "plan": _plan,
     "run": _run,
     "diagnose": _diagnose,
+    "fix": _fix,
     "show": _show,
     "figure": _figure,
     "report": _report,

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         _plan_command,
         _run_command,
         _diagnose_command,
+        _fix_command,
         _show_command,
         _drawing_commands,
         _explain_command,
@@ -132,6 +133,33 @@ def _diagnose_command(commands: Any) -> None:
     _experiment_options(parser)
 
 
+def _fix_command(commands: Any) -> None:
+    told = "bring a model to µP from outside of its code, diagnose it before and after, and write what to apply"
+    example = f"coordcheck fix train.py:build --batch train.py:batch --loss {LOSS} -o mup.json --code mup.py"
+    parser = _command(commands, "fix", told, example)
+    _factory_options(parser, widths="64 128 256", seeds=2)
+    add = parser.add_argument
+    add("--base", type=int, default=64, metavar="N", help="the width that stays as it is (default: %(default)s)")
+    add(
+        "--rounds",
+        type=int,
+        default=4,
+        metavar="N",
+        help="times that rules are applied, at most (default: %(default)s)",
+    )
+    decay = "what becomes of weight decay where the learning rate changes: keep it, or keep constant what it pulls by"
+    add("--weight-decay", choices=("keep", "constant"), default="keep", help=f"{decay} (default: %(default)s)")
+    add("-o", "--out", type=Path, metavar="FILE", help="write the rules, for coordcheck.Fix.load")
+    add("--code", type=Path, metavar="FILE", help="write them as a Python function that needs torch alone")
+    _training_options(parser)
+    add("--figure", type=Path, metavar="FILE", help="also check the model before and after, and draw both")
+    _view_options(parser)
+    add("--html", type=Path, metavar="FILE", help="also write the page of that check")
+    add("--format", choices=FORMATS[:3], default="text", help="of the answer (default: %(default)s)")
+    _quiet_option(parser)
+    parser.set_defaults(expect=None, save_to=None, resume=None)
+
+
 def _show_command(commands: Any) -> None:
     told = "print the report of a folder of run files, or of several"
     parser = _command(commands, "show", told, "coordcheck show before/ after/")
@@ -195,16 +223,10 @@ def _factory_options(parser: argparse.ArgumentParser, *, widths: str, seeds: int
 
 
 def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
-    """The options of commands that train."""
+    """The options of commands that report on what they trained."""
+    _training_options(parser)
     add = parser.add_argument
-    add("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or build returns a Trial)")
-    add("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
-    add("--probe", metavar="MODULE:NAME", help="the diagnosis's own tiny batch, or `none` for no diagnosis")
     add("--expect", metavar="NAME", help="whose exponents: mup, sp, ntk or mean-field (default: mup)")
-    add("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
-    add("--device", help="where to train (default: where build puts the model)")
-    add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
-    add("--timeout", type=float, metavar="SECONDS", help="that a run may take; then it is killed, and the others go on")
     add("--save-to", type=Path, metavar="DIR", help="write run files; the same command resumes")
     add("--resume", type=Path, metavar="DIR", help="the same, of a folder that must exist: finish what is missing")
     add("--figure", type=Path, metavar="FILE", help="also draw it (.png, .svg, .pdf)")
@@ -213,6 +235,18 @@ def _experiment_options(parser: argparse.ArgumentParser | _Hidden) -> None:
     add("--format", choices=FORMATS, default="text", help="of the report (default: %(default)s)")
     _notes_option(parser)
     _quiet_option(parser)
+
+
+def _training_options(parser: argparse.ArgumentParser | _Hidden) -> None:
+    """The options of commands that train."""
+    add = parser.add_argument
+    add("--batch", metavar="MODULE:NAME", help="a batch, several, or a function of the seed (or build returns a Trial)")
+    add("--loss", metavar="MODULE:NAME", help="loss(model, batch), or a criterion of torch.nn.functional")
+    add("--probe", metavar="MODULE:NAME", help="the diagnosis's own tiny batch, or `none` for no diagnosis")
+    add("--tolerance", type=float, default=0.25, help="of a slope (default: %(default)s)")
+    add("--device", help="where to train (default: where build puts the model)")
+    add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
+    add("--timeout", type=float, metavar="SECONDS", help="that a run may take; then it is killed, and the others go on")
 
 
 _HTML: Any = {"type": Path, "metavar": "FILE", "help": "also write the page"}

@@ -38,12 +38,13 @@ class _Annotation(NamedTuple):
     text: str
 
 
-def github(report: Result, places: dict[str, Place] | None = None) -> str:
+def github(report: Result, places: dict[str, Place] | None = None, told: str = "") -> str:
     """Workflow commands for a GitHub Actions job: at most ten annotations, and the report in a group that is folded.
 
     Args:
         report: what to say.
         places: label -> file and line that its annotations stand at, such as those of its factory.
+        told: what stands in the group; without it, the report.
 
     Returns:
         Lines for standard output.
@@ -55,7 +56,9 @@ def github(report: Result, places: dict[str, Place] | None = None) -> str:
         shown.append(_Annotation("warning", found[len(shown)].label, rest))
     lines = [_command(note, (places or {}).get(note.label)) for note in shown]
     token = secrets.token_hex(16)  # so that no line of the report, whatever names are in it, is taken for a command
-    return "\n".join([*lines, "::group::coordcheck", f"::stop-commands::{token}", str(report), f"::{token}::", _END])
+    return "\n".join(
+        [*lines, "::group::coordcheck", f"::stop-commands::{token}", told or str(report), f"::{token}::", _END]
+    )
 
 
 _END = "::endgroup::"

@@ -83,16 +83,19 @@ def _headlines(result: Result | None, label: str) -> list[Text]:
 
 
 def _table(book: RuleBook) -> NamedRows:
+    hooked = any(map(where, book.rules))
     by_key = {_key(rule): rule for rule in book.rules}
     rows = []
     alike = _alike(book.rules)
     for name, keys in alike[:MOST]:
         rule = by_key[keys[0]]
         shown = name if len(keys) == 1 else f"{name} ({len(keys)})"
-        rows.append(Row(shown, (Text(change(rule)), Text(rule.cause), Text(_places([by_key[key] for key in keys])))))
+        cells = Text(change(rule)), Text(rule.cause), Text(_places([by_key[key] for key in keys]))
+        rows.append(Row(shown, cells[: 2 + hooked]))
     if len(alike) > MOST:
-        rows.append(Row(f"and {len(alike) - MOST} more: fix.rules", (Text(""), Text(""), Text(""))))
-    return NamedRows("rule", [Head("multiply by"), Head("cause"), Head("by a hook on")], rows)
+        rows.append(Row(f"and {len(alike) - MOST} more: fix.rules", (Text(""),) * (2 + hooked)))
+    heads = Head("multiply by"), Head("cause"), Head("by a hook on")
+    return NamedRows("rule", heads[: 2 + hooked], rows)
 
 
 def _places(rules: Sequence[Rule]) -> str:

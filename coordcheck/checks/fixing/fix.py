@@ -17,12 +17,15 @@ from coordcheck.checks.fixing.building import AtRate, FixedBuild
 from coordcheck.checks.fixing.code import code_of
 from coordcheck.checks.transfer import Transfer, transfer_sweep
 from coordcheck.common.errors import CoordCheckError, IncompleteCheck
+from coordcheck.common.escaping import json_text
+from coordcheck.common.version import __version__
 from coordcheck.reporting.fixes import frame, plain, render
 from coordcheck.reporting.report import Report
 from coordcheck.runs.rules import RuleBook, load_rules, save_rules
 from coordcheck.training.trials import Build
 
 BEFORE, AFTER = "before", "after"
+SCHEMA = 1
 STEPS = 4  # of the check that a figure is drawn from
 
 
@@ -154,6 +157,24 @@ class Fix:
             RunFileError: a file that is damaged, truncated, foreign or newer.
         """
         return cls(load_rules(path))
+
+    def to_json(self) -> str:
+        """The rules and the verdicts as strict JSON."""
+        verdicts = [None if verdict is None else verdict.value for verdict in self.status]
+        return json_text(
+            {
+                **{
+                    "format": "coordcheck fix",
+                    "schema": SCHEMA,
+                    "coordcheck": __version__,
+                    "exit_code": self.exit_code,
+                },
+                "status": dict(zip((BEFORE, AFTER), verdicts, strict=True)),
+                **{"base_width": self.base_width, "weight_decay": self._book.weight_decay},
+                "rules": self.rules.to_dict("records"),
+                "obstacles": list(self.obstacles),
+            }
+        )
 
     def to_code(self, name: str = "apply_mup") -> str:
         """A Python function that does what `apply` does, and needs nothing but torch.
