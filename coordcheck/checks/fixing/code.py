@@ -18,49 +18,41 @@ from coordcheck.runs.words import Side
 
 WIDTH = 110  # columns of a line
 LARGEST = 10**6  # denominator of a number of channels per unit of width
-POWER = """
-    def power(table, name):
-        return next((e for glob, e in table.items() if fnmatch.fnmatchcase(name, glob)), 0)
+FIND = """
+    def find(name):
+        return next((powers for glob, powers in rules.items() if fnmatch.fnmatchcase(name, glob)), NONE)
 """
 INIT = """
         for p, name in names.items():
-            if power(init, name):
-                p.mul_(m ** power(init, name))
+            if find(name)[0]:
+                p.mul_(m ** find(name)[0])
 """
 ROWS = """
         for name, dim, places, e in rows:
             p = next(p for p in names if names[p] == name)
             factors = torch.ones(p.shape[dim], dtype=p.dtype, device=p.device)
             factors[list(places)] = m**e
-            p.mul_(factors.view([-1 if d == p.dim() + dim else 1 for d in range(p.dim())]))
+            p.mul_(factors.view(-1, *[1] * (-1 - dim)))
 """
 GROUPS = """
     for opt in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
-        groups = []
-        for group in opt.param_groups:
-            parts = {}
+        parts, groups = {}, opt.param_groups[:]
+        for i, group in enumerate(groups):
             for p in group["params"]:
-                parts.setdefault(KEY, []).append(p)
-            for e, params in parts.items():
-                groups.append({**group, "params": params, CHANGED})
-        opt.param_groups[:] = groups
+                parts.setdefault((i, *find(names.get(p, ""))[1:]), []).append(p)
+        opt.param_groups[:] = [
+            {**groups[i], "params": params, CHANGED}
+            for (i, POWERS), params in parts.items()
+        ]
 """
 CHANNELS = """
-    for path, axis, places, e in channels:
-        def times(module, args, out, axis=axis, places=list(places), f=m**e):
+    def times(axis, places, f, keeps=False):
+        def hook(module, args, out):
             factors = torch.ones(out.shape[axis], dtype=out.dtype, device=out.device)
-            factors[places] = f
-            factors = factors.view([-1 if d == out.dim() + axis else 1 for d in range(out.dim())])
+            factors[list(places)] = f
+            factors = factors.view(-1, *[1] * (-1 - axis))
             return out * factors
-        modules[path].register_forward_hook(times)
-"""
-INPUTS = """
-    for path, e in inputs.items():
-        modules[path].register_forward_pre_hook(lambda module, args, f=m**e: (args[0] * f, *args[1:]))
-"""
-OUTPUTS = """
-    for path, e in outputs.items():
-        modules[path].register_forward_hook(lambda module, args, out, f=m**e: out * f)
+        return hook
 """
 
 
@@ -75,18 +67,17 @@ def code_of(book: RuleBook, name: str) -> str:
     wanted = changes(book.rules)
     values = bool(wanted.init or wanted.rows)
     groups = bool(wanted.learning_rate or wanted.eps)
+    by_name = bool(wanted.init) or groups
     uses_torch = values or any(at.channels for at in wanted.times)
-    imports = [*(["fnmatch"] if wanted.init or groups else []), *(["torch"] if uses_torch else [])]
+    imports = [*(["fnmatch"] if by_name else []), *(["torch"] if uses_torch else [])]
     parts = [
         f"def {name}(model, optimizer, width, base_width={book.base_width}):",
         '    """muP for this model: call it once, before the first step, and before a scheduler is made."""',
         f"    import {', '.join(imports)}" if imports else "",
         "    m = width / base_width",
-        _table("init", _globs(wanted.init, book.names), "powers of m of initial values"),
-        _table("lr", _globs(wanted.learning_rate, book.names), "of learning rates"),
-        _table("eps", _globs(wanted.eps, book.names), "of eps"),
+        _rules(wanted, book) if by_name else "",
         _rows(wanted),
-        POWER if wanted.init or groups else "",
+        FIND.replace("NONE", repr((0,) * (3 if wanted.eps else 2))) if by_name else "",
         "    names = {p: name for name, p in model.named_parameters()}" if values or groups else "",
         "    with torch.no_grad():" if values else "",
         INIT if wanted.init else "",
@@ -97,9 +88,18 @@ def code_of(book: RuleBook, name: str) -> str:
     return "\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-def _globs(powers: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+def _rules(wanted: Changes, book: RuleBook) -> str:
+    """The table of powers by glob."""
+    kinds = [wanted.init, wanted.learning_rate, *([wanted.eps] if wanted.eps else [])]
+    powers = {name: tuple(kind.get(name, 0.0) for kind in kinds) for kind in kinds for name in kind}
+    items = [f"{glob!r}: ({', '.join(f'{e:g}' for e in found)})" for glob, found in _globs(powers, book.names).items()]
+    what = "powers of m of initial values and learning rates" + (", and of eps" if wanted.eps else "")
+    return _wrapped("rules", "{", items, "}", what)
+
+
+def _globs(powers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Powers by glob, where a glob stands for all names of its kind and for no other, else by name."""
-    kinds: dict[tuple[str, float], list[str]] = {}
+    kinds: dict[tuple[str, Any], list[str]] = {}
     for name, power in powers.items():
         kinds.setdefault((starred(name, PARTS), power), []).append(name)
     found = {}
@@ -116,11 +116,6 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
-def _table(name: str, powers: Mapping[str, float], comment: str) -> str:
-    items = [f"{key!r}: {power:g}" for key, power in powers.items()]
-    return _wrapped(name, "{", items, "}", comment) if items else ""
-
-
 def _wrapped(name: str, opening: str, items: Sequence[str], closing: str, comment: str = "") -> str:
     """An assignment on one line, or on as few as hold it; items are not broken."""
     remark = f"  # {comment}" if comment else ""
@@ -135,16 +130,11 @@ def _wrapped(name: str, opening: str, items: Sequence[str], closing: str, commen
 
 def _splitting(wanted: Changes, book: RuleBook) -> str:
     """The lines that split groups."""
-    both = bool(wanted.learning_rate and wanted.eps)
-    table = "lr" if wanted.learning_rate else "eps"
-    key = f'power({table}, names.get(p, ""))'
-    changed = f'"{table}": group["{table}"] * m**e'
-    if both:
-        key = '(power(lr, names.get(p, "")), power(eps, names.get(p, "")))'
-        changed = '"lr": group["lr"] * m**e[0], "eps": group["eps"] * m**e[1]'
+    changed = ['"lr": groups[i]["lr"] * m**lr'] if wanted.learning_rate else []
+    changed += ['"eps": groups[i]["eps"] * m**eps'] if wanted.eps else []
     if wanted.learning_rate and book.weight_decay == "constant":
-        changed += f', "weight_decay": group["weight_decay"] * m**-{"e[0]" if both else "e"}'
-    return GROUPS.replace("KEY", key).replace("CHANGED", changed)
+        changed.append('"weight_decay": groups[i]["weight_decay"] * m**-lr')
+    return GROUPS.replace("CHANGED", ", ".join(changed)).replace("POWERS", "lr, eps" if wanted.eps else "lr")
 
 
 def _rows(wanted: Changes) -> str:
@@ -159,29 +149,51 @@ def _hooks(wanted: Changes, book: RuleBook) -> list[str]:
     """The lines that put hooks on modules."""
     if not wanted.times:
         return []
-    plain: dict[Side, dict[str, float]] = {Side.INPUT: {}, Side.OUTPUT: {}}
-    items = []
-    keeps: list[bool] = []
+    calls: dict[str, list[str]] = {}
+    keeps = False
     for at, power in wanted.times.items():
         path = "" if at.module == ROOT else at.module
         if at.channels:
             _one_axis(at.channels)
-            keeps.append(bool(at.without) and f"{path}.bias" in book.names)
-            items.append(f"({path!r}, -{round(at.channels[1].start)}, {_places(at.channels)}, {power:g}")
+            own = bool(at.without) and f"{path}.bias" in book.names
+            keeps = keeps or own
+            axis, last = round(at.channels[1].start), ", True" if own else ""
+            call = f"register_forward_hook(times(-{axis}, {_places(at.channels)}, m**{power:g}{last}))"
+        elif at.side is Side.INPUT:
+            call = f"register_forward_pre_hook(lambda module, args: (args[0] * m**{power:g}, *args[1:]))"
         else:
-            plain[at.side][path] = power
-    channels, ends = CHANNELS, [")"] * len(items)
-    if any(keeps):  # a bias that is not multiplied
-        channels = channels.replace("places, e in", "places, e, keeps in").replace("f=m**e", "f=m**e, keeps=keeps")
+            call = f"register_forward_hook(lambda module, args, out: out * m**{power:g})"
+        calls.setdefault(call, []).append(path)
+    channels = CHANNELS if keeps else CHANNELS.replace(", keeps=False", "")
+    if keeps:
         channels = channels.replace("* factors\n", "* factors + (module.bias * (1 - factors) if keeps else 0)\n")
-        ends = [f", {keep})" for keep in keeps]
-    items = [item + end for item, end in zip(items, ends, strict=True)]
-    return [
-        "    modules = dict(model.named_modules())",
-        *([_table("inputs", plain[Side.INPUT], "of what modules take"), INPUTS] if plain[Side.INPUT] else []),
-        *([_table("outputs", plain[Side.OUTPUT], "of what modules give"), OUTPUTS] if plain[Side.OUTPUT] else []),
-        *([_wrapped("channels", "[", items, "]", "of some channels of that"), channels] if items else []),
-    ]
+    lines = [channels] if any(at.channels for at in wanted.times) else []
+    for call, paths in calls.items():
+        for together in _paths(paths):
+            lines.append(f"    for path in {together}:\n        model.get_submodule(path).{call}")
+    return lines
+
+
+def _paths(paths: Sequence[str]) -> list[str]:
+    """Paths as lists: those that count one number from 0 on are one that is written as such."""
+    found, counted = [], dict[str, list[str]]()
+    for path in paths:
+        counted.setdefault(starred(path, PARTS), []).append(path)
+    rest: list[str] = []
+    for alike in counted.values():
+        numbers = [PARTS.findall(path) for path in alike]
+        varying = [place for place, column in enumerate(zip(*numbers, strict=True)) if len(set(column)) > 1]
+        if len(varying) == 1 and [row[varying[0]] for row in numbers] == [str(n) for n in range(len(alike))]:
+            found.append(f"[f{_counting(alike[0], varying[0])!r} for i in range({len(alike)})]")
+        else:
+            rest += alike
+    return [*found, *([repr(rest)] if rest else [])]
+
+
+def _counting(path: str, which: int) -> str:
+    """A path with `{i}` in the place of one of its numbers."""
+    start, end = list(PARTS.finditer(path))[which].span()
+    return f"{path[:start]}{{i}}{path[end:]}"
 
 
 def _one_axis(channels: Sequence[Linear]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.prescriptions import Prescription, positions, prescribe, unjudged
+from coordcheck.reporting.fixes import change
 from coordcheck.reporting.report import Report
 from coordcheck.runs.rules import Rule
 
@@ -51,12 +53,14 @@ def search(diagnose: Diagnose, rounds: int) -> Found:
         rules += new
         visited.append(positions(rules))
         report = diagnose(rules)
-        told += _without_effect(new, _findings(previous), _findings(report))
-        asked, previous = prescribe(_findings(report), number), report
+        asked = prescribe(_findings(report), number)
+        stuck = _without_effect(new, asked.rules, _findings(previous), _findings(report))
+        told += stuck.values()
+        previous = report
         score = _Score.of(report, asked)
         if score < least:
             best, least = Found(rules, before, report, asked.obstacles), score
-        elif swings:  # nothing improves any more
+        elif swings or stuck.keys() >= {rule.name for rule in asked.rules}:  # nothing improves any more
             break
     after = _findings(best.after)
     left = [f"{rule.name}: still to blame ({rule.cause}) under these rules" for rule in prescribe(after, 1).rules]
@@ -96,20 +100,22 @@ def _swinging(
     return found
 
 
-def _without_effect(rules: Sequence[Rule], before: Sequence[Finding], after: Sequence[Finding]) -> list[str]:
-    """Whose update is what it was though its learning rate became another."""
+def _without_effect(
+    rules: Sequence[Rule], again: Sequence[Rule], before: Sequence[Finding], after: Sequence[Finding]
+) -> dict[str, str]:
+    """The names of which what was done is asked for once more, each with why."""
+    asked = {rule.name: rule._replace(round=0) for rule in again}
     responses = {f.use.name: f.response.value for f in before if f.response.known}
-    later = {f.use.name: f for f in after}
-    found = []
+    later = {f.use.name: f.response.value for f in after if f.response.known}
+    found = {}
     for rule in rules:
-        finding = later.get(rule.name)
-        plain = rule.learning_rate and not rule.init and not rule.multiplier
-        if not plain or finding is None or finding.cause is not Cause.LEARNING_RATE or rule.name not in responses:
+        if asked.get(rule.name) != rule._replace(round=0):
             continue
-        moved = finding.response.value - responses[rule.name]
-        if abs(moved) < STILL and abs(rule.learning_rate) >= 2 * STILL:
-            found.append(
-                f"{rule.name}: its learning rate became another (× m^{rule.learning_rate:g}), and its update did not: "
-                "the optimizer does not use its groups' lr"
-            )
+        moved = abs(later.get(rule.name, math.nan) - responses.get(rule.name, math.nan))
+        rate = rule.cause == Cause.LEARNING_RATE.value and moved < STILL
+        why = "and its update did not: the optimizer does not use its groups' lr" if rate else "and as much is left"
+        what = (
+            f"its learning rate became another (× m^{rule.learning_rate:g})" if rate else f"{change(rule)} was applied"
+        )
+        found[rule.name] = f"{rule.name}: {what}, {why}"
     return found
