@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import pair_batch
 from torch import Tensor, nn
 
 import coordcheck
-from coordcheck.common.errors import CoordCheckError
+from coordcheck.common.errors import CoordCheckError, RunFileError
 
 Build = Callable[[int], Any]
 TOKENS = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -197,3 +198,179 @@ def test_at_the_base_width_nothing_changes():
     made = built(build, 32)
     fixed("fused").apply(*made, width=32)
     assert trained(made, batch, loss)[0] == trained(built(build, 32), batch, loss)[0]
+
+
+# ---- what is kept, and what is refused
+
+
+def groups_of(optimizer: torch.optim.Optimizer) -> list[tuple[int, float]]:
+    return [(len(group["params"]), round(group["lr"], 6)) for group in optimizer.param_groups]
+
+
+def test_groups_are_split_where_they_stand_and_keep_all_else():
+    model = net(128)
+    given = [{"params": list(model[0].parameters()), "betas": (0.8, 0.9)}, {"params": list(model[2:].parameters())}]
+    optimizer = torch.optim.AdamW(given, lr=1e-2, weight_decay=0.1)
+    first, defaults = optimizer.param_groups[0], dict(optimizer.defaults)
+    fixed("mlp").apply(model, optimizer, width=128)
+    assert optimizer.param_groups[0] is first
+    assert groups_of(optimizer) == [(2, 0.01), (2, 0.0025), (2, 0.01)]
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.8, 0.9), (0.9, 0.999), (0.9, 0.999)]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1}
+    assert optimizer.defaults == defaults
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+
+
+def test_rate_times_decay_may_stay_constant():
+    found = coordcheck.fix(
+        standard, pair_batch(), loss=F.cross_entropy, base_width=32, weight_decay="constant", rounds=1
+    )
+    made = net(128)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2, weight_decay=0.1)
+    found.apply(made, optimizer, width=128)
+    assert {round(group["lr"] * group["weight_decay"], 9) for group in optimizer.param_groups} == {1e-3}
+    names: dict[str, Any] = {}
+    exec(found.to_code(), names)
+    again = net(128)
+    other = torch.optim.AdamW(again.parameters(), lr=1e-2, weight_decay=0.1)
+    names["apply_mup"](again, other, 128)
+    assert [g["weight_decay"] for g in other.param_groups] == [g["weight_decay"] for g in optimizer.param_groups]
+
+
+def test_several_optimizers_and_wrappers_are_looked_through():
+    model = net(128)
+    wrapped = nn.DataParallel(torch.compile(model, backend="eager"), device_ids=[])
+    slow, rest = [model[2].weight, model[4].weight], [model[0].weight, model[0].bias, model[2].bias, model[4].bias]
+    optimizers = [torch.optim.SGD(rest, lr=0.1), torch.optim.Adam(slow, lr=1e-2)]
+    before = model[4].weight.clone()
+    fixed("mlp").apply(wrapped, optimizers, width=128)
+    assert [group["lr"] for group in optimizers[1].param_groups] == [1e-2 / 4]
+    assert [group["lr"] for group in optimizers[0].param_groups] == [0.1]
+    assert torch.equal(model[4].weight, before * 0.5)
+
+
+def test_hooks_act_in_a_compiled_model_as_in_the_plain_one():
+    losses = []
+    for compiled in (False, True):
+        model, optimizer = built(functools.partial(decoder, fused=True), 64)
+        fixed("fused").apply(model, optimizer, width=64)
+        run = torch.compile(model, backend="eager") if compiled else model
+        losses.append(trained((run, optimizer), TOKENS, next_token)[0])
+    assert losses[0] == losses[1]
+
+
+def test_copies_of_a_fixed_model_keep_its_hooks():
+    model, optimizer = built(functools.partial(decoder, fused=True), 64)
+    fixed("fused").apply(model, optimizer, width=64)
+    again = copy.deepcopy(model)
+    assert torch.equal(again(TOKENS), model(TOKENS))
+    with pytest.raises(CoordCheckError, match="applied to this model before"):
+        fixed("fused").apply(again, torch.optim.Adam(again.parameters()), width=64)
+
+
+def steps(model: nn.Module, optimizer: Any) -> None:
+    F.cross_entropy(model(pair_batch()[0]), pair_batch()[1]).backward()
+    optimizer.step()
+
+
+def misnamed() -> nn.Module:
+    model = nn.Sequential()
+    for name, module in zip("abcde", net(64), strict=True):
+        model.add_module(name, module)
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[nn.Module, Any], Any], str]] = {
+    "a scheduler": (lambda m, o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1.0), "Make the scheduler after"),
+    "a step": (steps, "has made a step"),
+    "twice": (lambda m, o: fixed("mlp").apply(m, o, width=64), "applied to this model before, for width 64"),
+    "meta": (lambda m, o: m.to_empty(device="meta"), "on the meta device.*after model.to_empty"),
+    "no rate": (lambda m, o: o.param_groups[0].update(lr=None), "has lr=None, which no number multiplies"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_stands_in_the_way_is_told_and_nothing_is_changed(case):
+    model = net(64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    prepare, why = REFUSED[case]
+    prepare(model, optimizer)
+    before, groups = copy.deepcopy(model.state_dict()), groups_of(optimizer) if case != "no rate" else None
+    with pytest.raises(CoordCheckError, match=why):
+        fixed("mlp").apply(model, optimizer, width=64)
+    if case != "meta":
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if groups is not None:
+        assert groups_of(optimizer) == groups
+
+
+def test_other_names_are_told_with_the_nearest():
+    model = misnamed()
+    with pytest.raises(CoordCheckError, match=r"no parameter '2.weight' \(did you mean"):
+        fixed("mlp").apply(model, torch.optim.Adam(model.parameters()), width=64)
+    attention = Decoder(64, fused=False, normed=False, tied="")
+    with pytest.raises(CoordCheckError, match=r"no parameter 'qkv.weight'.*and 1 more|no parameter"):
+        fixed("fused").apply(attention, torch.optim.Adam(attention.parameters()), width=64)
+
+
+def test_rows_tell_a_wrong_width():
+    model, optimizer = decoder(64, fused=True)
+    with pytest.raises(CoordCheckError, match="is width= that of this model"):
+        fixed("fused").apply(model, optimizer, width=96)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"base_width": 0}, "base_width must be an integer of 1 or more"),
+        ({"weight_decay": "none"}, "weight_decay must be one of keep, constant"),
+        ({"rounds": 0}, "rounds must be"),
+        ({"base_width": 7}, "no model of the base width: build\\(7\\) raised ValueError"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments, why):
+    def even(width: int) -> Any:
+        if width % 2:
+            raise ValueError(width)
+        return standard(width)
+
+    with pytest.raises(CoordCheckError, match=why):
+        coordcheck.fix(even, pair_batch(), loss=F.cross_entropy, widths=WIDTHS, **arguments)
+
+
+class Stubborn(torch.optim.Adam):
+    """An optimizer whose rate is its own, and not its groups'."""
+
+    def step(self, closure: Any = None) -> None:
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = self.defaults["lr"]
+        super().step(closure)
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def test_an_optimizer_that_does_not_use_its_groups_rates_is_told():
+    def build(width: int) -> Any:
+        model = net(width)
+        return model, Stubborn(model.parameters(), lr=1e-2)
+
+    found = coordcheck.fix(build, pair_batch(), loss=F.cross_entropy, base_width=32, widths=WIDTHS)
+    assert found.exit_code == 1
+    assert any("does not use its groups' lr" in text for text in found.obstacles), found
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    fixed("mlp").save(tmp_path / "mup.json")
+    data = (tmp_path / "mup.json").read_bytes()
+    (tmp_path / "mup.json").write_bytes(data.replace(b"2.weight", b"3.weight"))
+    with pytest.raises(RunFileError, match="is damaged"):
+        coordcheck.Fix.load(tmp_path / "mup.json")
+
+
+def test_a_model_in_mup_is_left_as_it_is():
+    found = coordcheck.fix(fixed("mlp").build, pair_batch(), loss=F.cross_entropy, base_width=32, widths=WIDTHS)
+    assert found.exit_code == 0
+    assert found.rules.empty
+    assert "nothing to change" in str(found)

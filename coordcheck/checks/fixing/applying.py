@@ -157,11 +157,14 @@ def _row_factors(at: Rows, parameter: Tensor, width: int, factor: float) -> Tens
     last = parameter.dim() - dim
     sizes = [size if last - axes < axis <= last else 1 for axis, size in enumerate(parameter.shape)]
     if math.prod(sizes) != numbers[0]:
-        raise CoordCheckError(
-            f"{at.parameter} has {math.prod(sizes)} rows, where a model of width {width} has {numbers[0]}: is width= "
-            "that of this model?"
-        )
+        raise _other_width(at.parameter, numbers[0], width)
     return factors_of(numbers, factor, parameter).view(sizes)
+
+
+def _other_width(name: str, channels: int, width: int) -> CoordCheckError:
+    return CoordCheckError(
+        f"{name} has not the {channels} channels that it has in a model of width {width}: is width= that of this model?"
+    )
 
 
 def _like(factors: Tensor, parameter: Tensor) -> Tensor:
@@ -181,5 +184,7 @@ def _hook(at: Times, layers: Mapping[str, nn.Module], width: int, factor: float)
         return TimesOutput(factor)
     _, axis, axes, *numbers = (linear.at(width) for linear in at.channels)
     own = dict(layers[_path(at)].named_parameters(recurse=False))
+    if not any(numbers[0] in parameter.shape for parameter in own.values()):
+        raise _other_width(at.module, numbers[0], width)
     bias = next((name for name, parameter in own.items() if at.without and parameter.dim() == 1), "")
     return TimesChannels(factors_of(numbers, factor), axis, axes, bias)

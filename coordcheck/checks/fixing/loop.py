@@ -42,26 +42,26 @@ def search(diagnose: Diagnose, rounds: int) -> Found:
     asked = prescribe(_findings(before), 1)
     best, least = Found((), before, before, asked.obstacles), _Score.of(before, asked)
     rules: tuple[Rule, ...] = ()
-    visited, told = [positions(rules)], list[str]()
+    visited, told, stuck = [positions(rules)], list[str](), dict[str, str]()
     previous = before
     for number in range(2, rounds + 2):
         swings = dict(_swinging(asked, rules, visited))
         told += [f"{name}: {SWINGS} ({of}): it is left as it is" for name, of in swings.items()]
-        new = tuple(rule for rule in asked.rules if rule.name not in swings)
+        new = tuple(rule for rule in asked.rules if rule.name not in {**swings, **stuck})
         if not new:
             break
         rules += new
         visited.append(positions(rules))
         report = diagnose(rules)
         asked = prescribe(_findings(report), number)
-        stuck = _without_effect(new, asked.rules, _findings(previous), _findings(report))
-        told += stuck.values()
+        stuck |= _without_effect(new, asked.rules, _findings(previous), _findings(report))
         previous = report
         score = _Score.of(report, asked)
         if score < least:
             best, least = Found(rules, before, report, asked.obstacles), score
-        elif swings or stuck.keys() >= {rule.name for rule in asked.rules}:  # nothing improves any more
+        elif swings:  # nothing improves any more
             break
+    told += stuck.values()
     after = _findings(best.after)
     left = [f"{rule.name}: still to blame ({rule.cause}) under these rules" for rule in prescribe(after, 1).rules]
     left = [one for one in left if not any(text.startswith(one.partition(": ")[0] + ":") for text in told)]

@@ -80,7 +80,8 @@ def fix(
     """
     plan = RuleBook(whole_number("base_width", base_width, 1), weight_decay, (), ())
     most = whole_number("rounds", rounds, 1)
-    _refuse(build, plan, distinct_widths(widths))
+    widths = distinct_widths(widths)
+    _refuse(build, plan, widths)
     how: dict[str, Any] = {
         **{"batch": cached_batches(batch, STEPS), "loss": loss, "widths": widths, "seeds": seeds},
         **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
@@ -92,7 +93,12 @@ def fix(
 
 
 def _diagnosed(build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
-    return diagnose({AFTER: FixedBuild(build, book)} if book.rules else {BEFORE: build}, **how)
+    if not book.rules:
+        return diagnose({BEFORE: build}, **how)
+    fixed = FixedBuild(build, book)
+    with preserved_state(), user_code("build"):  # what cannot be applied is told once, and not of every run
+        fixed(min(how["widths"]))
+    return diagnose({AFTER: fixed}, **how)
 
 
 def _refuse(build: object, plan: RuleBook, widths: Sequence[int]) -> None:
