@@ -24,7 +24,7 @@ FRAMES_PAGE = """# Columns of the tables
 
 `report.measurements`, `report.slopes` and `report.verdicts` are pandas frames; `report.culprits`, `report.layers` and
 `report.parameters` are rows of `verdicts`, with the same columns. `plan` is what `coordcheck.plan` returns, `sweep`
-what `coordcheck.transfer_sweep` returns. A column of numbers is NaN where there is no number, and a text is missing
+what `coordcheck.transfer_sweep` returns, `fix` what `coordcheck.fix` returns. A column of numbers is NaN where there is no number, and a text is missing
 (`isna`) where there is none. *Exponent of the width* is d log(scale) / d log(width); *power of m* is what a remedy
 multiplies by, m = width / base width.
 
@@ -53,6 +53,7 @@ coordcheck plan train.py:build                     # parameters, roles, learning
 coordcheck run SP=train.py:build_sp µP=train.py:build_mup --batch train.py:batch --loss train.py:loss --figure check.png
 coordcheck run train.py:build --set depth=4 --save-to runs/ --jobs 4 --html check.html
 coordcheck diagnose train.py:build --batch train.py:batch --loss torch.nn.functional:cross_entropy
+coordcheck fix train.py:build --batch train.py:batch --loss torch.nn.functional:cross_entropy -o mup.json --code mup.py
 coordcheck show runs/
 coordcheck show before/ after/                     # checks side by side
 coordcheck figure runs/ slopes.pdf --kind slopes

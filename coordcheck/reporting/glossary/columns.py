@@ -192,5 +192,18 @@ FRAMES: dict[str, tuple[Column, ...]] = {
         ("widths", "integer", "How many widths have an optimum."),
         ("status", "text", "stays, moves, or not resolved."),
     ),
+    "fix.rules": _columns(
+        "fix.rules",
+        ("parameter", "text", "The parameter, block of its rows, use or operation that the rule is about."),
+        ("glob", "text", "The same with the numbers of all repeats in braces that are changed alike."),
+        ("role", "text", "What it is, by the axes that grow: input, hidden, readout, narrow, vector, ..."),
+        ("init", "number, power of m", "What its initial values are multiplied by."),
+        ("lr", "number, power of m", "What its learning rate is multiplied by."),
+        ("multiplier", "number, power of m", "What it is multiplied by: by init and lr, or where `where` says."),
+        ("eps", "number, power of m", "What the optimizer's eps for it is multiplied by."),
+        ("where", "text", "The module whose input or output has the multiplier by a hook; empty without one."),
+        ("cause", "text", "The cause that the diagnosis told."),
+        ("round", "integer", "The diagnosis that it comes from, from 1 on."),
+    ),
 }
 # fmt: on
