@@ -115,6 +115,46 @@ def test_diagnose_names_the_culprits(user_folder, capsys):
     assert main(["diagnose", "train.py:build_sp", *options, "--expect", "spp"]) == 2
 
 
+FIX = ["fix", "train.py:build_sp", "--batch", "train.py:batch", "--loss", "train.py:loss", "-q"]
+
+
+def test_fix_writes_rules_and_code(user_folder, capsys):
+    assert main([*FIX, "-o", "mup.json", "--code", "mup.py"]) == 0
+    printed = capsys.readouterr().out
+    assert "before: VIOLATED" in printed
+    assert "after: OK" in printed
+    assert "wrote mup.json, mup.py" in printed
+    fix = coordcheck.Fix.load(user_folder / "mup.json")
+    assert (user_folder / "mup.py").read_text(encoding="utf-8") == fix.to_code()
+    assert set(fix.rules["parameter"]) == {"hidden.0.weight", "hidden.1.weight", "readout.weight"}
+
+
+def test_fix_answers_machines(user_folder, capsys):
+    assert main([*FIX, "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == {"before": "learns too fast", "after": "ok"}
+    assert {rule["lr"] for rule in answer["rules"]} == {-1.0}
+    assert main([*FIX, "--format", "github"]) == 0
+    assert "::group::coordcheck" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--base", "0"], "--base must be an integer of 1 or more"),
+        (["b=train.py:build_mup"], "fix takes one model, got 2"),
+    ],
+)
+def test_what_fix_cannot_do_is_bad_input(user_folder, capsys, options, told):
+    assert main([FIX[0], *options, *FIX[1:]] if "=" in options[0] else [*FIX, *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_fix_draws_both(user_folder, capsys):
+    assert main([*FIX, "--widths", "32", "64", "128", "--figure", "both.svg", "--html", "both.html"]) == 0
+    assert "wrote both.svg, both.html" in capsys.readouterr().out
+
+
 def test_jobs_find_the_users_file(user_folder, capsys):
     assert run("train.py:build_mup", options=("--jobs", "2", "--seeds", "1")) in (0, 3)
     assert "layers" in capsys.readouterr().out
@@ -355,7 +395,7 @@ def test_steps_of_the_figure_that_no_run_makes_are_refused_before_any_training(u
     assert "--figure-steps has 5, and 2 updates are made: see --steps." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "plan", "run", "diagnose", "show", "figure", "report"])
+@pytest.mark.parametrize("command", ["demo", "plan", "run", "diagnose", "fix", "show", "figure", "report"])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

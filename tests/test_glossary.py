@@ -79,7 +79,8 @@ def frames(report: coordcheck.Report) -> dict[str, pd.DataFrame]:
     plan = coordcheck.plan(mlp("µP"), widths=(8, 16, 32))
     options: dict[str, Any] = {"lrs": [2.0**-9, 2.0**-8, 2.0**-7], "widths": (8, 16), "seeds": 1, "steps": 1}
     sweep = coordcheck.transfer_sweep(lambda w, lr: mlp(lr=lr)(w), pair_batch(), loss=F.cross_entropy, **options)
-    owners = {"": report, "plan": plan, "sweep": sweep}
+    fix = coordcheck.fix(mlp("SP"), pair_batch(), loss=F.cross_entropy, base_width=8, widths=(8, 16, 32), seeds=1)
+    owners = {"": report, "plan": plan, "sweep": sweep, "fix": fix}
     return {name: getattr(owners[name.rpartition(".")[0]], name.rpartition(".")[2]) for name in FRAMES}
 
 
