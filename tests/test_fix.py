@@ -37,7 +37,7 @@ def standard(width: int) -> Any:
 class Decoder(nn.Module):
     """One block of a decoder, with what users do differently."""
 
-    def __init__(self, width: int, fused: bool, normed: bool, tied: str) -> None:
+    def __init__(self, width: int, fused: bool, normed: str, tied: str) -> None:
         super().__init__()
         self.size, self.tied = width // 4, tied
         self.wte, self.norm = nn.Embedding(32, width), nn.LayerNorm(width)
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         else:
             self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
         if normed:
-            self.q_norm, self.k_norm = nn.RMSNorm(self.size), nn.RMSNorm(self.size)
+            self.q_norm, self.k_norm = (nn.RMSNorm(self.size, elementwise_affine=normed == "gain") for _ in range(2))
         self.o, self.last = nn.Linear(width, width), nn.LayerNorm(width)
         if tied != "function":
             self.head = nn.Linear(width, 32, bias=False)
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
         return F.linear(x, self.wte.weight) if self.tied == "function" else self.head(x)
 
 
-def decoder(width: int, fused: bool = False, normed: bool = False, tied: str = "") -> Any:
+def decoder(width: int, fused: bool = False, normed: str = "", tied: str = "") -> Any:
     model = Decoder(width, fused, normed, tied)
     return model, torch.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -87,6 +87,27 @@ def images() -> tuple[Tensor, Tensor]:
     return torch.randn(8, 3, 6, 6, generator=generator), torch.randint(10, (8,), generator=generator)
 
 
+class Experts(nn.Module):
+    """Three experts, of which the last one never gets a token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(64, width)
+        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.into(x).relu()
+        half = len(h) // 2
+        mixed = torch.cat([self.experts[0](h[:half]), self.experts[1](h[half:]), self.experts[2](h[:0])])
+        return self.out((h + mixed).relu())
+
+
+def experts(width: int) -> Any:
+    model = Experts(width)
+    return model, torch.optim.Adam(model.parameters(), lr=1e-2)
+
+
 CASES: dict[str, tuple[Build, Any, Any]] = {
     "mlp": (standard, pair_batch(), F.cross_entropy),
     "conv": (conv_net, images(), F.cross_entropy),
@@ -95,7 +116,8 @@ CASES: dict[str, tuple[Build, Any, Any]] = {
         for name, options in {
             "attention": {},
             "fused": {"fused": True},
-            "normed": {"normed": True},
+            "normed": {"normed": "gain"},
+            "normed without gains": {"normed": "plain"},
             "tied": {"tied": "module"},
             "tied by a function": {"tied": "function", "fused": True},
         }.items()
@@ -140,6 +162,15 @@ def test_multipliers_of_one_use_are_put_where_that_is_alone():
     assert told(fixed("fused"))["(model)/sdpa"] == (0, 0, -0.5, "output of qkv")
     assert told(fixed("tied"))["wte.weight@linear"] == (0, 0, -1, "input of head")
     assert told(fixed("tied by a function"))["wte.weight@linear"] == (0, 0, -1, "output of last")
+
+
+def test_a_repeat_that_the_probe_does_not_reach_is_changed_as_the_others():
+    found = coordcheck.fix(experts, pair_batch(), loss=F.cross_entropy, base_width=32, widths=WIDTHS)
+    rules = told(found)
+    assert rules["experts.2.weight"] == rules["experts.0.weight"] == (0, -1, 0, "")
+    causes = found.rules.set_index("parameter")["cause"]
+    assert causes["experts.2.weight"] == "lr, as of its repeats"
+    assert [text.partition(":")[0] for text in found.unjudged] == ["experts.2.bias"]
 
 
 def trained(made: Any, batch: Any, loss: Any, steps: int = 5) -> tuple[list[float], dict[str, Tensor]]:
@@ -309,7 +340,7 @@ def test_other_names_are_told_with_the_nearest():
     model = misnamed()
     with pytest.raises(CoordCheckError, match=r"no parameter '2.weight' \(did you mean"):
         fixed("mlp").apply(model, torch.optim.Adam(model.parameters()), width=64)
-    attention = Decoder(64, fused=False, normed=False, tied="")
+    attention = Decoder(64, fused=False, normed="", tied="")
     with pytest.raises(CoordCheckError, match=r"no parameter 'qkv.weight'.*and 1 more|no parameter"):
         fixed("fused").apply(attention, torch.optim.Adam(attention.parameters()), width=64)
 

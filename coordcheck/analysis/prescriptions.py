@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.verdicts import Verdict
+from coordcheck.runs.repeats import PARTS, starred
 from coordcheck.runs.rules import OFF, Linear, Rule
 from coordcheck.runs.words import Role, Side, Through
 
@@ -44,17 +45,21 @@ def prescribe(findings: Sequence[Finding], number: int) -> Prescription:
             obstacles.append(f"{finding.use.name}: {why}")
         else:
             rules.append(rule)
+    rules += _of_unseen(rules, findings, number)
     rules = [_placed(rule, obstacles) for rule in _with_one_learning_rate(_once(rules), findings)]
     rules = [rule for rule in rules if rule.init or rule.learning_rate or rule.multiplier or rule.eps]
     return Prescription(tuple(rules), tuple(dict.fromkeys(obstacles)))
 
 
-def unjudged(findings: Iterable[Finding]) -> list[str]:
-    """The trained parameters that no measurement decides, each with the reason."""
-    found = []
+OPEN = (Verdict.NOT_VISIBLE, Verdict.UNDECIDED, Verdict.NOT_FINITE)
+
+
+def unjudged(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[str]:
+    """The trained parameters that no measurement decides and no rule is about, each with the reason."""
+    ruled, found = {rule.name for rule in rules}, []
     for finding in findings:
-        use, open_ = finding.use, finding.verdict in (Verdict.NOT_VISIBLE, Verdict.UNDECIDED, Verdict.NOT_FINITE)
-        if open_ and use.trained and use.role is not Role.FUNCTION:
+        use = finding.use
+        if finding.verdict in OPEN and use.trained and use.role is not Role.FUNCTION and use.name not in ruled:
             found.append(f"{use.name}: {finding.verdict.value}: {finding.explanation}")
     return found
 
@@ -89,6 +94,28 @@ def _rule(finding: Finding, number: int) -> tuple[Rule, str]:
     if at_use or block:
         return rule._replace(module=use.module, side=use.side), ""
     return rule, ""
+
+
+def _of_unseen(rules: Sequence[Rule], findings: Sequence[Finding], number: int) -> list[Rule]:
+    """Rules of parameters without a gradient, such as those of experts without tokens: those of all their repeats.
+
+    Repeats are of the same size, with names that differ in numbers alone, and need the same.
+    """
+    ruled = {rule.name: rule for rule in rules if rule.name == rule.parameter}
+    repeats: dict[tuple[str, tuple[int, ...]], list[Finding]] = {}
+    for finding in findings:
+        sizes = tuple(finding.use.sizes.values())
+        repeats.setdefault((starred(finding.use.name, PARTS), sizes), []).append(finding)
+    found = []
+    for alike in repeats.values():
+        unseen = [f for f in alike if f.verdict is Verdict.NOT_VISIBLE and f.use.trained and f.use.parameter]
+        seen = [ruled.get(f.use.name) for f in alike if f.verdict is not Verdict.NOT_VISIBLE]
+        first = seen[0] if seen else None
+        if first is None or any(rule is None or rule[3:] != first[3:] for rule in seen):
+            continue
+        cause = f"{first.cause}, as of its repeats"
+        found += [first._replace(name=f.use.name, parameter=f.use.parameter, cause=cause, round=number) for f in unseen]
+    return found
 
 
 def _placed(rule: Rule, obstacles: list[str]) -> Rule:
@@ -151,7 +178,9 @@ def _beyond(power: float, done: float) -> float:
 def _with_one_learning_rate(rules: Sequence[Rule], findings: Sequence[Finding]) -> list[Rule]:
     """With the learning rate that most blocks of a parameter ask for as the parameter's own."""
     blocks = Counter(
-        finding.use.parameter for finding in findings if finding.use.name.startswith(f"{finding.use.parameter}[")
+        finding.use.parameter
+        for finding in findings
+        if finding.use.name.startswith(f"{finding.use.parameter}[") and finding.verdict not in OPEN
     )
     powers: dict[str, Counter[float]] = {}
     for rule in rules:
@@ -182,7 +211,8 @@ def _others(parameter: str, shared: float, rules: Sequence[Rule], findings: Sequ
     found = []
     for finding in findings:
         use = finding.use
-        if use.parameter == parameter and use.name.startswith(f"{parameter}[") and use.name not in asked:
+        measured = use.name.startswith(f"{parameter}[") and finding.verdict not in OPEN
+        if use.parameter == parameter and measured and use.name not in asked:
             like = next(rule for rule in rules if rule.parameter == parameter and rule.channels)
             rule = Rule(use.name, parameter, use.role, learning_rate=-shared, degree=like.degree, round=like.round)
             found.append(rule._replace(module=use.module, side=use.side, channels=_channels(use.channels)[0]))

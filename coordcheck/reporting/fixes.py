@@ -71,6 +71,7 @@ def render(book: RuleBook, before: Result | None, after: Result | None) -> Group
     elif after is not None and not after.exit_code:
         parts.append(Text("nothing to change"))
     parts += [Text(f"not fixed: {legible(printable(one), LENGTH)}", style="yellow") for one in book.obstacles]
+    parts += [Text(f"not judged: {legible(printable(one), LENGTH)}", style="dim") for one in book.unjudged[:MOST]]
     return Group(*parts)
 
 

@@ -73,6 +73,8 @@ class RuleBook(NamedTuple):
     """Every parameter of the model that they were made for."""
     obstacles: tuple[str, ...] = ()
     """What no rule mends, each with what stands in the way."""
+    unjudged: tuple[str, ...] = ()
+    """The parameters that no measurement decides, each with the reason."""
 
 
 def save_rules(path: str | PathLike[str], book: RuleBook) -> None:
@@ -87,6 +89,7 @@ def save_rules(path: str | PathLike[str], book: RuleBook) -> None:
         "rules": [[*rule[:2], rule.role.value, *rule[3:9], rule.side.value, *_plain(rule)] for rule in book.rules],
         "names": list(book.names),
         "obstacles": list(book.obstacles),
+        "unjudged": list(book.unjudged),
         "versions": versions(),
     }
     write_document(Path(path), "rules", content)
@@ -141,11 +144,12 @@ FIELDS = {
     "rules": items(_read_rule, MOST),
     "names": items(text, MOST),
     "obstacles": items(text, MOST),
+    "unjudged": items(text, MOST),
     "versions": mapping(text, 1000),
 }
 
 
 def _read(content: Iterable[tuple[str, Any]]) -> RuleBook:
     found: Mapping[str, Any] = members(content, FIELDS, [name for name in FIELDS if name != "versions"])
-    lists: Sequence[Sequence[Any]] = [found[name] for name in ("rules", "names", "obstacles")]
+    lists: Sequence[Sequence[Any]] = [found[name] for name in ("rules", "names", "obstacles", "unjudged")]
     return RuleBook(found["base_width"], found["weight_decay"], *map(tuple, lists))

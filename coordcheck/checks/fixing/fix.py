@@ -37,6 +37,7 @@ class Fix:
         after: that of the model with the rules applied.
         base_width: the width at which nothing is changed: where the learning rate was tuned.
         obstacles: what no rule mends, each with what stands in the way.
+        unjudged: the parameters that no measurement decides, which stay as they are, each with the reason.
     """
 
     def __init__(
@@ -58,6 +59,10 @@ class Fix:
     @property
     def obstacles(self) -> tuple[str, ...]:
         return self._book.obstacles
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        return self._book.unjudged
 
     @property
     def rules(self) -> pd.DataFrame:
@@ -172,7 +177,7 @@ class Fix:
                 "status": dict(zip((BEFORE, AFTER), verdicts, strict=True)),
                 **{"base_width": self.base_width, "weight_decay": self._book.weight_decay},
                 "rules": self.rules.to_dict("records"),
-                "obstacles": list(self.obstacles),
+                **{"obstacles": list(self.obstacles), "unjudged": list(self.unjudged)},
             }
         )
 

@@ -26,6 +26,8 @@ class Found(NamedTuple):
     after: Report
     obstacles: tuple[str, ...]
     """What no rule mends, each with what stands in the way."""
+    unjudged: tuple[str, ...] = ()
+    """The parameters that no measurement decides, each with the reason."""
 
 
 def search(diagnose: Diagnose, rounds: int) -> Found:
@@ -65,8 +67,8 @@ def search(diagnose: Diagnose, rounds: int) -> Found:
     after = _findings(best.after)
     left = [f"{rule.name}: still to blame ({rule.cause}) under these rules" for rule in prescribe(after, 1).rules]
     left = [one for one in left if not any(text.startswith(one.partition(": ")[0] + ":") for text in told)]
-    obstacles = dict.fromkeys([*best.obstacles, *told, *left, *unjudged(after)])
-    return best._replace(obstacles=tuple(obstacles))
+    obstacles = dict.fromkeys([*best.obstacles, *told, *left])
+    return best._replace(obstacles=tuple(obstacles), unjudged=tuple(unjudged(after, best.rules)))
 
 
 class _Score(NamedTuple):

@@ -88,7 +88,7 @@ def fix(
         **{"timeout": timeout, "probe": probe, "roles": roles},
     }
     found = search(lambda rules: _diagnosed(build, plan._replace(rules=rules), how), most)
-    book = plan._replace(rules=found.rules, names=_names(found.before), obstacles=found.obstacles)
+    book = RuleBook(*plan[:2], found.rules, _names(found.before), found.obstacles, found.unjudged)
     return Fix(book, before=found.before, after=found.after, build=build, how=how)
 
 

@@ -96,6 +96,11 @@ class Places:
         ]
         return next((place for place in found if place is not None), None)
 
+    def scored(self, attentions: Iterable[AttentionCall]) -> set[str]:
+        """The modules whose outputs are one side of an attention, and nothing else."""
+        places = map(self.of_scores, attentions)
+        return {place.path for place in places if place is not None and place.piece is None}
+
     def _given(self, chain: Chain, call: Call, position: int, parametric: bool = True) -> Place | None:
         """The last module whose output becomes this argument of a call, and nothing else.
 

@@ -70,6 +70,8 @@ class OwnUpdates:
         self._names = frozenset(use.name for use in self.uses)
         self.products = named_products(tracer, self._names)
         self.modules = forward_modules(model, tracer, {*self._names, *self.products})
+        for path in tracer.places.scored(tracer.attentions):  # whose scale is judged as that of the logits
+            self.modules = {name: module for name, module in self.modules.items() if module.path != path}
         self.scales = ScaleTable()
         self.lost: set[str] = set()
         self._counts: dict[str, float | Tensor] = {}  # coordinates of a gradient that are not zero
