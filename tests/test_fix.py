@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import coordcheck
 from coordcheck.common.errors import CoordCheckError, RunFileError
+from coordcheck.runs.rules import Linear, Rule, RuleBook
+from coordcheck.runs.words import Role, Side
 
 Build = Callable[[int], Any]
 TOKENS = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(0))
@@ -232,6 +234,57 @@ def test_at_the_base_width_nothing_changes():
 
 
 # ---- what is kept, and what is refused
+
+
+class Halves(nn.Module):
+    """Two matrices, in one or apart."""
+
+    def __init__(self, fused: bool, bias: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        both, self.out = nn.Linear(64, 32, bias=bias), nn.Linear(16, 10)
+        if fused:
+            self.both = both
+        else:
+            self.a, self.b = nn.Linear(64, 16, bias=bias), nn.Linear(64, 16, bias=bias)
+            with torch.no_grad():
+                for place, half in enumerate((self.a, self.b)):
+                    half.weight.copy_(both.weight[16 * place : 16 * place + 16])
+                    half.bias.copy_(both.bias[16 * place : 16 * place + 16]) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.both(x).chunk(2, -1) if self.fused else (self.a(x), self.b(x))
+        return self.out(a.relu() * b.tanh())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("degree", [0, 1])
+def test_rows_of_one_tensor_learn_at_a_rate_of_their_own(degree, bias):
+    """A hook on the rows does what a smaller learning rate does of a matrix that is apart, and leaves its bias."""
+    channels = tuple(Linear(*number) for number in ((2, 0), (1, 0), (1, 0), (0, 2), (0, 0), (0, 1), (1, 0)))
+    block = Rule("both.weight[0]", "both.weight", Role.HIDDEN, learning_rate=-1.0, degree=degree, cause="lr")
+    block = block._replace(module="both", side=Side.OUTPUT, channels=channels)
+    whole = Rule("a.weight", "a.weight", Role.HIDDEN, learning_rate=-1.0, degree=degree, cause="lr")
+    names = ("both.weight", "both.bias", "out.weight", "out.bias") if bias else ("both.weight", "out.weight")
+    losses = []
+    for fused, rule in ((True, block), (False, whole)):
+        book = RuleBook(4, "keep", (rule,), names)
+        torch.manual_seed(0)
+        model = Halves(fused, bias)
+        kind: Any = torch.optim.SGD if degree else torch.optim.Adam
+        options = {"lr": 1.0, "momentum": 0.5} if degree else {"lr": 1e-2, "eps": 1e-30}
+        optimizer = kind(model.parameters(), **options)
+        coordcheck.Fix(book).apply(model, optimizer, width=16)
+        losses.append(trained((model, optimizer), pair_batch(), F.cross_entropy)[0])
+        if fused:
+            by_code: dict[str, Any] = {}
+            exec(coordcheck.Fix(book).to_code(), by_code)
+            torch.manual_seed(0)
+            again = Halves(fused, bias)
+            other = kind(again.parameters(), **options)
+            by_code["apply_mup"](again, other, 16)
+            assert trained((again, other), pair_batch(), F.cross_entropy)[0] == losses[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def groups_of(optimizer: torch.optim.Optimizer) -> list[tuple[int, float]]:

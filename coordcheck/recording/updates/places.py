@@ -14,6 +14,7 @@ from coordcheck.recording.graph.places import Place, channels_of
 from coordcheck.recording.graph.tracer import Tracer
 from coordcheck.recording.updates.parameter_uses import ParameterUse
 from coordcheck.recording.updates.replays import Block, Layer, Slice
+from coordcheck.runs.words import Through
 
 
 def placed(use: ParameterUse, tracer: Tracer, initial: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -22,8 +23,9 @@ def placed(use: ParameterUse, tracer: Tracer, initial: Mapping[str, Tensor]) -> 
     if call is None:
         return {"channels": _of_slice(block.operand, initial[use.parameter])} if isinstance(block, Slice) else {}
     if block is None:
-        second = use.name != use.parameter and call.matrix
-        return _fields(tracer.places.of_input(call), ()) if second else {}
+        normed = use.made is not None and not use.hidden and use.made.through is Through.NORMED
+        alone = call.matrix and (use.name != use.parameter or normed)
+        return _fields(tracer.places.of_input(call), ()) if alone else {}
     if isinstance(block, Slice):
         return {"channels": _of_slice(block.operand, initial[use.parameter])}
     if isinstance(block, Layer):
