@@ -513,6 +513,34 @@ def test_an_attentions_scale_belongs_to_no_projection(kind: str):
         assert factors(only(tracer, f"{name}.weight")) == (1, 1, 1)
 
 
+def scaled_blocks(split: Callable[[Tensor], Any], factors: Tensor) -> AttentionCall:
+    """The attention of three blocks of a fused projection, whose channels are multiplied first."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        q, k, v = (block if block.dim() == 4 else block[:, None] for block in split(s.w(x) * factors.view(1, 1, -1)))
+        return F.scaled_dot_product_attention(q, k, v)
+
+    (found,) = traced(Called(forward, w=nn.Linear(IN, 3 * OUT)), torch.randn(2, 5, IN)).attentions
+    return found
+
+
+THIRDS = [torch.arange(0, OUT), torch.arange(OUT, 2 * OUT), torch.arange(2 * OUT, 3 * OUT)]
+PER_HEAD = [torch.cat([torch.arange(6) + 6 * third, torch.arange(18, 24) + 6 * third]) for third in range(3)]
+FUSED = [
+    *(pytest.param(*one.values, THIRDS, id=one.id) for one in SPLIT),
+    pytest.param(lambda h: h.view(*h.shape[:2], 2, 18).chunk(3, -1), PER_HEAD, id="thirds of each head"),
+]
+
+
+@pytest.mark.parametrize(("split", "places"), FUSED)
+def test_a_scale_of_some_channels_is_the_attentions_whose_queries_or_keys_they_are(split: Any, places: list[Tensor]):
+    plain = scaled_blocks(split, torch.linspace(1, 2, 3 * OUT))  # no block has a scale of its own
+    for block, expected in zip(places, (0.5, 0.5, 1), strict=True):
+        factors = torch.ones(3 * OUT)
+        factors[block] = 0.5
+        assert scaled_blocks(split, factors).scale == pytest.approx(expected * plain.scale)
+
+
 def test_a_product_without_softmax_is_no_attention():
     model = Called(lambda s, x: (s.a(x) @ s.a(x).transpose(-1, -2)).relu() @ x, a=nn.Linear(IN, IN))
     assert traced(model, torch.randn(2, 5, IN)).attentions == []
