@@ -69,15 +69,22 @@ class Parts(Laid):
 
 def multiplied(value: Value, use: UseCall) -> float:
     """What the channels of a matrix that one side of a product holds are multiplied by, where that is one number."""
-    parts = Parts()
-    while use.along is not None and value.call is not None and value.call.activations:
-        layout = parts.of(value).get(use)
+    if use.along is None:
+        return 1.0
+    parts, waiting, found = Parts(), [value], set[Piece]()
+    for _ in range(4 * STEPS):  # rotary positions take several parts, and join them again
+        if not waiting:
+            break
+        one = waiting.pop()
+        layout = parts.of(one).get(use)
         if layout is not None:
-            piece = piece_of(layout)
-            use.attended.add(piece)
-            return factor_along(use.along, piece)
-        value = next(iter(value.call.activations.values()))
-    return 1.0
+            found.add(piece_of(layout))
+        elif one.call is not None and not one.call.uses:
+            waiting += one.call.activations.values()
+    factors = {factor_along(use.along, piece) for piece in found}
+    places = {int(place) for piece in found for place in piece.places()}
+    use.attended |= {*found, *(part for part in use.parts if places == set(part.places().tolist()))}
+    return factors.pop() if len(factors) == 1 else 1.0
 
 
 def factor_along(numbers: Tensor, piece: Piece) -> float:
