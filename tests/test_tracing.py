@@ -513,15 +513,26 @@ def test_an_attentions_scale_belongs_to_no_projection(kind: str):
         assert factors(only(tracer, f"{name}.weight")) == (1, 1, 1)
 
 
-def scaled_blocks(split: Callable[[Tensor], Any], factors: Tensor) -> AttentionCall:
-    """The attention of three blocks of a fused projection, whose channels are multiplied first."""
+def scaled_blocks(split: Callable[[Tensor], Any], factors: Tensor) -> tuple[float, Tensor | None]:
+    """The scale of an attention of three blocks of a projection, and what its channels are multiplied by besides."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
         q, k, v = (block if block.dim() == 4 else block[:, None] for block in split(s.w(x) * factors.view(1, 1, -1)))
         return F.scaled_dot_product_attention(q, k, v)
 
-    (found,) = traced(Called(forward, w=nn.Linear(IN, 3 * OUT)), torch.randn(2, 5, IN)).attentions
-    return found
+    tracer = traced(Called(forward, w=nn.Linear(IN, 3 * OUT)), torch.randn(2, 5, IN))
+    (found,) = tracer.attentions
+    return found.scale, only(tracer).along
+
+
+def turned(h: Tensor) -> list[Tensor]:
+    """Three blocks, with rotary positions on a part of the first two."""
+    q, k, v = h.chunk(3, -1)
+    angles = torch.linspace(0, 1, h.shape[1])[:, None]
+    return [
+        *(torch.cat([t[..., :4] * angles.cos() + t[..., :4].flip(-1) * angles.sin(), t[..., 4:]], -1) for t in (q, k)),
+        v,
+    ]
 
 
 THIRDS = [torch.arange(0, OUT), torch.arange(OUT, 2 * OUT), torch.arange(2 * OUT, 3 * OUT)]
@@ -529,16 +540,31 @@ PER_HEAD = [torch.cat([torch.arange(6) + 6 * third, torch.arange(18, 24) + 6 * t
 FUSED = [
     *(pytest.param(*one.values, THIRDS, id=one.id) for one in SPLIT),
     pytest.param(lambda h: h.view(*h.shape[:2], 2, 18).chunk(3, -1), PER_HEAD, id="thirds of each head"),
+    pytest.param(turned, THIRDS, id="rotary positions"),
 ]
 
 
 @pytest.mark.parametrize(("split", "places"), FUSED)
 def test_a_scale_of_some_channels_is_the_attentions_whose_queries_or_keys_they_are(split: Any, places: list[Tensor]):
-    plain = scaled_blocks(split, torch.linspace(1, 2, 3 * OUT))  # no block has a scale of its own
+    several = torch.linspace(1, 2, 3 * OUT).round(decimals=1)  # no block has a scale of its own
+    plain, _ = scaled_blocks(split, several)
     for block, expected in zip(places, (0.5, 0.5, 1), strict=True):
         factors = torch.ones(3 * OUT)
         factors[block] = 0.5
-        assert scaled_blocks(split, factors).scale == pytest.approx(expected * plain.scale)
+        scale, left = scaled_blocks(split, factors)
+        assert scale == pytest.approx(expected * plain)
+        assert left is not None
+        assert left.tolist() == (factors.tolist() if expected == 1 else [1] * 3 * OUT)
+
+
+def test_a_scale_of_normed_queries_is_what_their_norm_gives_less():
+    def forward(s: Any, x: Tensor) -> Tensor:
+        q, k, v = (heads.unflatten(-1, (2, -1)).transpose(1, 2) for heads in s.w(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(s.q_norm(q), k, v)
+
+    model = Called(forward, w=nn.Linear(IN, 3 * OUT), q_norm=nn.RMSNorm(OUT // 2))
+    model.q_norm.register_forward_hook(lambda module, args, output: output * 0.25)
+    assert traced(model, torch.randn(2, 5, IN)).outside == {"q_norm": 4.0}
 
 
 def test_a_product_without_softmax_is_no_attention():

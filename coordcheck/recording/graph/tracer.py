@@ -99,7 +99,15 @@ class Tracer(Watch):
     @property
     def outside(self) -> dict[str, float]:
         """The scalar that multiplies a module's output outside of it, by path, where there is one."""
-        return self.reading.outside(self._exits)
+        found = self.reading.outside(self._exits)
+        for product in self.reading.attentions:  # queries that a norm gives: no matrix' output
+            place = self.places.of_scores(product)
+            given = {} if place is None or place.piece else {path: v for path, v in self._exits if path == place.path}
+            for path, value in given.items():
+                mark = self.reading.of(value)
+                if not mark.held and mark.factor not in (0.0, 1.0):
+                    found[path] = 1 / mark.factor
+        return found
 
     @cached_property
     def places(self) -> Places:
