@@ -522,7 +522,7 @@ def scaled_blocks(split: Callable[[Tensor], Any], factors: Tensor) -> tuple[floa
 
     tracer = traced(Called(forward, w=nn.Linear(IN, 3 * OUT)), torch.randn(2, 5, IN))
     (found,) = tracer.attentions
-    return found.scale, only(tracer).along
+    return found.scale, only(tracer).own_along
 
 
 def turned(h: Tensor) -> list[Tensor]:

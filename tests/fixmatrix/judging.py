@@ -13,7 +13,6 @@ import torch
 import coordcheck
 from coordcheck.analysis.verdicts import Verdict
 from coordcheck.checks.fixing.fix import Fix
-from coordcheck.checks.fixing.verb import fix
 from fixmatrix.entries import WIDTHS, Entry
 
 SEEDS = (101, 102, 103, 104), tuple(range(101, 113))
@@ -58,7 +57,7 @@ def judged(entry: Entry, widths: Sequence[int] = WIDTHS) -> Row:
 
 def _judged(entry: Entry, widths: Sequence[int], start: float) -> Row:
     model = entry.model
-    fixed = fix(entry.build, model.batch(0), loss=model.loss, base_width=widths[0], widths=widths)
+    fixed = coordcheck.fix(entry.build, model.batch(0), loss=model.loss, base_width=widths[0], widths=widths)
     report = checked(entry, fixed, widths)
     before, _ = fixed.status
     rounds = int(fixed.rules["round"].max()) if len(fixed.rules) else 0

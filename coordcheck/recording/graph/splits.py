@@ -82,9 +82,11 @@ def multiplied(value: Value, use: UseCall) -> float:
         elif one.call is not None and not one.call.uses:
             waiting += one.call.activations.values()
     factors = {factor_along(use.along, piece) for piece in found}
+    if len(factors) != 1:
+        return 1.0
     places = {int(place) for piece in found for place in piece.places()}
     use.attended |= {*found, *(part for part in use.parts if places == set(part.places().tolist()))}
-    return factors.pop() if len(factors) == 1 else 1.0
+    return factors.pop()
 
 
 def factor_along(numbers: Tensor, piece: Piece) -> float:
