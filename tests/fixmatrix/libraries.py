@@ -80,12 +80,12 @@ def seeing(make: Callable[[int], nn.Module], size: int, *optimizers: str) -> Mod
     return Model(make, partial(pairs, size), F.cross_entropy, ("adam", *optimizers))
 
 
-LM, BOTH = "ForCausalLM", ("momentum", "muon")
+LM = "ForCausalLM"
 MODELS: dict[str, Model] = {
-    "gpt2": transformer("GPT2", "LMHeadModel", zoo._gpt2, *BOTH),
+    "gpt2": transformer("GPT2", "LMHeadModel", zoo._gpt2, "momentum"),
     "gpt2 heads=4": transformer("GPT2", "LMHeadModel", partial(zoo._gpt2, heads=4), "muon"),
     "llama": transformer("Llama", LM, zoo._llama, "momentum"),
-    "llama heads=4": transformer("Llama", LM, partial(zoo._llama, heads=4), "muon"),
+    "llama heads=4": transformer("Llama", LM, partial(zoo._llama, heads=4)),
     "opt heads=4": transformer("OPT", LM, opt, "momentum"),
     "gpt-neox heads=4": transformer("GPTNeoX", LM, neox, "momentum"),
     "phi": transformer("Phi", LM, sizes),
@@ -98,7 +98,7 @@ MODELS: dict[str, Model] = {
     "vit": transformer("ViT", "ForImageClassification", zoo._vit, "momentum", batch=images),
     "mamba": transformer("Mamba", LM, zoo._mamba),
     "timm resnet": seeing(partial(zoo.timm_model, "resnet18"), 32, "momentum"),
-    "timm vit": seeing(partial(zoo.timm_model, "vit_tiny_patch16_224"), 16, *BOTH),
+    "timm vit": seeing(partial(zoo.timm_model, "vit_tiny_patch16_224"), 16, "momentum"),
     "timm convnext": seeing(convnext, 32),
-    "timm mixer": seeing(mixer, 16, *BOTH),
+    "timm mixer": seeing(mixer, 16, "momentum", "muon"),
 }
