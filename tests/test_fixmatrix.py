@@ -24,7 +24,7 @@ CASES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.thorough
 
 
 def trained(entry: Entry, change: Callable[[Any, Any], None]) -> tuple[list[float], dict[str, Tensor]]:
-    """The losses of five steps at twice the base width, whose root is no binary number, and the parameters after them."""
+    """The losses of five steps at twice the base width, as the root of 2 is rounded, and the parameters after them."""
     torch.manual_seed(0)
     model, made = entry.build(2 * WIDTHS[0])
     change(model, made)
