@@ -50,6 +50,16 @@ def readout_verdict(activation: float, change: float) -> pd.Series:
     return judge(fit_slopes(measurements(records)), growing_outputs(records)).iloc[0]
 
 
+def test_a_layer_of_integers_is_not_compared_and_keeps_no_label_from_being_ok():
+    layers = {"fc": {"activation": 0.0, "change": 0.0}, "chosen": {"activation": 0.0}}
+    records = power_law_records(layers, widths=WIDTHS)
+    table = measurements(records)
+    table.loc[table["layer"] == "chosen", ["value", "status"]] = [math.nan, "integer"]
+    verdicts = judge(fit_slopes(table), growing_outputs(records))
+    assert dict(zip(verdicts["layer"], verdicts["verdict"], strict=True)) == {"fc": "ok", "chosen": "not compared"}
+    assert label_status(verdicts) == {"model": Verdict.OK}
+
+
 def verdict_by_step(exponents: dict[int, float]) -> pd.Series:
     """The verdict on a layer whose change has these exponents by step, and 0 at the others."""
     steps = max(exponents)

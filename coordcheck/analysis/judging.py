@@ -143,7 +143,10 @@ def _unmoved(fits: Sequence[Mapping[str, Any]], initial: Evidence | None) -> Jud
             return Judgement(Verdict.NOT_JUDGED, initial, f"{_seen(initial)}; its change is not judged: {why}")
         return Judgement(Verdict.UNDECIDED, None, f"its change in training has no slope: {why}")
     if initial is None:
-        return Judgement(Verdict.UNDECIDED, None, "no slope: " + ", ".join(sorted({fit["status"] for fit in fits})))
+        statuses = {fit["status"] for fit in fits}
+        if statuses == {Status.INTEGER.value}:  # as which experts a router chose
+            return Judgement(Verdict.NOT_COMPARED, None, "integers have no scale")
+        return Judgement(Verdict.UNDECIDED, None, "no slope: " + ", ".join(sorted(statuses)))
     return Judgement(Verdict.UNDECIDED, None, "no update was recorded, so nothing is known of its change")
 
 

@@ -45,7 +45,7 @@ class Verdict(str, Enum):
     NOT_VISIBLE = "not visible"
     """A parameter whose own update could not be seen; the explanation says why."""
     NOT_COMPARED = "not compared"
-    """Seen at some widths only, too few for a slope: a layer of deeper models, along a depth axis."""
+    """Seen at some widths only, too few for a slope, as a layer of deeper models along a depth axis; or integers."""
     NOT_JUDGED = "ok, changes not judged"
     """Right at initialisation; a change is none of training, because every step saw another batch."""
     OK = "ok"

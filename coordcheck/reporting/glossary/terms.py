@@ -165,7 +165,8 @@ TERMS: tuple[Term, ...] = (
          "Of a parameter: its use in the forward pass could not be followed, or the loss does not depend on "
          "it; the explanation says which. It is not judged."),
         ("not compared",
-         "The layer was seen at some widths only, or sees other rows at other steps, as experts do.", "fold"),
+         "The layer was seen at some widths only, sees other rows at other steps, as experts do, or gives integers, "
+         "as which expert it chose.", "fold"),
     ),
     *_terms(
         "cause",
