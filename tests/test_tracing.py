@@ -525,6 +525,12 @@ def scaled_blocks(split: Callable[[Tensor], Any], factors: Tensor) -> tuple[floa
     return found.scale, only(tracer).own_along
 
 
+def shaped(h: Tensor) -> list[Tensor]:
+    """Three blocks, of which the others take the shape of the first."""
+    q, k, v = h.chunk(3, -1)
+    return [q, k.expand_as(q), v.expand_as(q)]
+
+
 def turned(h: Tensor) -> list[Tensor]:
     """Three blocks, with rotary positions on a part of the first two."""
     q, k, v = h.chunk(3, -1)
@@ -540,6 +546,7 @@ PER_HEAD = [torch.cat([torch.arange(6) + 6 * third, torch.arange(18, 24) + 6 * t
 FUSED = [
     *(pytest.param(*one.values, THIRDS, id=one.id) for one in SPLIT),
     pytest.param(lambda h: h.view(*h.shape[:2], 2, 18).chunk(3, -1), PER_HEAD, id="thirds of each head"),
+    pytest.param(shaped, THIRDS, id="expand_as"),
     pytest.param(turned, THIRDS, id="rotary positions"),
 ]
 

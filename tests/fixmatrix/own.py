@@ -20,8 +20,8 @@ HEAD = 16
 
 
 def vectors(seed: int) -> tuple[Tensor, Tensor]:
-    """8 examples of 16 numbers, and their classes."""
-    return data.normal(8, data.INPUTS, seed=seed), data.labels(8, seed=seed + 1)
+    """32 examples of 16 numbers, and their classes."""
+    return data.normal(32, data.INPUTS, seed=seed), data.labels(32, seed=seed + 1)
 
 
 def sequences(seed: int) -> tuple[Tensor, Tensor]:
@@ -87,9 +87,9 @@ class ConvNet(nn.Module):
 
 
 class LoRA(nn.Module):
-    """A frozen layer with a trained update of rank 4."""
+    """A frozen layer with a trained update of rank 16."""
 
-    def __init__(self, n: int, rank: int = 4) -> None:
+    def __init__(self, n: int, rank: int = 16) -> None:
         super().__init__()
         self.base, self.a, self.b = nn.Linear(n, n), nn.Linear(n, rank, bias=False), nn.Linear(rank, n, bias=False)
         self.base.requires_grad_(False)

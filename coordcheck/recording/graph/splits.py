@@ -43,7 +43,7 @@ class Laid(dict[Value, dict[UseCall, Tensor]]):
             known = [(use, made) for use in matrices if (made := self.channels(use)) is not None]
             return {use: _numbered(value.shape, made) for use, made in known if len(matrices) == 1}
         befores = [before for before in call.activations.values() if before.size == value.size]
-        if call.along is not None:
+        if call.along is not None or does(call.name, Does.MOVES):  # others give numbers, or a shape
             befores = befores[:1]
         found = {use: layout for before in befores for use, layout in self.of(before, steps - 1).items()}
         if does(call.name, KEEPS) and all(before.shape == value.shape for before in befores):
@@ -80,7 +80,7 @@ def multiplied(value: Value, use: UseCall) -> float:
         if layout is not None:
             found.add(piece_of(layout))
         elif one.call is not None and not one.call.uses:
-            waiting += one.call.activations.values()
+            waiting += list(one.call.activations.values())[: 1 if does(one.call.name, Does.MOVES) else None]
     factors = {factor_along(use.along, piece) for piece in found}
     if len(factors) != 1:
         return 1.0
