@@ -71,17 +71,14 @@ def fix(
         roles: as for `check`.
 
     Returns:
-        A `Fix`: print it, `fix.rules`, `fix.apply(model, optimizer, width=4096)`, `fix.save(path)`, `fix.to_code()`,
-        `fix.report.figure()`.
+        A `Fix`: print it, `fix.apply(model, optimizer, width=4096)`, `fix.to_code()`, `fix.report.figure()`.
 
     Raises:
-        CoordCheckError: input that cannot be checked, or a model that rules cannot be applied to; the message says why.
+        CoordCheckError: input that cannot be checked, or a model that rules cannot be applied to.
         SweepInterrupted: (a KeyboardInterrupt) Ctrl-C, with the report so far.
     """
-    plan = RuleBook(whole_number("base_width", base_width, 1), weight_decay, (), ())
-    most = whole_number("rounds", rounds, 1)
-    widths = distinct_widths(widths)
-    _refuse(build, plan, widths)
+    most, widths = whole_number("rounds", rounds, 1), distinct_widths(widths)
+    plan = _plan(build, base_width, weight_decay, widths)
     how: dict[str, Any] = {
         **{"batch": cached_batches(batch, STEPS), "loss": loss, "widths": widths, "seeds": seeds},
         **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
@@ -101,13 +98,15 @@ def _diagnosed(build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
     return diagnose({AFTER: fixed}, **how)
 
 
-def _refuse(build: object, plan: RuleBook, widths: Sequence[int]) -> None:
-    """Refuse what cannot be fixed before anything is trained."""
-    if plan.weight_decay not in DECAYS:
-        raise CoordCheckError(f"weight_decay must be one of {', '.join(DECAYS)}, got {plan.weight_decay!r}.")
+def _plan(build: Build, base_width: int, weight_decay: str, widths: Sequence[int]) -> RuleBook:
+    """No rules so far; what cannot be fixed is refused before anything is trained."""
+    if weight_decay not in DECAYS:
+        raise CoordCheckError(f"weight_decay must be one of {', '.join(DECAYS)}, got {weight_decay!r}.")
     if not callable(build):
         raise CoordCheckError("build must be one function of the width: each model is fixed by itself.")
-    _refuse_base(build, plan.base_width, widths)
+    base = whole_number("base_width", base_width, 1)
+    _refuse_base(build, base, widths)
+    return RuleBook(base, weight_decay, (), ())
 
 
 def _refuse_base(build: Build, base: int, widths: Sequence[int]) -> None:

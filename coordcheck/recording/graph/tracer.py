@@ -180,7 +180,7 @@ class Tracer(Watch):
         if not produced:
             return
         role = role_of(call)
-        self._look(call, role, leaves, produced[0])
+        _look(call, role, leaves, produced[0])
         operand, parameters = None, frozenset[str]()
         if role is CallRole.USES:
             call.kept, call.uses = kept, uses_of(call, self.parameters)
@@ -215,19 +215,6 @@ class Tracer(Watch):
         elif role is CallRole.DERIVES and constants.is_product(call):
             self._follow_back(call, produced[0])
 
-    def _look(self, call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
-        """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""
-        if role is CallRole.DERIVES:
-            tensors = {position: leaves[position] for position in [*call.operands, *call.made][:1]}
-            factor = factor_of(call.name, leaves, tensors) if len(call.operands) == 1 else None
-        elif role is CallRole.USES:
-            tensors, factor = {}, learned_factor(call, leaves)
-        else:
-            tensors = {position: leaves[position] for position in call.activations}
-            factor = factor_of(call.name, leaves, without_number(call, tensors))
-            call.along = along(call, tensors) if factor is None else None
-        call.factor, call.view = factor, len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
-
     def _keep(self, call: Call, leaves: Sequence[Any], output: Tensor) -> None:
         """Keep a call's uses as the last ones, and what a replay needs of it."""
         if self.sampled and 0 in call.activations and _is_own(call, leaves, output):
@@ -243,6 +230,20 @@ class Tracer(Watch):
     def _keep_gradient(self, call: Call, gradient: Tensor) -> None:
         if call.uses and call.kept is not None:
             call.gradient = rows(gradient) if self.sampled else gradient.detach()
+
+
+def _look(call: Call, role: CallRole, leaves: Sequence[Any], made: Tensor) -> None:
+    """Note what is seen of values alone: the number that a call multiplies by, and whether it gives a view."""
+    if role is CallRole.DERIVES:
+        tensors = {position: leaves[position] for position in [*call.operands, *call.made][:1]}
+        factor = factor_of(call.name, leaves, tensors) if len(call.operands) == 1 else None
+    elif role is CallRole.USES:
+        tensors, factor = {}, learned_factor(call, leaves)
+    else:
+        tensors = {position: leaves[position] for position in call.activations}
+        factor = factor_of(call.name, leaves, without_number(call, tensors))
+        call.along = along(call, tensors) if factor is None else None
+    call.factor, call.view = factor, len(tensors) == 1 and shares_storage(next(iter(tensors.values())), made)
 
 
 def _keep_logits(call: Call, leaves: Sequence[Any], output: Tensor, *, sampled: bool, sides: bool) -> None:
