@@ -452,11 +452,12 @@ def test_the_demo_finds_sp_violated_and_mup_ok(tmp_path):
     assert "SP: VIOLATED" in printed
     assert "13 of 20 parameters and 2 attention scales to blame" in " ".join(printed.split())
     assert re.search(r"blocks\.\{0,1\}\.attention\.query\.weight \(2\) +learns too fast +lr × m\^-1", printed)
+    assert "SP, fixed: OK" in printed
     assert "µP: OK" in printed
     made = {path.name for path in (tmp_path / "demo").iterdir()}
     figures = {"coordinate_check.png", "slopes.png", "exponents.png"}
-    assert made == {*figures, "report.html", "verdicts.csv", "experiment.json", "runs"}
-    assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 24
+    assert made == {*figures, "report.html", "verdicts.csv", "mup.json", "experiment.json", "runs"}
+    assert len(list((tmp_path / "demo" / "runs").rglob("*.json"))) == 36
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,4 +1,4 @@
-"""The demo: the reference Transformer under SP and µP with Adam, on the source text of torch itself.
+"""The demo: the reference Transformer under SP, SP fixed, and µP with Adam, on the source text of torch itself.
 
 `build_sp` and `build_mup` are complete factories for the command line, too:
 
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordcheck.checks.check import check
+from coordcheck.checks.fixing.verb import fix
 from coordcheck.models import transformer
 from coordcheck.reporting.report import Report
 from coordcheck.training.trials import Trial
 
 SEQUENCES, CONTEXT = 8, 32
 LEARNING_RATE = 3e-3  # at width 64; where the µP model learns and the SP model visibly does not keep its scales
-SP, MUP = "SP", "µP"
+SP, FIXED, MUP = "SP", "SP, fixed", "µP"
 
 
 def next_byte_loss(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -56,8 +57,10 @@ def build_mup(width: int) -> Trial:
 
 
 def run_demo(folder: Path, *, jobs: int = 1) -> Report:
-    """Check both, and write the run files, the figures, the table and the page into `folder`."""
-    report = check({SP: build_sp, MUP: build_mup}, jobs=jobs, save_to=folder)
+    """Check all three, and write rules, run files, figures, the table and the page into `folder`."""
+    found = fix(build_sp, seeds=1, rounds=1)
+    report = check({SP: build_sp, FIXED: found.build, MUP: build_mup}, jobs=jobs, save_to=folder)
+    found.save(folder / "mup.json")
     report.figure(path=folder / "coordinate_check.png")
     report.figure("slopes", path=folder / "slopes.png")
     report.figure("exponents", path=folder / "exponents.png")

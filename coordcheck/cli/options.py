@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo_command(commands: Any) -> None:
-    told = "SP against µP on a small Transformer: figures, table, page and run files"
+    told = "SP, SP fixed and µP of a small Transformer: figures, table, page, rules and run files"
     command = _command(commands, "demo", told, "coordcheck demo")
     add = command.add_argument
     add("--out", type=Path, default=Path("coordcheck-demo"), help="folder for the results (default: %(default)s)")
