@@ -265,12 +265,11 @@ def test_rows_of_one_tensor_learn_at_a_rate_of_their_own(degree, bias):
     block = Rule("both.weight[0]", "both.weight", Role.HIDDEN, learning_rate=-1.0, degree=degree, cause="lr")
     block = block._replace(module="both", side=Side.OUTPUT, channels=channels)
     whole = Rule("a.weight", "a.weight", Role.HIDDEN, learning_rate=-1.0, degree=degree, cause="lr")
-    names = ("both.weight", "both.bias", "out.weight", "out.bias") if bias else ("both.weight", "out.weight")
     losses = []
     for fused, rule in ((True, block), (False, whole)):
-        book = RuleBook(4, "keep", (rule,), names)
         torch.manual_seed(0)
         model = Halves(fused, bias)
+        book = RuleBook(4, "keep", (rule,), tuple(dict(model.named_parameters())))
         kind: Any = torch.optim.SGD if degree else torch.optim.Adam
         options = {"lr": 1.0, "momentum": 0.5} if degree else {"lr": 1e-2, "eps": 1e-30}
         optimizer = kind(model.parameters(), **options)
@@ -396,6 +395,14 @@ def test_other_names_are_told_with_the_nearest():
     attention = Decoder(64, fused=False, normed="", tied="")
     with pytest.raises(CoordCheckError, match=r"no parameter 'qkv.weight'.*and 1 more|no parameter"):
         fixed("fused").apply(attention, torch.optim.Adam(attention.parameters()), width=64)
+
+
+def test_a_model_with_more_parameters_is_not_fixed_in_part():
+    model = nn.Sequential(*net(64), nn.Linear(10, 10))
+    with pytest.raises(
+        CoordCheckError, match=r"'5.weight' \(did you mean .*, and 1 more: the model that the rules are of"
+    ):
+        fixed("mlp").apply(model, torch.optim.Adam(model.parameters()), width=64)
 
 
 def test_rows_tell_a_wrong_width():

@@ -43,6 +43,7 @@ def apply_rules(book: RuleBook, model: nn.Module, optimizer: Any, width: int) ->
     _refuse_model(model, parameters)
     _refuse_optimizers(optimizers)
     _refuse_names(wanted, parameters, layers)
+    _refuse_unknown(book, parameters)
     rows = {at: _row_factors(at, parameters[at.parameter], width, m**power) for at, power in wanted.rows.items()}
     hooks = [(layers[_path(at)], _hook(at, layers, width, m**power)) for at, power in wanted.times.items() if m != 1]
     decay = book.weight_decay == "constant"
@@ -130,6 +131,17 @@ def _refuse_names(wanted: Changes, parameters: Mapping[str, Tensor], layers: Map
     if scripted:
         raise CoordCheckError(
             f"{scripted[0]} is a ScriptModule, on which such hooks do not act: apply the rules before it is scripted."
+        )
+
+
+def _refuse_unknown(book: RuleBook, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse a model with more parameters than the rules' own, such as a deeper one: nothing is known of these."""
+    unknown = [name for name, p in parameters.items() if p.requires_grad and book.names and name not in book.names]
+    if unknown:
+        more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise CoordCheckError(
+            f"{unknown[0]!r}{suggestion(unknown[0], book.names)}{more}: the model that the rules are of has no such "
+            "parameter. Fix the narrow model at the depth, and with the options, of the wide one."
         )
 
 
