@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -465,3 +466,59 @@ def test_a_model_in_mup_is_left_as_it_is():
     assert found.exit_code == 0
     assert found.rules.empty
     assert "nothing to change" in str(found)
+
+
+class Bare(nn.Module):
+    """An attention whose matrices are used by functions: no module gives its queries."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(32, width)
+        self.qkv = nn.Parameter(torch.randn(3, width, width) / width**0.5)
+        self.head = nn.Linear(width, 32)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.wte(ids)
+        q, k, v = (F.linear(x, matrix) for matrix in self.qkv)
+        return self.head(x + F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_what_no_rule_mends_is_told_and_the_rest_is_fixed():
+    def build(width: int) -> Any:
+        model = Bare(width)
+        return model, torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    found = coordcheck.fix(build, TOKENS, loss=next_token, base_width=32, widths=WIDTHS)
+    assert found.exit_code == 1
+    assert [text.partition(" × ")[0] for text in found.obstacles] == ["(model)/sdpa: the attention scale"], found
+    assert list(found.after.culprits["layer"]) == ["(model)/sdpa"]
+    assert "not fixed: (model)/sdpa" in str(found)
+
+
+class Plain:
+    """An optimizer that is none of torch's, as far as a loop needs one."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        self.param_groups = [{"params": list(parameters), "lr": lr}]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign() * group["lr"]) if p.grad is not None else None
+
+
+def test_trials_with_optimizers_of_ones_own_are_fixed_and_sent_to_workers():
+    def build(width: int) -> Any:
+        model = net(width)
+        optimizers: Any = [torch.optim.Adam(model[:2].parameters(), lr=1e-2), Plain(model[2:].parameters(), lr=1e-2)]
+        return coordcheck.Trial(model, optimizers, batch=pair_batch(), loss=F.cross_entropy)
+
+    found = coordcheck.fix(build, base_width=32, widths=WIDTHS)
+    assert (found.before.exit_code, found.exit_code) == (1, 0), found
+    sent = cloudpickle.loads(cloudpickle.dumps(found.build))
+    assert groups_of(sent(64).optimizer[1]) == [(2, 0.005), (2, 0.01)]

@@ -37,7 +37,7 @@ def apply_rules(book: RuleBook, model: nn.Module, optimizer: Any, width: int) ->
         CoordCheckError: what stands in the way; nothing was changed then.
     """
     m = whole_number("width", width, 1) / book.base_width
-    optimizers, wanted = unwrapped_optimizers(optimizer), changes(book.rules)
+    optimizers, wanted = _optimizers(optimizer), changes(book.rules)
     layers = dict(layers_of(model))
     parameters = named_parameters(layers)
     _refuse_model(model, parameters)
@@ -78,6 +78,15 @@ def named_parameters(layers: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]
     return found
 
 
+def _optimizers(given: Any) -> list[Any]:
+    """One optimizer or several, torch's own or such that have groups and steps, without wrappers around them."""
+    several = list(given) if isinstance(given, Sequence) else [given]
+    others = [one for one in several if not isinstance(one, Optimizer)]
+    if several and all(hasattr(one, "step") and hasattr(one, "param_groups") for one in others):
+        return [one if one in others else unwrapped_optimizers(one)[0] for one in several]
+    return list(unwrapped_optimizers(given))
+
+
 def _refuse_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     marked = [module.__dict__[MARK] for module in model.modules() if MARK in module.__dict__]
     if marked:
@@ -101,7 +110,7 @@ def _refuse_model(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         )
 
 
-def _refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
+def _refuse_optimizers(optimizers: Sequence[Any]) -> None:
     for one in optimizers:
         # what torch.optim.lr_scheduler leaves on an optimizer that it was given
         if hasattr(one.step, "_wrapped_by_lr_sched") or any("initial_lr" in group for group in one.param_groups):
@@ -109,7 +118,7 @@ def _refuse_optimizers(optimizers: Sequence[Optimizer]) -> None:
                 f"a scheduler of learning rates is attached to {type(one).__name__}: it holds the rates that groups "
                 "had. Make the scheduler after the rules are applied."
             )
-        if any(map(_stepped, one.state.values())):
+        if any(map(_stepped, getattr(one, "state", {}).values())):
             raise CoordCheckError(
                 f"{type(one).__name__} has made a step: initial values are no more. Apply the rules to the model as it "
                 "was built, and load a checkpoint after that."
