@@ -167,3 +167,15 @@ def test_the_command_lines_words(tmp_path, monkeypatch, capsys):
         told.append(f"$ coordcheck {' '.join(arguments)}\n{capsys.readouterr().err}")
     sys.modules.pop("golden_train")
     as_golden("command_line", "\n".join(told).rstrip())
+
+
+def test_a_fix():
+    found = coordcheck.fix(
+        mlp("SP", lr=3e-3),
+        pair_batch(),
+        loss=F.cross_entropy,
+        base_width=32,
+        widths=(32, 64, 128),
+        weight_decay="constant",
+    )
+    as_golden("fix", str(found))

@@ -34,6 +34,9 @@ def prescribe(findings: Sequence[Finding], number: int) -> Prescription:
     Args:
         findings: one per parameter and use.
         number: of the diagnosis, from 1 on.
+
+    Returns:
+        The rules, and what none of them mends.
     """
     rules: list[Rule] = []
     obstacles: list[str] = []

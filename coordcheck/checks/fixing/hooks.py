@@ -66,12 +66,15 @@ def places_of(numbers: Sequence[int]) -> Tensor:
 
 
 def factors_of(numbers: Sequence[int], factor: float, like: Tensor | None = None) -> Tensor:
-    """One factor per channel, which is 1 where the block is not: (channels,), in double precision.
+    """One factor per channel, which is 1 where the block is not.
 
     Args:
         numbers: how many channels there are, and then as for `places_of`.
         factor: of the block.
-        like: a tensor whose precision and device they take.
+        like: a tensor whose precision and device they take, which are double and the CPU without one.
+
+    Returns:
+        (channels,) factors.
     """
     dtype, device = (torch.float64, "cpu") if like is None else (like.dtype, like.device)
     factors = torch.ones(numbers[0], dtype=dtype, device=device)
