@@ -64,7 +64,7 @@ def render(book: RuleBook, before: Result | None, after: Result | None) -> Group
     parts: list[Any] = [*_headlines(before, "before"), *(_headlines(after, "after") if book.rules else ())]
     if book.rules:
         parts.append(_table(book))
-        decay = {"keep": "weight decays stay as they are", "constant": "weight decays × m^(- that of lr)"}
+        decay = {"keep": "weight decays stay as they are", "constant": "lr × weight decay stays what it is"}
         parts.append(
             Text(f"  m = width / {book.base_width}; {decay[book.weight_decay]}; schedulers come after", style="dim")
         )
