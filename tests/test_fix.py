@@ -159,6 +159,20 @@ def test_rules_say_what_to_multiply_of_which_parameter():
     assert told(fixed("conv"))["8.weight"] == (0, 0, -0.5, "")
 
 
+def test_a_bias_that_is_most_of_an_output_keeps_its_scale():
+    def build(width: int) -> Any:
+        model = nn.Sequential(nn.Linear(64, width), nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, 10))
+        with torch.no_grad():
+            model[0].weight.mul_(0.02)
+            model[0].bias.zero_()
+        return model, torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    found = coordcheck.fix(build, pair_batch(), loss=F.cross_entropy, base_width=32, widths=WIDTHS)
+    assert told(found)["1.bias"] == (0.5, 0, 0, "")
+    assert set(found.rules["round"]) == {1, 2}
+    assert found.exit_code == 0
+
+
 def test_multipliers_of_one_use_are_put_where_that_is_alone():
     assert told(fixed("attention"))["(model)/sdpa"] == (0, 0, -0.5, "output of q")
     assert told(fixed("normed"))["(model)/sdpa"] == (0, 0, -0.5, "output of q_norm")

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from coordcheck.analysis.deviations import deviation
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.prescriptions import Prescription, positions, prescribe, unjudged
 from coordcheck.reporting.fixes import change
 from coordcheck.reporting.report import Report
 from coordcheck.runs.rules import Rule
+from coordcheck.runs.words import Role
 
 Diagnose = Callable[[tuple[Rule, ...]], Report]
 """The report of a model under some rules."""
@@ -30,18 +32,19 @@ class Found(NamedTuple):
     """The parameters that no measurement decides, each with the reason."""
 
 
-def search(diagnose: Diagnose, rounds: int) -> Found:
+def search(diagnose: Diagnose, rounds: int, look: Diagnose) -> Found:
     """Rules under which nothing is to blame, or the least.
 
     Args:
         diagnose: gives the report under some rules.
         rounds: diagnoses whose rules are applied, at most.
+        look: likewise, with the outputs of layers before training, beside which a bias is seen.
 
     Returns:
         The rules of the best diagnosis, with the first and that one.
     """
     before = diagnose(())
-    asked = prescribe(_findings(before), 1)
+    asked = _asked(before, (), look, 1)
     best, least = Found((), before, before, asked.obstacles), _Score.of(before, asked)
     rules: tuple[Rule, ...] = ()
     visited, told, stuck = [positions(rules)], list[str](), dict[str, str]()
@@ -55,7 +58,7 @@ def search(diagnose: Diagnose, rounds: int) -> Found:
         rules += new
         visited.append(positions(rules))
         report = diagnose(rules)
-        asked = prescribe(_findings(report), number)
+        asked = _asked(report, rules, look, number)
         stuck |= _without_effect(new, asked.rules, _findings(previous), _findings(report))
         previous = report
         score = _Score.of(report, asked)
@@ -69,6 +72,21 @@ def search(diagnose: Diagnose, rounds: int) -> Found:
     left = [one for one in left if not any(text.startswith(one.partition(": ")[0] + ":") for text in told)]
     obstacles = dict.fromkeys([*best.obstacles, *told, *left])
     return best._replace(obstacles=tuple(obstacles), unjudged=tuple(unjudged(after, best.rules)))
+
+
+def _asked(report: Report, rules: tuple[Rule, ...], look: Diagnose, number: int) -> Prescription:
+    """What a diagnosis asks for, or, where that is nothing, what the outputs say of biases of another scale."""
+    findings = _findings(report)
+    asked = prescribe(findings, number)
+    if asked.rules or asked.obstacles or not any(_may_shrink(f, report.criteria.tolerance) for f in findings):
+        return asked
+    return prescribe(_findings(look(rules)), number)
+
+
+def _may_shrink(finding: Finding, tolerance: float) -> bool:
+    """Whether a bias has another scale at other widths: beside most outputs, that makes no difference."""
+    vector = finding.use.role in (Role.VECTOR, Role.CONSTANT)
+    return vector and deviation(finding.exponents.gain, 0.0, tolerance) is not None
 
 
 class _Score(NamedTuple):

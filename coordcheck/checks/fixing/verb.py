@@ -26,6 +26,7 @@ from coordcheck.training.trials import Build
 
 ROUNDS = 4
 BASE_WIDTH = 64
+OF_OUTPUTS = 6  # seeds
 
 
 @as_for(check)
@@ -84,18 +85,29 @@ def fix(
         **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
         **{"timeout": timeout, "probe": probe, "roles": roles},
     }
-    found = search(lambda rules: _diagnosed(build, plan._replace(rules=rules), how), most)
+    start = {**how, "seeds": _further(seeds), "steps": 0}
+    found = search(
+        lambda rules: _diagnosed(diagnose, build, plan._replace(rules=rules), how),
+        most,
+        look=lambda rules: _diagnosed(check, build, plan._replace(rules=rules), start),
+    )
     book = RuleBook(*plan[:2], found.rules, _names(found.before), found.obstacles, found.unjudged)
     return Fix(book, before=found.before, after=found.after, build=build, how=how)
 
 
-def _diagnosed(build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
+def _further(seeds: int | Sequence[int]) -> list[int]:
+    """The seeds of a diagnosis first, and as many others as the outputs of a few layers need, which cost little."""
+    first = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    return [*first, *range(max(first, default=-1) + 1, max(first, default=-1) + 1 + max(0, OF_OUTPUTS - len(first)))]
+
+
+def _diagnosed(verb: Callable[..., Report], build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
     if not book.rules:
-        return diagnose({BEFORE: build}, **how)
+        return verb({BEFORE: build}, **how)
     fixed = FixedBuild(build, book)
     with preserved_state(), user_code("build"):  # what cannot be applied is told once, and not of every run
         fixed(min(how["widths"]))
-    return diagnose({AFTER: fixed}, **how)
+    return verb({AFTER: fixed}, **how)
 
 
 def _plan(build: Build, base_width: int, weight_decay: str, widths: Sequence[int]) -> RuleBook:
