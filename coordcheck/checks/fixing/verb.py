@@ -18,7 +18,7 @@ from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
 from coordcheck.recording.batches import cached_batches
 from coordcheck.reporting.report import Report
-from coordcheck.runs.grids import distinct_widths
+from coordcheck.runs.grids import distinct_widths, seed_numbers
 from coordcheck.runs.numbers import whole_number
 from coordcheck.runs.rules import DECAYS, RuleBook
 from coordcheck.training.surroundings import preserved_state
@@ -85,7 +85,7 @@ def fix(
         **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
         **{"timeout": timeout, "probe": probe, "roles": roles},
     }
-    start = {**how, "seeds": _further(seeds), "steps": 0}
+    start = {**how, "seeds": _further(seed_numbers(seeds)), "steps": 0}
     found = search(
         lambda rules: _diagnosed(diagnose, build, plan._replace(rules=rules), how),
         most,
@@ -95,10 +95,10 @@ def fix(
     return Fix(book, before=found.before, after=found.after, build=build, how=how)
 
 
-def _further(seeds: int | Sequence[int]) -> list[int]:
-    """The seeds of a diagnosis first, and as many others as the outputs of a few layers need, which cost little."""
-    first = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    return [*first, *range(max(first, default=-1) + 1, max(first, default=-1) + 1 + max(0, OF_OUTPUTS - len(first)))]
+def _further(seeds: Sequence[int]) -> list[int]:
+    """The seeds of a diagnosis first, and as many others as the outputs of layers need, which cost little."""
+    first = max(seeds) + 1
+    return [*seeds, *range(first, first + OF_OUTPUTS - len(seeds))]
 
 
 def _diagnosed(verb: Callable[..., Report], build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
