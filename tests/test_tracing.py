@@ -574,6 +574,14 @@ def test_a_scale_of_normed_queries_is_what_their_norm_gives_less():
     assert traced(model, torch.randn(2, 5, IN)).outside == {"q_norm": 4.0}
 
 
+def test_a_scale_of_what_a_norm_gives_to_a_matrix_is_what_it_gives_less():
+    model = Called(
+        lambda s, x: F.linear(s.norm(s.w(x)), s.p), w=nn.Linear(IN, IN), norm=nn.RMSNorm(IN), p=torch.randn(3, IN)
+    )
+    model.norm.register_forward_hook(lambda module, args, output: output * 0.25)
+    assert traced(model, examples()).outside == {"norm": 4.0}
+
+
 def test_a_product_without_softmax_is_no_attention():
     model = Called(lambda s, x: (s.a(x) @ s.a(x).transpose(-1, -2)).relu() @ x, a=nn.Linear(IN, IN))
     assert traced(model, torch.randn(2, 5, IN)).attentions == []

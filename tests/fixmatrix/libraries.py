@@ -72,7 +72,7 @@ def convnext(width: int) -> nn.Module:
 
 
 def mixer(width: int) -> nn.Module:
-    return zoo.library("timm").models.MlpMixer(CLASSES, img_size=16, patch_size=4, num_blocks=2, embed_dim=width)
+    return zoo.library("timm").models.MlpMixer(CLASSES, img_size=16, patch_size=8, num_blocks=2, embed_dim=width)
 
 
 def seeing(make: Callable[[int], nn.Module], size: int, *optimizers: str) -> Model:

@@ -35,8 +35,8 @@ def images(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def texts(seed: int) -> tuple[Tensor, Tensor]:
-    """2 texts of 8 tokens, and the tokens that follow."""
-    shape = (2, 8)
+    """4 texts of 8 tokens, and the tokens that follow."""
+    shape = (4, 8)
     return (
         data.labels(*shape, of=data.VOCABULARY, seed=seed),
         data.labels(*shape, of=data.VOCABULARY, seed=seed + 1),

@@ -33,6 +33,7 @@ from coordcheck.recording.graph.watching import Watch
 from coordcheck.recording.hooks.hooks import Hook
 from coordcheck.recording.hooks.modes import unseen
 from coordcheck.recording.layers.calls import version
+from coordcheck.runs.words import Side
 
 
 class Tracer(Watch):
@@ -100,9 +101,11 @@ class Tracer(Watch):
     def outside(self) -> dict[str, float]:
         """The scalar that multiplies a module's output outside of it, by path, where there is one."""
         found = self.reading.outside(self._exits)
-        for product in self.reading.attentions:  # queries that a norm gives: no matrix' output
-            place = self.places.of_scores(product)
-            given = {} if place is None or place.piece else {path: v for path, v in self._exits if path == place.path}
+        scored = [self.places.of_scores(product) for product in self.reading.attentions]
+        taken = [self.places.of_input(use) for use in self.uses.values() if use.matrix and use.upstream != 1.0]
+        places = [one for one in (*scored, *taken) if one is not None and one.side is Side.OUTPUT and not one.piece]
+        for place in dict.fromkeys(places):  # what a norm gives: no matrix' output
+            given = {path: value for path, value in self._exits if path == place.path}
             for path, value in given.items():
                 mark = self.reading.of(value)
                 if not mark.held and mark.factor not in (0.0, 1.0):
