@@ -104,12 +104,11 @@ class Tracer(Watch):
         scored = [self.places.of_scores(product) for product in self.reading.attentions]
         taken = [self.places.of_input(use) for use in self.uses.values() if use.matrix and use.upstream != 1.0]
         places = [one for one in (*scored, *taken) if one is not None and one.side is Side.OUTPUT and not one.piece]
-        for place in dict.fromkeys(places):  # what a norm gives: no matrix' output
-            given = {path: value for path, value in self._exits if path == place.path}
-            for path, value in given.items():
-                mark = self.reading.of(value)
-                if not mark.held and mark.factor not in (0.0, 1.0):
-                    found[path] = 1 / mark.factor
+        paths = {place.path for place in places}
+        for path, value in self._exits:
+            mark = self.reading.of(value)
+            if path in paths and not mark.held and mark.factor not in (0.0, 1.0):  # of a norm: it is no matrix' output
+                found[path] = 1 / mark.factor
         return found
 
     @cached_property
