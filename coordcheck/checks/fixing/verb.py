@@ -12,7 +12,7 @@ from coordcheck.analysis.verdicts import TOLERANCE
 from coordcheck.checks.check import DIAGNOSED_SEEDS, DIAGNOSED_WIDTHS, check, diagnose
 from coordcheck.checks.fixing.building import FixedBuild
 from coordcheck.checks.fixing.fix import AFTER, BEFORE, STEPS, Fix
-from coordcheck.checks.fixing.loop import search
+from coordcheck.checks.fixing.loop import Found, search
 from coordcheck.common.docstrings import as_for
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
@@ -85,14 +85,19 @@ def fix(
         **{"tolerance": tolerance, "device": device, "executor": executor, "jobs": jobs},
         **{"timeout": timeout, "probe": probe, "roles": roles},
     }
-    start = {**how, "seeds": _further(seed_numbers(seeds)), "steps": 0}
-    found = search(
-        lambda rules: _diagnosed(diagnose, build, plan._replace(rules=rules), how),
-        most,
-        look=lambda rules: _diagnosed(check, build, plan._replace(rules=rules), start),
-    )
+    found = _searched(build, plan, how, most)
     book = RuleBook(*plan[:2], found.rules, _names(found.before), found.obstacles, found.unjudged)
     return Fix(book, before=found.before, after=found.after, build=build, how=how)
+
+
+def _searched(build: Build, plan: RuleBook, how: dict[str, Any], rounds: int) -> Found:
+    """What the loop ends with, of diagnoses and, for biases, of checks before any training."""
+    start = {**how, "seeds": _further(seed_numbers(how["seeds"])), "steps": 0}
+    return search(
+        lambda rules: _diagnosed(diagnose, build, plan._replace(rules=rules), how),
+        rounds,
+        look=lambda rules: _diagnosed(check, build, plan._replace(rules=rules), start),
+    )
 
 
 def _further(seeds: Sequence[int]) -> list[int]:
