@@ -23,6 +23,8 @@ class Model(NamedTuple):
     """Of a seed."""
     loss: Callable[..., Tensor] | None = None
     optimizers: tuple[str, ...] = ("adam",)
+    slower: float = 1.0
+    """Times the usual rates: a router's choice jumps, and a step that changes it tells little else."""
 
 
 class Entry(NamedTuple):
@@ -35,7 +37,11 @@ class Entry(NamedTuple):
     def build(self, width: int) -> tuple[nn.Module, Any]:
         """The model in SP, and its optimizer."""
         made = self.model.make(width)
-        return made, optimizers(self.kind, made, partial(self.model.make, 2 * width))
+        found = optimizers(self.kind, made, partial(self.model.make, 2 * width))
+        for optimizer in found if isinstance(found, list) else [found]:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.model.slower
+        return made, found
 
 
 def optimizers(kind: str, model: nn.Module, wider: Callable[[], nn.Module]) -> Any:
