@@ -15,7 +15,7 @@ from coordcheck.analysis.verdicts import Verdict
 from coordcheck.checks.fixing.fix import Fix
 from fixmatrix.entries import WIDTHS, Entry
 
-SEEDS = (101, 102, 103, 104), tuple(range(101, 109))
+SEEDS = (101, 102, 103, 104), tuple(range(101, 113))
 """Of the check: what is undecided with the first ones is asked again with all."""
 DATA = 100
 """The seed of the batch of the check; that of the mending is 0."""

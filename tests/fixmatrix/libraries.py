@@ -92,7 +92,7 @@ MODELS: dict[str, Model] = {
     "gemma2": transformer("Gemma2", LM, gemma2),
     "qwen3": transformer("Qwen3", LM, qwen3, "muon"),
     "qwen3 heads=4": transformer("Qwen3", LM, partial(qwen3, heads=4)),
-    "mixtral": transformer("Mixtral", LM, zoo._mixtral)._replace(slower=0.05),
+    "mixtral": transformer("Mixtral", LM, zoo._mixtral),
     "bert": transformer("Bert", "ForMaskedLM", zoo._bert),
     "t5": transformer("T5", "ForConditionalGeneration", zoo._t5),
     "vit": transformer("ViT", "ForImageClassification", zoo._vit, "momentum", batch=images),
