@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -224,6 +225,21 @@ def test_the_code_does_to_the_bit_what_apply_does(name):
     assert all(torch.equal(state[key], other[key]) for key in other)
     assert state.keys() == other.keys()
     assert losses != trained(built(build, 96), batch, loss)[0]
+
+
+def test_the_code_groups_names_by_globs_that_match_no_others():
+    def globs(*parameters: str) -> list[str]:
+        rules = tuple(Rule(name, name, Role.HIDDEN, learning_rate=-1.0) for name in parameters)
+        everything = (*parameters, "blocks.0.gate.weight", "blocks.1.gate.weight", "other.0.up")
+        code = coordcheck.Fix(RuleBook(64, "keep", rules, everything)).to_code()
+        return re.findall(r"'([^']+)': \(0, -1\)", code)
+
+    assert globs("blocks.0.up", "blocks.1.up") == ["blocks.*.up"]
+    assert globs("blocks.0.up", "blocks.2.up", "blocks.0.q", "blocks.2.q") == ["blocks.*.up", "blocks.*.q"]
+    qkv = [f"blocks.{number}.{letter}.weight" for letter in "qkv" for number in range(2)]
+    assert globs(*qkv) == ["blocks.*.[qkv].weight"]
+    assert globs("blocks.0.gate.weight") == ["blocks.0.gate.weight"]
+    assert globs("a[0].w") == ["a[[]0].w"]
 
 
 @pytest.mark.parametrize("name", ["mlp", "fused"])

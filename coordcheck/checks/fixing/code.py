@@ -109,6 +109,22 @@ def _globs(powers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         matched = {name for name in (*names, *powers) if fnmatchcase(name, glob)}
         several = len(alike) > 1 and matched == set(alike)
         found.update(dict.fromkeys([glob] if several else map(_escaped, alike), power))
+    return _with_letters(found)
+
+
+def _with_letters(powers: Mapping[str, Any]) -> dict[str, Any]:
+    """Globs of one power that differ in a part of one letter are one: `attention.[kqv].weight`."""
+    alike: dict[tuple[str, Any], list[tuple[str, str]]] = {}
+    for glob, power in powers.items():
+        parts = glob.split(".")
+        place = next((at for at, part in enumerate(parts) if len(part) == 1 and part.isalpha()), None)
+        letter = "" if place is None else parts[place]
+        without = glob if place is None else ".".join([*parts[:place], "{}", *parts[place + 1 :]])
+        alike.setdefault((without, power), []).append((glob, letter))
+    found = {}
+    for (without, power), globs in alike.items():
+        letters = "".join(letter for _, letter in globs)
+        found[without.replace("{}", f"[{letters}]") if len(letters) > 1 else globs[0][0]] = power
     return found
 
 
