@@ -59,4 +59,7 @@ def optimizers(kind: str, model: nn.Module, wider: Callable[[], nn.Module]) -> A
         if p.ndim == 2 and all(a > b for a, b in zip(grown[name].shape, p.shape, strict=True))
     ]
     others = [p for p in trained.values() if all(p is not q for q in hidden)]
-    return [torch.optim.Muon(hidden, lr=RATES["muon"], weight_decay=0.0), AdamW(others, lr=RATES["adam"], weight_decay=0.0)]
+    return [
+        torch.optim.Muon(hidden, lr=RATES["muon"], weight_decay=0.0),
+        AdamW(others, lr=RATES["adam"], weight_decay=0.0),
+    ]
