@@ -114,7 +114,7 @@ class Tracer(Watch):
     @cached_property
     def places(self) -> Places:
         """Where multipliers can be put."""
-        return Places(self.reading.users, self._entries, self._exits, self._parametric)
+        return Places(self.reading.users, self._entries, self._exits, self.parametric)
 
     @property
     def weights(self) -> set[str]:
