@@ -37,7 +37,7 @@ TIME_LIMIT = 7200.0  # seconds for one lesson; the ablations train for most of a
 CHAPTERS = (
     ("What the check shows", ("plot_sp_versus_mup_*", "plot_square_root_*", "plot_parametrizations*", "plot_muon_*")),
     ("What the plain check does not see", ("plot_ntk_*", "plot_bug_zoo*", "plot_found_in_the_wild*")),
-    ("What it is good for", ("plot_transfer*", "plot_rules*", "plot_ablations*")),
+    ("What it is good for", ("plot_transfer*", "plot_rules*", "plot_fix_*", "plot_ablations*")),
     ("Other axes, real models", ("plot_beyond_*", "plot_real_models*")),
     ("What no check of this kind can see", ("plot_limits*",)),
 )
