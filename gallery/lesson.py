@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from coordcheck import Report
-from coordcheck.reporting.figures.style import STYLE
+from coordcheck.reporting.figures.style import STYLE, minus
 from coordcheck.reporting.figures.style import shades as shades
 from coordcheck.runs.files import replace_file
 
@@ -132,7 +132,7 @@ def beside_theory(axis: Axes, theory: pd.DataFrame, measured: pd.DataFrame, titl
     axis.set_yticks(range(len(theory)), list(theory.index))
     axis.set_ylim(len(theory) - 0.4, -0.6)  # the first row on top
     axis.xaxis.set_major_locator(MultipleLocator(0.5))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.1f}".replace("+0.0", "0")))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: minus(f"{value:+.1f}".replace("+0.0", "0"))))
     axis.grid(axis="y", visible=False)
     for row in range(1, len(theory)):
         axis.axhline(row - 0.5, color="0.93", linewidth=0.5, zorder=0)
