@@ -28,7 +28,8 @@ def frame(book: RuleBook) -> pd.DataFrame:
     globs = {name: glob for glob, names in _alike(book.rules) for name in names}
     rows = [
         (
-            *(rule.name, globs[_key(rule)], rule.role.value, rule.init, rule.learning_rate, rule.multiplier, rule.eps),
+            *(rule.name, globs[_key(rule)], rule.role.value),
+            *(power + 0.0 for power in rule[3:7]),  # no zero of them with a minus sign
             *(where(rule), rule.cause, rule.round),
         )
         for rule in book.rules
