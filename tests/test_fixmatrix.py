@@ -45,7 +45,7 @@ def trained(entry: Entry, change: Callable[[Any, Any], None]) -> tuple[list[floa
 def test_the_code_does_what_apply_does_to_the_bit(name: str):
     entry = ENTRIES[name]
     found = coordcheck.fix(
-        entry.build, entry.model.batch(0), loss=entry.model.loss, base_width=WIDTHS[0], widths=WIDTHS, seeds=1, rounds=1
+        entry.build, entry.model.batch(0), loss=entry.model.loss, base_width=WIDTHS[0], widths=WIDTHS, seeds=1, rounds=2
     )
     assert len(found.rules)
     namespace: dict[str, Any] = {}
