@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 GALLERY = ROOT / "gallery"
-SHARED = ("lesson", "bugs", "broken", "ablations", "wild")  # by lessons
+SHARED = ("lesson", "bugs", "broken", "plain", "ablations", "wild")  # by lessons
 LIMIT = 200_000  # bytes of a figure: the page has many, and the largest shows four models
 TRUE_LESSON = '''"""A title
 =======
