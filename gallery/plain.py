@@ -13,19 +13,11 @@ import coordcheck
 import lesson
 from coordcheck.models import transformer
 
-SIZES: dict[str, Any] = {
-    "n_embd": 32,
-    "n_head": 2,
-    "n_layer": 2,
-    "vocab_size": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
+SIZES: dict[str, Any] = dict.fromkeys(("n_head", "n_layer"), 2) | dict.fromkeys(("bos_token_id", "eos_token_id"), 0)
+PLAIN: dict[str, Any] = {"loss_type": "ForCausalLM"} | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0)
 
 decoder = transformer("SP", grows="heads", head_size=16, base_width=32, context=32, depth=2)
-gpt2 = coordcheck.huggingface(
-    GPT2Config(**SIZES, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, loss_type="ForCausalLM")  # a tied readout
-)
+gpt2 = coordcheck.huggingface(GPT2Config(n_embd=32, vocab_size=256, **SIZES, **PLAIN))  # its readout is tied
 
 
 def convolutions(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:
