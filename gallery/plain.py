@@ -17,7 +17,8 @@ SIZES: dict[str, Any] = dict.fromkeys(("n_head", "n_layer"), 2) | dict.fromkeys(
 PLAIN: dict[str, Any] = {"loss_type": "ForCausalLM"} | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0)
 
 decoder = transformer("SP", grows="heads", head_size=16, base_width=32, context=32, depth=2)
-gpt2 = coordcheck.huggingface(GPT2Config(n_embd=32, vocab_size=256, **SIZES, **PLAIN))  # its readout is tied
+# the standard deviation of its matrices, 0.02, is that of its width of 768; its readout is tied
+gpt2 = coordcheck.huggingface(GPT2Config(n_embd=32, vocab_size=256, initializer_range=0.1, **SIZES, **PLAIN))
 
 
 def convolutions(width: int) -> tuple[nn.Module, torch.optim.Optimizer]:

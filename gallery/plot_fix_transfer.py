@@ -20,8 +20,7 @@ import plain
 from coordcheck.checks.demo import next_byte_loss
 from coordcheck.reporting.figures.transfer import name_widths, panel
 
-WIDTHS, SEEDS, STEPS = ((32, 64, 128, 256), 3, 60) if lesson.FULL else ((32, 128), 1, 20)
-POWERS = range(-10, -1) if lesson.FULL else range(-10, -1, 4 if lesson.QUICK else 2)
+WIDTHS, STEPS = ((32, 64, 128), 60) if lesson.FULL else ((32, 128), 20)
 
 
 def batches(make, seed):
@@ -37,16 +36,19 @@ models = {
     "GPT-2": (plain.gpt2, plain.text, None, {"validation": True}),
     "convolutions": (plain.convolutions, plain.images, lesson.class_loss, {}),
 }
+powers = {"decoder": range(-10, -3), "GPT-2": range(-11, -4), "convolutions": range(-11, -4)}  # of learning rates
+seeds = {"decoder": 3, "GPT-2": 3, "convolutions": 6}  # its classes are harder to tell
 
 # %%
 # Fix each of them at its widths from 64 on, and train it with every learning rate, before and after.
 
-fixes, sweeps, rates = {}, {}, [2.0**power for power in POWERS]
-grid = {"lrs": rates, "widths": WIDTHS, "seeds": SEEDS, "steps": STEPS}
+fixes, sweeps = {}, {}
 for name, (build, make, loss, where) in models.items():
     held_out = [make(seed=-1 - index, **where) for index in range(4 if lesson.FULL else 1)]
     fixes[name] = coordcheck.fix(build, make(seed=0), loss=loss, base_width=32, widths=lesson.GRID["widths"])
-    sweeps[name] = fixes[name].transfer(partial(batches, make), evaluate=held_out, **grid)
+    grid = {"lrs": [2.0**power for power in powers[name]], "widths": WIDTHS, "seeds": seeds[name]}
+    grid |= {} if lesson.FULL else {"lrs": grid["lrs"][:: 3 if lesson.QUICK else 2], "seeds": 1}
+    sweeps[name] = fixes[name].transfer(partial(batches, make), evaluate=held_out, steps=STEPS, **grid)
     print(name, fixes[name], sweeps[name], sep="\n")
 
 # %%
