@@ -43,16 +43,25 @@ def _is_block(finding: Finding) -> bool:
 
 
 def with_one_rate(findings: Sequence[Finding]) -> list[Finding]:
-    """With uses of one parameter undecided that ask for opposite powers of its learning rate: it has one."""
+    """With uses of one parameter undecided that ask for a power of its learning rate that another rules out: it has one.
+
+    Another that asks for the opposite does, and one that is right as it is.
+    """
     asked: dict[tuple[str, float], str] = {}
+    right: dict[str, str] = {}
     for finding in findings:
         if finding.cause is Cause.LEARNING_RATE and not _is_block(finding):
             asked.setdefault((finding.use.parameter, finding.learning_rate), finding.use.name)
+        elif finding.verdict is Verdict.OK and finding.response.known and not _is_block(finding):
+            right.setdefault(finding.use.parameter, finding.use.name)
     found = []
     for finding in findings:
-        other = asked.get((finding.use.parameter, -finding.learning_rate))
-        if finding.cause is Cause.LEARNING_RATE and other is not None and not _is_block(finding):
-            why = f"{finding.explanation}; it has one learning rate, and {other} asks for the opposite"
-            finding = Finding(finding.use, finding.exponents, Verdict.UNDECIDED, explanation=why)
+        if finding.cause is Cause.LEARNING_RATE and finding.use.parameter and not _is_block(finding):
+            opposite = asked.get((finding.use.parameter, -finding.learning_rate))
+            why = f"{opposite} asks for the opposite" if opposite is not None else ""
+            why = why or (f"{right[finding.use.parameter]} is right" if finding.use.parameter in right else "")
+            if why:
+                why = f"{finding.explanation}; it has one learning rate, and {why}"
+                finding = Finding(finding.use, finding.exponents, Verdict.UNDECIDED, explanation=why)
         found.append(finding)
     return found

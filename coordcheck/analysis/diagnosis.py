@@ -142,6 +142,8 @@ def _response(
     weight = found.response_weight.shifted(first.learning_rate if first is not None else 0.0)
     if use.through is not Through.ITSELF and not found.even:  # of another kind than a plain matrix's: as of two factors
         own_side = found.degree < 0.5 and _agree(weight, found.response)
+    if use.operation == "embedding" and found.response.known:  # other uses of a table move rows that are not looked up
+        own_side = own_side and _agree(weight, found.response)
     return (weight if own_side and weight.known else found.response), target
 
 

@@ -267,7 +267,7 @@ class UseCall(Node):
 
     @cached_property
     def downstream(self) -> float:
-        """The scalar that multiplies the output wherever it is taken up, and is no attention's; once the pass is read."""
+        """The scalar that multiplies the output wherever it is taken up, once the pass is read; no attention's."""
         return only_factor(taken_up(self), self.chained) if self.matrix else 1.0
 
     @property
