@@ -204,6 +204,31 @@ def test_growth_without_another_cause_is_a_gradient_fan_in_under_sgd_only():
     assert [f.cause for f in findings] == [None, Cause.INIT]
 
 
+@pytest.mark.parametrize("role", [Role.INPUT, Role.HIDDEN, Role.VECTOR])
+@pytest.mark.parametrize(
+    ("structure", "seen", "half", "cause", "rate", "verdict"),
+    [
+        (1.0, 1.9, 0.2, Cause.GRADIENT_FAN_IN, -1, Verdict.LEARNS_TOO_FAST),
+        (0.0, 0.9, 0.2, None, 0, Verdict.OK),  # the same with that remedy
+        (0.0, 0.9, 0.35, None, 0, Verdict.OK),  # of the multiples of 1/2, the interval holds the target alone
+        (0.0, 0.67, 0.2, None, 0, Verdict.UNDECIDED),
+        (0.0, 0.45, 0.1, Cause.LEARNING_RATE, 1, Verdict.LEARNS_TOO_SLOWLY),
+        (0.0, 0.1, 0.1, Cause.LEARNING_RATE, 1, Verdict.LEARNS_TOO_SLOWLY),
+    ],
+)
+def test_a_gradient_that_sums_is_right_once_its_remedy_is_applied(role, structure, seen, half, cause, rate, verdict):
+    found = measured(0.0, structure, degree=1.0)._replace(response=exact(seen, half))
+    finding = judged(role, found, operation="layer_norm" if role is Role.VECTOR else "linear")
+    assert (finding.cause, finding.learning_rate, finding.verdict) == (cause, rate, verdict)
+    if verdict is Verdict.OK:
+        assert "its gradient sums over terms whose number grows" in finding.explanation
+
+
+def test_a_measured_response_excuses_no_learning_rate_of_adam():
+    found = measured(0.0, -1.0)._replace(response=exact(0.0))
+    assert judged(found=found).cause is Cause.LEARNING_RATE
+
+
 def behind(cause, found):
     """A matrix of a right response, whose gradient grows or sums, and a readout with a fault behind it."""
     readout = {Cause.LEARNING_RATE: measured(-0.5, 1.0, degree=1.0), Cause.INIT: measured(0.0, 0.0, degree=1.0)}

@@ -498,6 +498,33 @@ def test_a_model_in_mup_is_left_as_it_is():
     assert "nothing to change" in str(found)
 
 
+class Mixer(nn.Module):
+    """A network over 4 tokens that all channels share: its gradients sum over the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding, self.readout = nn.Linear(16, width), nn.Linear(width, 10)
+        self.tokens = nn.Sequential(nn.Linear(4, width), nn.GELU(), nn.Linear(width, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        return self.readout((x + self.tokens(x.transpose(1, 2)).transpose(1, 2)).mean(1))
+
+
+def test_a_gradient_that_sums_over_channels_stays_mended():
+    def build(width: int) -> Any:
+        model = Mixer(width)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.randn(16, 4, 16, generator=generator), torch.randint(10, (16,), generator=generator)
+    found = coordcheck.fix(build, batch, loss=F.cross_entropy, base_width=32, widths=WIDTHS)
+    assert (found.exit_code, found.obstacles) == (0, ()), found
+    rates = {name: sum(row.lr for row in rows.itertuples()) for name, rows in found.rules.groupby("parameter")}
+    assert (rates["embedding.weight"], rates["tokens.0.weight"], rates["tokens.2.weight"]) == (1, 0.5, -1)
+    assert found.after.culprits.empty
+
+
 class Bare(nn.Module):
     """An attention whose matrices are used by functions: no module gives its queries."""
 

@@ -40,6 +40,7 @@ COMMON = 0.4  # growth shared by all updates up to which it is put down to chanc
 # functions in which a vector multiplies what it meets, and the one that stands for a table that is an input itself
 SCALES = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm", "mul", "multiply", "clone"})
 AGREES = 0.3, 2  # distance, and standard errors, up to which the update of a computed weight tells its response
+SUMS = "its gradient sums over terms whose number grows with the width: a learning rate lower by as much is right"
 WEAK = 0.2  # distance of alignment from 1 from which on it is told
 
 
@@ -106,6 +107,8 @@ def _judge(
     gain, gain_target = _gain(use, found, targets, first)
     response, response_target = _response(use, found, targets, first)
     response, why = on_whole_batch(response, found, response_target, tolerance, summed=use.fan_in > GROWS)
+    if _sums_enough(use, found, response, response_target, tolerance):
+        response, why = _of_halves(found.response, response_target, tolerance), SUMS
     judged = Finding(use, found, Verdict.OK, None, 0.0, 0.0, 0.0, why, gain, gain_target, response, response_target)
     return _decide(judged, tolerance)
 
@@ -192,9 +195,8 @@ def _decide(judged: Finding, tolerance: float) -> Finding:
     if response_off:
         verdict = Verdict.LEARNS_TOO_FAST if lead > 0 else Verdict.LEARNS_TOO_SLOWLY
         return judged._replace(verdict=verdict, cause=Cause.LEARNING_RATE, learning_rate=rate)
-    if deviation(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS and _follows_gradient(
-        judged
-    ):
+    grows = deviation(judged.exponents.response, judged.response.value, tolerance) is Answer.GROWS
+    if grows and _follows_gradient(use, judged.exponents):
         beyond = judged.exponents.response.value - judged.response.value
         why = f"its gradient is m^{beyond:.2f} times that of its own use of the input"
         return _gradient_fan_in(judged, beyond, f"{judged.explanation}; {why}")
@@ -213,10 +215,27 @@ def _agrees(judged: Finding, answer: Answer | None, tolerance: float) -> bool:
     return growth is answer
 
 
-def _follows_gradient(judged: Finding) -> bool:
-    """A matrix whose update is one of its gradient, of which both sides are known."""
-    use = judged.use
-    return use.exact and not use.tied and judged.exponents.degree > 0.5 and use.role in (Role.INPUT, Role.HIDDEN)
+def _follows_gradient(use: UseAcrossWidths, found: Exponents) -> bool:
+    """A matrix or vector whose update is one of its gradient, of which both sides are known."""
+    role = use.role in (Role.INPUT, Role.HIDDEN, Role.VECTOR)
+    return role and use.exact and not use.tied and found.degree > 0.5
+
+
+def _sums_enough(use: UseAcrossWidths, found: Exponents, own_side: Exponent, target: float, tolerance: float) -> bool:
+    """Whether a gradient that sums over a growing number of terms may make up for a learning rate that is too low.
+
+    Its own side, which takes the gradient as it is, then asks for more than what was measured does.
+    """
+    less = deviation(own_side, target, tolerance) is Answer.SHRINKS
+    more = deviation(found.response, own_side.value, tolerance) is Answer.GROWS
+    return less and more and _follows_gradient(use, found) and deviation(found.response, target, tolerance) is None
+
+
+def _of_halves(seen: Exponent, target: float, tolerance: float) -> Exponent:
+    """An exponent that is a multiple of 1/2: near the target, where its interval holds no other one."""
+    if abs(seen.value - target) >= tolerance or seen.low < target - 0.5 or seen.high > target + 0.5:
+        return seen
+    return seen._replace(low=min(seen.value, target), high=max(seen.value, target))
 
 
 def _gradient_fan_in(finding: Finding, excess: float, explanation: str) -> Finding:

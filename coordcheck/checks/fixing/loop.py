@@ -9,6 +9,7 @@ from typing import NamedTuple
 from coordcheck.analysis.deviations import deviation
 from coordcheck.analysis.findings import Cause, Finding
 from coordcheck.analysis.prescriptions import Prescription, positions, prescribe, unjudged
+from coordcheck.analysis.verdicts import Verdict
 from coordcheck.reporting.fixes import change
 from coordcheck.reporting.report import Report
 from coordcheck.runs.rules import Rule
@@ -17,6 +18,7 @@ from coordcheck.runs.words import Role
 Diagnose = Callable[[tuple[Rule, ...]], Report]
 """The report of a model under some rules."""
 SWINGS = "its powers go back and forth between diagnoses"
+VECTORS = Role.VECTOR, Role.CONSTANT
 STILL = 0.25  # of a power: a response that moved by less than this was not moved
 
 
@@ -32,18 +34,19 @@ class Found(NamedTuple):
     """The parameters that no measurement decides, each with the reason."""
 
 
-def search(diagnose: Diagnose, rounds: int, look: Diagnose) -> Found:
+def search(diagnose: Diagnose, rounds: int, look: Diagnose, again: Diagnose) -> Found:
     """Rules under which nothing is to blame, or the least.
 
     Args:
         diagnose: gives the report under some rules.
         rounds: diagnoses whose rules are applied, at most.
         look: likewise, with the outputs of layers before training, beside which a bias is seen.
+        again: likewise, with more seeds, beside whose chance a gradient that sums over more and more terms is seen.
 
     Returns:
         The rules of the best diagnosis, with the first and that one.
     """
-    before = diagnose(())
+    before = _decided(diagnose(()), (), again)
     asked = _asked(before, (), look, 1)
     best, least = Found((), before, before, asked.obstacles), _Score.of(before, asked)
     rules: tuple[Rule, ...] = ()
@@ -57,7 +60,7 @@ def search(diagnose: Diagnose, rounds: int, look: Diagnose) -> Found:
             break
         rules += new
         visited.append(positions(rules))
-        report = diagnose(rules)
+        report = _decided(diagnose(rules), rules, again)
         asked = _asked(report, rules, look, number)
         stuck |= _without_effect(new, asked.rules, _findings(previous), _findings(report))
         previous = report
@@ -74,19 +77,36 @@ def search(diagnose: Diagnose, rounds: int, look: Diagnose) -> Found:
     return best._replace(obstacles=tuple(obstacles), unjudged=tuple(unjudged(after, best.rules)))
 
 
+def _decided(report: Report, rules: Sequence[Rule], again: Diagnose) -> Report:
+    """The diagnosis, and that with more seeds where nothing is in question but gradients that may sum."""
+    findings = _findings(report)
+    asked, summing = prescribe(findings, 1), Cause.GRADIENT_FAN_IN.value
+    summed = {rule.name for rule in rules if rule.cause == summing}
+    if asked.obstacles or any(rule.cause != summing and rule.name not in summed for rule in asked.rules):
+        return report
+    doubted = asked.rules or any(_may_sum(finding, report.criteria.tolerance) for finding in findings)
+    return again(tuple(rules)) if doubted else report
+
+
 def _asked(report: Report, rules: tuple[Rule, ...], look: Diagnose, number: int) -> Prescription:
     """What a diagnosis asks for, or, where that is nothing, what the outputs say of biases of another scale."""
     findings = _findings(report)
     asked = prescribe(findings, number)
     if asked.rules or asked.obstacles or not any(_may_shrink(f, report.criteria.tolerance) for f in findings):
         return asked
-    return prescribe(_findings(look(rules)), number)
+    seen = prescribe(_findings(look(rules)), number)
+    return seen._replace(rules=tuple(rule for rule in seen.rules if rule.role in VECTORS))
+
+
+def _may_sum(finding: Finding, tolerance: float) -> bool:
+    """Whether a right parameter's update may grow with the width for its gradient's sake, but for noise."""
+    found = finding.exponents
+    return finding.verdict is Verdict.OK and found.degree > 0.5 and found.growth.value > tolerance
 
 
 def _may_shrink(finding: Finding, tolerance: float) -> bool:
     """Whether a bias has another scale at other widths: beside most outputs, that makes no difference."""
-    vector = finding.use.role in (Role.VECTOR, Role.CONSTANT)
-    return vector and deviation(finding.exponents.gain, 0.0, tolerance) is not None
+    return finding.use.role in VECTORS and deviation(finding.exponents.gain, 0.0, tolerance) is not None
 
 
 class _Score(NamedTuple):

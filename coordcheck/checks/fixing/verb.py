@@ -12,7 +12,7 @@ from coordcheck.analysis.verdicts import TOLERANCE
 from coordcheck.checks.check import DIAGNOSED_SEEDS, DIAGNOSED_WIDTHS, check, diagnose
 from coordcheck.checks.fixing.building import FixedBuild
 from coordcheck.checks.fixing.fix import AFTER, BEFORE, STEPS, Fix
-from coordcheck.checks.fixing.loop import Found, search
+from coordcheck.checks.fixing.loop import Diagnose, Found, search
 from coordcheck.common.docstrings import as_for
 from coordcheck.common.errors import CoordCheckError
 from coordcheck.common.isolation import user_code
@@ -26,7 +26,7 @@ from coordcheck.training.trials import Build
 
 ROUNDS = 4
 BASE_WIDTH = 64
-OF_OUTPUTS = 6  # seeds
+FURTHER = 6  # seeds, where those of a diagnosis do not decide
 
 
 @as_for(check)
@@ -91,19 +91,20 @@ def fix(
 
 
 def _searched(build: Build, plan: RuleBook, how: dict[str, Any], rounds: int) -> Found:
-    """What the loop ends with, of diagnoses and, for biases, of checks before any training."""
-    start = {**how, "seeds": _further(seed_numbers(how["seeds"])), "steps": 0}
-    return search(
-        lambda rules: _diagnosed(diagnose, build, plan._replace(rules=rules), how),
-        rounds,
-        look=lambda rules: _diagnosed(check, build, plan._replace(rules=rules), start),
-    )
+    """What the loop ends with, of diagnoses, a few with more seeds, and, for biases, of checks before any training."""
+    more = {**how, "seeds": _further(seed_numbers(how["seeds"]))}
+
+    def under(verb: Callable[..., Report], how: dict[str, Any]) -> Diagnose:
+        return lambda rules: _diagnosed(verb, build, plan._replace(rules=rules), how)
+
+    start = {**more, "steps": 0}
+    return search(under(diagnose, how), rounds, look=under(check, start), again=under(diagnose, more))
 
 
 def _further(seeds: Sequence[int]) -> list[int]:
-    """The seeds of a diagnosis first, and as many others as the outputs of layers need, which cost little."""
+    """The seeds of a diagnosis first, and others, up to as many as decide what those leave open."""
     first = max(seeds) + 1
-    return [*seeds, *range(first, first + OF_OUTPUTS - len(seeds))]
+    return [*seeds, *range(first, first + FURTHER - len(seeds))]
 
 
 def _diagnosed(verb: Callable[..., Report], build: Build, book: RuleBook, how: dict[str, Any]) -> Report:
