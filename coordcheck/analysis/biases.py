@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from coordcheck.analysis.deviations import deviation, nearest_half, size_verdict
+from coordcheck.analysis.deviations import nearest_half, size_verdict
 from coordcheck.analysis.findings import Cause, Finding
-from coordcheck.analysis.logs import Array
+from coordcheck.analysis.logs import Array, Exponent
 from coordcheck.analysis.slopes import fit_logs
 from coordcheck.analysis.verdicts import Answer, Verdict
 from coordcheck.runs.words import Quantity, Role
@@ -94,7 +94,7 @@ def _judged(finding: Finding, site: pd.Series, table: pd.DataFrame, tolerance: f
     gain, beyond = finding.exponents.gain, site["slope"] - site["expected"]
     answer = OF_SIZE.get(site["verdict"], Answer.GROWS if beyond > tolerance else Answer.SHRINKS)
     undecided = site["verdict"] == Verdict.UNDECIDED.value and abs(beyond) > tolerance
-    if deviation(gain, 0.0, tolerance) is not answer or not (site["verdict"] in OF_SIZE or undecided):
+    if not _goes(gain, answer, tolerance) or not (site["verdict"] in OF_SIZE or undecided):
         return None
     outputs = Outputs.of(table, finding.use.layer, finding.use.name)
     if outputs is None or not MOST < outputs.share < MORE:
@@ -111,3 +111,13 @@ def _judged(finding: Finding, site: pd.Series, table: pd.DataFrame, tolerance: f
         gain_target=0.0,
         explanation=f"{why}{finding.use.layer} gives at t=0",
     )
+
+
+def _goes(gain: Exponent, answer: Answer, tolerance: float) -> bool:
+    """Whether a bias grows or shrinks as its output does: of the multiples of 1/2, that 0 is not its power is enough.
+
+    That the bias makes the scale of the output is told by the sizes of both, run by run.
+    """
+    if answer is Answer.GROWS:
+        return gain.value > tolerance and gain.low > 0
+    return gain.value < -tolerance and gain.high < 0
