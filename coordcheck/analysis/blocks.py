@@ -43,7 +43,7 @@ def _is_block(finding: Finding) -> bool:
 
 
 def with_one_rate(findings: Sequence[Finding]) -> list[Finding]:
-    """With uses of one parameter undecided that ask for a power of its learning rate that another rules out: it has one.
+    """With uses of a parameter undecided that ask for a power of its learning rate that another rules out: it has one.
 
     Another that asks for the opposite does, and one that is right as it is.
     """

@@ -58,11 +58,12 @@ OPEN = (Verdict.NOT_VISIBLE, Verdict.UNDECIDED, Verdict.NOT_FINITE)
 
 
 def unjudged(findings: Iterable[Finding], rules: Iterable[Rule]) -> list[str]:
-    """The trained parameters that no measurement decides and no rule is about, each with the reason."""
+    """The trained parameters that no measurement decides, each with the reason; not those that repeats stand for."""
     ruled, found = {rule.name for rule in rules}, []
     for finding in findings:
         use = finding.use
-        if finding.verdict in OPEN and use.trained and use.role is not Role.FUNCTION and use.name not in ruled:
+        told = use.name in ruled and finding.verdict is not Verdict.UNDECIDED
+        if finding.verdict in OPEN and use.trained and use.role is not Role.FUNCTION and not told:
             found.append(f"{use.name}: {finding.verdict.value}: {finding.explanation}")
     return found
 
