@@ -297,6 +297,18 @@ def test_uses_that_ask_for_opposite_learning_rates_are_undecided():
     findings = diagnose([first, other], found, PARAMETRIZATIONS["mup"], 0.25)
     assert [(f.use.name, f.learning_rate) for f in findings if f.culprit] == [("e", -0.5)]
     assert [f.verdict for f in findings if not f.culprit] == [Verdict.OK]
+    # what the first one has is right there
+    found = {"e": measured(0.0, 0.0), "e@linear": measured(0.0, -0.5)}
+    findings = diagnose([first, other], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert [f.verdict for f in findings] == [Verdict.OK, Verdict.UNDECIDED]
+    assert findings[1].explanation.endswith("it has one learning rate, and e is right")
+
+
+def test_what_was_measured_of_the_rows_that_an_embedding_looks_up_is_judged():
+    table = use("e", role=Role.INPUT, parameter="e", operation="embedding")
+    found = {"e": measured(0.0, 0.0)._replace(response_weight=measured(0.0, -0.5).response_weight)}
+    (finding,) = diagnose([table], found, PARAMETRIZATIONS["mup"], 0.25)
+    assert (finding.verdict, finding.response.value) == (Verdict.OK, 0.0)
 
 
 def test_blocks_that_differ_replace_the_whole():

@@ -45,14 +45,14 @@ def _is_block(finding: Finding) -> bool:
 def with_one_rate(findings: Sequence[Finding]) -> list[Finding]:
     """With uses of a parameter undecided that ask for a power of its learning rate that another rules out: it has one.
 
-    Another that asks for the opposite does, and one that is right as it is.
+    Another that asks for the opposite does, and the first one, where that is right as it is.
     """
     asked: dict[tuple[str, float], str] = {}
     right: dict[str, str] = {}
     for finding in findings:
         if finding.cause is Cause.LEARNING_RATE and not _is_block(finding):
             asked.setdefault((finding.use.parameter, finding.learning_rate), finding.use.name)
-        elif finding.verdict is Verdict.OK and finding.response.known and not _is_block(finding):
+        elif finding.verdict is Verdict.OK and finding.response.known and not (finding.use.tied or _is_block(finding)):
             right.setdefault(finding.use.parameter, finding.use.name)
     found = []
     for finding in findings:
