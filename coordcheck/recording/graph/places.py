@@ -51,6 +51,7 @@ class Places:
         parametric: Container[str],
     ) -> None:
         self._users, self._parametric = users, parametric
+        self._parts = Parts()  # of all: they are followed back to where they were made, once
         self._entries: dict[str, list[Value]] = {}
         self._exits: dict[str, list[Value]] = {}
         self._left: dict[Value, str] = {}
@@ -117,9 +118,8 @@ class Places:
 
     def _of_block(self, chain: Chain, call: Call, position: int) -> Place | None:
         """Some channels of a module's output that become this argument, and nothing else."""
-        laid = Parts()
         for value in chain.values:
-            for use, layout in laid.of(value).items():
+            for use, layout in self._parts.of(value).items():
                 place, piece = self.of_output(use), piece_of(layout)
                 if place is None or piece.size == channels_of(use) or not chain.all_from(value):
                     continue
