@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
-from zoo import CLASSES, VOCABULARY
+from zoo import CLASSES, VOCABULARY, library
 
 from fixmatrix.entries import Model
 
@@ -68,11 +68,11 @@ def transformer(
 
 def convnext(width: int) -> nn.Module:
     dims = (width // 2, width // 2, width, width)
-    return zoo.library("timm").create_model("convnext_atto", depths=(1, 1, 1, 1), dims=dims, num_classes=CLASSES)
+    return library("timm").create_model("convnext_atto", depths=(1, 1, 1, 1), dims=dims, num_classes=CLASSES)
 
 
 def mixer(width: int) -> nn.Module:
-    return zoo.library("timm").models.MlpMixer(CLASSES, img_size=16, patch_size=8, num_blocks=2, embed_dim=width)
+    return library("timm").models.MlpMixer(CLASSES, img_size=16, patch_size=8, num_blocks=2, embed_dim=width)
 
 
 def seeing(make: Callable[[int], nn.Module], size: int, *optimizers: str) -> Model:
