@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from coordcheck.recording.graph.calls import Call, UseCall, Value
 from coordcheck.recording.graph.flow import AttentionCall
-from coordcheck.recording.graph.functions import Does, does
+from coordcheck.recording.graph.functions import HANDS_ON, SUMS, TIMES_OR_OVER, Does, does
 from coordcheck.recording.graph.pieces import Piece
 from coordcheck.recording.graph.splits import Parts, piece_of
 from coordcheck.runs.words import Side
 
 STEPS = 64  # calls between a module and what takes its output, of rotary positions and masks
-KEEPS = Does.MOVES | Does.REORDERS | Does.SPLITS | Does.NEGATES
+KEEPS = HANDS_ON | Does.SPLITS | Does.NEGATES
 
 
 class Place(NamedTuple):
@@ -200,8 +200,8 @@ def _made_of(value: Value) -> list[Value]:
         return []
     learned = [given for given in call.activations.values() if given.learns]
     moves = call.view or call.factor is not None or does(call.name, KEEPS)
-    tabled = does(call.name, Does.SCALES | Does.DIVIDES) and len(learned) == 1
-    return learned if moves or tabled or does(call.name, Does.ADDS | Does.JOINS) else []
+    tabled = does(call.name, TIMES_OR_OVER) and len(learned) == 1
+    return learned if moves or tabled or does(call.name, SUMS) else []
 
 
 def channels_of(use: UseCall) -> int:
